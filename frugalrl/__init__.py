@@ -1,0 +1,23 @@
+"""FrugalRL: deep reinforcement learning for a fraction of the compute, with proof that nothing was lost."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["load", "resume", "train"]
+
+if TYPE_CHECKING:
+    from .policy import load
+    from .training import resume, train
+
+
+def __getattr__(name: str):
+    # looked up on first use: an actor process imports this package too, and must not pay for the rest of it
+    if name == "load":
+        from .policy import load
+
+        return load
+    if name in ("train", "resume"):
+        from . import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module 'frugalrl' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Learning algorithms: each file builds an `Agent` from a `Network`."""

@@ -1,0 +1,320 @@
+"""The command line: `frugal train AGENT ENV` and its companions.
+
+Options are parsed by argparse and errors are formatted here: one line on standard error with the nearest right spelling, exit
+code 2, and nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__, catalog
+from .catalog import UsageError
+from .policy import BadFile
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that offer the nearest spelling."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        found, rest = self.parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith("-"):
+                known = [o for action in self._every_action(found) for o in action.option_strings]
+                raise UsageError(f"unknown option {word}: {catalog.nearest(word, known, 'options are')}")
+            raise UsageError(f"unexpected argument {word!r}: see frugal --help")
+        return found
+
+    def _every_action(self, found) -> list[argparse.Action]:
+        parsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        chosen = parsers[0].choices.get(getattr(found, "command", None)) if parsers else None
+        return chosen._actions if chosen is not None else self._actions
+
+
+def parser() -> Parser:
+    top = Parser(prog="frugal", description="Train deep reinforcement-learning agents for a fraction of the compute.")
+    top.add_argument("--version", action="version", version=f"frugalrl {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    p = commands.add_parser("train", help="train an agent on an environment")
+    p.add_argument("agent", metavar="AGENT", help="see `frugal agents`")
+    p.add_argument("env", metavar="ENV", help="a Gymnasium id; see `frugal envs`")
+    p.add_argument("--steps", type=int, help="environment steps of each seed (default: what this pair needs to learn)")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default 1)")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
+    p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
+    p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
+    p.add_argument("--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8 or auto")
+    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none or tis")
+    p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32")
+    p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
+    p.add_argument("--force", action="store_true", help="replace the run folder")
+    p.add_argument("--log", default="none", metavar="L", help="tensorboard or none (default none)")
+    _running(p)
+
+    p = commands.add_parser("resume", help="go on with a run from its last checkpoint")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("--steps", type=int, help="go on to this many steps of each seed")
+    _running(p)
+
+    p = commands.add_parser("eval", help="play a trained policy on the real environment")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("--episodes", type=int, default=100, metavar="N", help="of each seed (default 100)")
+    p.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: the held-out seeds)")
+    p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a GIF")
+
+    p = commands.add_parser("export", help="write a policy for another program")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("--format", required=True, metavar="F", help="onnx or litert")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/policy.onnx or RUN/policy.tflite")
+
+    p = commands.add_parser("report", help="write report.html of a run or a folder of runs")
+    p.add_argument("folder", type=Path, metavar="DIR")
+    p = commands.add_parser("bench", help="measure this machine; without a name, lists the benchmarks")
+    p.add_argument("name", nargs="?", metavar="NAME")
+    commands.add_parser("agents", help="the agents there are, with their hyper-parameters")
+    commands.add_parser("envs", help="the environments there are, and how to install the rest")
+    commands.add_parser("doctor", help="what this machine has, and what was measured on it")
+    return top
+
+
+def _running(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--budget", type=float, metavar="MINUTES", help="stop, with a checkpoint, after so many minutes")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def train(a: argparse.Namespace) -> None:
+    from . import training
+
+    hyper = _pairs(a.hyper)
+    out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
+    _positive("--budget", a.budget)
+    result = training.train(
+        a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, actors=a.actors,
+        correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
+    )  # fmt: skip
+    _finished(result, a.quiet)
+
+
+def resume(a: argparse.Namespace) -> None:
+    from . import training
+
+    _positive("--budget", a.budget)
+    result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
+    if result is None:
+        print(f"{a.run} is finished; to go on: frugal resume {a.run} --steps N")
+        return
+    _finished(result, a.quiet)
+
+
+def _finished(result, quiet: bool) -> None:
+    from .monitor import receipt
+
+    if quiet:
+        return
+    receipt.show(result.receipt, sys.stdout)
+    print(
+        f"\nreport: {result.folder / 'report.html'}\nnext:\n"
+        f"  frugal eval {result.folder}\n  frugal export {result.folder} --format onnx\n"
+        f"  frugal resume {result.folder} --steps {2 * result.receipt['steps']}"
+    )
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    import numpy as np
+
+    from . import policy
+    from .evaluate import HELD_OUT, on_gymnasium
+    from .statistics import bootstrap
+
+    _positive("--episodes", a.episodes)
+    if a.seed is not None and a.seed < 0:
+        raise UsageError(f"--seed must not be negative, got {a.seed}")
+    actor = policy.load(a.run)
+    catalog.spaces(actor.card.env)  # says what to install if the environment is not there
+    if a.video is not None:
+        _writer_of(a.video)
+    means = []
+    for k in range(len(actor.weights)):
+        parallel = min(a.episodes, 20)
+        session, frames = actor.session(parallel, k), [] if a.video is not None and k == 0 else None
+        head = policy.HEADS[actor.card.head]
+        played = on_gymnasium(
+            lambda obs, run=session.run: head(run(obs), actor.card.knobs).mode(), actor.card.env, a.episodes,
+            seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel, obs_dtype=actor.card.obs.dtype, frames=frames,
+        )  # fmt: skip
+        means.append(float(np.mean(played.returns)))
+        spread = f", standard deviation {np.std(played.returns):.1f}"
+        print(f"seed {k}: mean greedy return {means[-1]:.1f} over {a.episodes} episodes{spread}")
+        if frames:
+            _write_gif(a.video, frames)
+    interval = bootstrap(means)
+    if interval.low is not None:
+        print(f"IQM over {len(means)} seeds: {interval.point:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})")
+
+
+def _writer_of(path: Path):
+    if path.suffix.lower() != ".gif":
+        raise UsageError(f"--video {path}: write a .gif")
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UsageError("--video needs Pillow, which is not installed: pip install pillow") from None
+    return Image
+
+
+def _write_gif(path: Path, frames: list) -> None:
+    image = _writer_of(path)
+    pictures = [image.fromarray(frame) for frame in frames[::2]]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0)
+    print(f"video: {path}")
+
+
+def export(a: argparse.Namespace) -> None:
+    from . import policy
+    from .levers.compress.export import export as write_model
+
+    suffixes = {"onnx": ".onnx", "litert": ".tflite"}
+    if a.format not in suffixes:
+        raise UsageError(f"--format {a.format!r} does not exist: {catalog.nearest(a.format, suffixes, 'there are')}")
+    actor = policy.load(a.run)
+    out = a.out or a.run / f"policy{suffixes[a.format]}"
+    notes = {"agent": actor.card.agent, "env": actor.card.env}
+    try:
+        print(write_model(actor.card.layers, actor.card.obs, actor.weights[0], a.format, out, notes=notes))
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from None
+
+
+def report(a: argparse.Namespace) -> None:
+    from .monitor.report import report as write_report
+
+    if not a.folder.is_dir():
+        raise UsageError(f"{a.folder} is not a folder; give a run folder or a folder of runs")
+    try:
+        print(write_report(a.folder))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def agents(a: argparse.Namespace) -> None:
+    for name, recipe in catalog.AGENTS.items():
+        print(f"{name}: {recipe.summary}")
+        for field, value in catalog.hyper_fields(catalog.recipe(name)).items():
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            print(f"  --hyper {field}={shown}")
+
+
+def envs(a: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    for family in catalog.FAMILIES:
+        there = find_spec(family.module) is not None
+        how = "" if there else f"   not installed: pip install 'frugalrl[{family.extra}]'"
+        for env_id in family.ids:
+            print(f"{env_id:20} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}{how}")
+    print("any other Gymnasium id with array observations works too, in the actors runtime")
+
+
+def doctor(a: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    for line in examine():
+        print(line, flush=True)
+
+
+def bench(a: argparse.Namespace) -> None:
+    import subprocess
+
+    folder = Path(__file__).parent.parent / "benchmarks"
+    known = {p.stem: p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")}
+    if not known:
+        raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")
+    if a.name is None:
+        for name, path in known.items():
+            summary = path.read_text().split('"""')[1].strip().splitlines()[0]
+            print(f"{name:20} {summary}")
+        return
+    if a.name not in known:
+        raise UsageError(f"unknown benchmark {a.name!r}: {catalog.nearest(a.name, known, 'there are')}")
+    raise SystemExit(subprocess.call([sys.executable, "-m", f"benchmarks.{a.name}"], cwd=folder.parent))
+
+
+def _pairs(items: Sequence[str]) -> dict[str, Any]:
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not value:
+            raise UsageError(f"--hyper takes name=value, got {item!r}; for example --hyper learning_rate=0.001")
+        pairs[name] = value
+    return pairs
+
+
+def _positive(option: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(f"{option} must be more than 0, got {value:g}")
+
+
+def _free(base: Path) -> Path:
+    """`base`, or the first of base-2, base-3, ... that is not there yet."""
+    paths = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 10_000))]
+    return next(path for path in paths if not path.exists())
+
+
+COMMANDS = {
+    "train": train, "resume": resume, "eval": evaluate, "export": export, "report": report, "bench": bench,
+    "agents": agents, "envs": envs, "doctor": doctor,
+}  # fmt: skip
+
+
+def _known_command(argv: Sequence[str]) -> None:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UsageError(f"unknown command {argv[0]!r}: {catalog.nearest(argv[0], COMMANDS, 'commands are')}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 2 for a wrong call, 130 for Ctrl-C, 143 for SIGTERM, 1 for a failed run."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _known_command(argv)
+        a = parser().parse_args(argv)
+        if a.command is None:
+            parser().print_help()
+            return 2
+        COMMANDS[a.command](a)
+        return 0
+    except (UsageError, BadFile) as error:
+        print(f"frugal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("frugal: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """A run that stopped or broke: say what is kept and how to go on."""
+    training = sys.modules.get("frugalrl.training")
+    if training is not None and isinstance(error, training.Stopped):
+        kept = f"; saved, go on with: frugal resume {error.folder}" if error.folder else ""
+        print(f"frugal: {error}{kept}", file=sys.stderr)
+        return 128 + error.signum if error.signum else 0
+    actors = sys.modules.get("frugalrl.runtime.actors")
+    if actors is not None and isinstance(error, actors.ActorFailed):
+        print(f"frugal: {error}", file=sys.stderr)
+        return 1
+    raise error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Which Gymnasium environments have a JAX twin, and where it is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ..types import Env
+
+TWINS = {  # Gymnasium id -> "module:builder", a module of this package
+    "Acrobot-v1": "acrobot:acrobot",
+    "CartPole-v1": "cartpole:cartpole",
+    "MountainCar-v0": "mountain_car:mountain_car",
+    "Pendulum-v1": "pendulum:pendulum",
+}
+
+
+def twin(env_id: str) -> Env | None:
+    """The JAX environment that conforms to Gymnasium's `env_id`, or None; imports JAX only if there is one."""
+    if env_id not in TWINS:
+        return None
+    module, builder = TWINS[env_id].split(":")
+    return getattr(import_module(f".{module}", __package__), builder)()

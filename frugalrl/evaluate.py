@@ -1,0 +1,77 @@
+"""Greedy evaluation on held-out seeds, the same for every training seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .types import Agent, Env
+
+HELD_OUT = 1_000_003  # episode i of an evaluation is reset with this plus i; training draws its seeds elsewhere
+MAX_STEPS = 27_000  # of an episode of an environment without a time limit (108,000 Atari frames at four a step)
+
+
+class Episodes(NamedTuple):
+    returns: Any  # float [..., episodes]
+    lengths: Any  # int [..., episodes]
+
+
+def on_gymnasium(
+    act: Callable[[np.ndarray], np.ndarray], env_id: str, episodes: int, *, seed: int = HELD_OUT, parallel: int = 20,
+    options: dict | None = None, obs_dtype: str = "float32", frames: list | None = None,
+) -> Episodes:  # fmt: skip
+    """Play `episodes` episodes, each on an environment of its own reset with seed, seed + 1, ...
+
+    `act` takes observations [parallel, ...] and returns that many actions; environments whose episode is over repeat their last
+    observation. If `frames` is a list, the first episode is rendered into it as RGB arrays. Raises what Gymnasium raises.
+    """
+    import gymnasium
+
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+    for first in range(0, episodes, parallel):
+        group = range(first, min(first + parallel, episodes))
+        video = {"render_mode": "rgb_array"} if frames is not None and first == 0 else {}
+        envs = [gymnasium.make(env_id, **(video if i == 0 else {}), **(options or {})) for i in group]
+        obs = np.stack([env.reset(seed=seed + i)[0] for i, env in zip(group, envs, strict=True)]).astype(obs_dtype)
+        obs = np.concatenate([obs, np.zeros((parallel - len(envs), *obs.shape[1:]), obs.dtype)])
+        alive = set(range(len(envs)))
+        while alive:
+            actions = np.asarray(act(obs))
+            for k in sorted(alive):
+                if video and k == 0 and frames is not None:
+                    frames.append(envs[0].render())
+                obs[k], reward, terminated, truncated, _ = envs[k].step(actions[k])
+                returns[first + k] += float(reward)
+                lengths[first + k] += 1
+                if terminated or truncated or lengths[first + k] >= MAX_STEPS:
+                    alive.discard(k)
+        for env in envs:
+            env.close()
+    return Episodes(returns, lengths)
+
+
+def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episodes]:
+    """The pure function (policy, key) -> Episodes of `episodes` greedy episodes on a JAX environment, played side by side."""
+    import jax
+    import jax.numpy as jnp
+
+    def evaluate(policy, key) -> Episodes:
+        env_state, obs = jax.vmap(env.reset)(jax.random.split(key, episodes))
+
+        def play(c):
+            env_state, obs, alive, ret, length, t = c
+            dist = jax.vmap(lambda o: agent.dist(policy, o, key))(obs)
+            keys = jax.random.split(jax.random.fold_in(key, t), episodes)
+            env_state, step = jax.vmap(env.step)(env_state, dist.mode(), keys)
+            ret = ret + jnp.where(alive, step.reward, 0.0)
+            length = length + alive
+            return env_state, step.obs, alive & ~(step.terminated | step.truncated), ret, length, t + 1
+
+        zeros = jnp.zeros(episodes, jnp.int32)
+        start = (env_state, obs, jnp.ones(episodes, jnp.bool_), jnp.zeros(episodes), zeros, jnp.int32(0))
+        *_, ret, length, _ = jax.lax.while_loop(lambda c: c[2].any(), play, start)
+        return Episodes(ret, length)
+
+    return evaluate

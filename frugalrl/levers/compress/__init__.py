@@ -1,0 +1,1 @@
+"""Compressed actors: a smaller or coarser copy of the policy acts, the learner keeps the full one."""

@@ -1,0 +1,135 @@
+"""Engines: what runs a policy network on NumPy arrays, and the choice between them by measuring them here.
+
+Importing this package, or any engine but `xla`, does not import JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ....networks import Layers, weighted
+from ....types import Box, Engine, Linear, Policy, Session
+from .. import quantise
+
+_MODULES = {
+    "litert": "litert",
+    "numpy": "numpy_engine",
+    "xla": "xla",
+    "onnxruntime": "onnxruntime_engine",
+    "openvino": "openvino_engine",
+}
+ENGINES = tuple(_MODULES)
+# Those an actor process chooses from. It does not import JAX, so not xla; and openvino compiles at every load.
+ACTOR_ENGINES = ("litert", "numpy", "onnxruntime")
+_ROUNDS = 5
+_GAIN = 1.1  # by how much int8 must be faster for "auto" to give up exactness: less than that is within the noise
+
+
+class Timing(NamedTuple):
+    """What one call takes: observations in NumPy to outputs in NumPy."""
+
+    engine: str
+    mode: str
+    microseconds: float  # median
+
+
+def engine(name: str) -> Engine:
+    """The engine of that name, whether or not it is usable here; ValueError if there is none."""
+    return import_module(module(name)).ENGINE
+
+
+def module(name: str) -> str:
+    """The module that holds the engine of that name as ENGINE: what another process needs to build it."""
+    if name not in _MODULES:
+        raise ValueError(f"no engine is called {name!r}; there are: {', '.join(ENGINES)}")
+    return f"{__name__}.{_MODULES[name]}"
+
+
+def usable(mode: str, among: Iterable[str] = ENGINES) -> list[Engine]:
+    """The engines that run packets of `mode` and whose packages are installed."""
+    return [e for e in map(engine, among) if mode in e.modes and e.missing() is None]
+
+
+def measure(
+    layers: Layers,
+    obs: Box,
+    batch: int,
+    modes: Iterable[str],
+    engines: Iterable[str] | None = None,
+    seconds: float = 0.2,
+) -> list[Timing]:
+    """Times a call of each usable engine in each of `modes`, on random weights and observations.
+
+    `engines` are names; by default `ACTOR_ENGINES`. The contestants take turns in rounds, so that a busy moment of
+    the machine hits all of them; `seconds` is for all together, without building them. Raises ValueError if none is
+    usable.
+    """
+    names = ACTOR_ENGINES if engines is None else tuple(engines)
+    contestants = [(e, mode) for mode in modes for e in usable(mode, names)]
+    if not contestants:
+        raise ValueError(f"none of the engines {names} is usable here")
+    rng = np.random.default_rng(0)
+    x = random_obs(obs, batch, rng)
+    packets = {"fp32": random_weights(layers, obs, rng)}
+    packets["int8"] = quantise.int8().encode(Policy(packets["fp32"], ())).weights
+    sessions = []
+    for e, mode in contestants:
+        sessions.append(e.build(layers, obs, batch, mode))
+        sessions[-1].load(packets[mode])
+        sessions[-1].run(x)  # the first call allocates
+    turn = seconds / _ROUNDS / len(sessions)
+    rounds = [[_median_time(session, x, turn) for session in sessions] for _ in range(_ROUNDS)]
+    return [Timing(e.name, m, t * 1e6) for (e, m), t in zip(contestants, np.median(rounds, 0).tolist(), strict=True)]
+
+
+def choose(timings: Iterable[Timing], mode: Literal["fp32", "int8", "auto"]) -> Timing:
+    """The fastest timing of `mode`; "auto" is int8 where that is at least a tenth faster than the best fp32.
+
+    Raises ValueError if no timing is of that mode.
+    """
+    best = {}
+    for timing in sorted(timings, key=lambda t: t.microseconds, reverse=True):
+        best[timing.mode] = timing
+    if mode != "auto":
+        if mode not in best:
+            raise ValueError(f"no engine was measured in mode {mode!r}")
+        return best[mode]
+    if "fp32" not in best:
+        raise ValueError("mode 'auto' compares int8 with fp32: measure both")
+    faster = "int8" in best and best["fp32"].microseconds >= _GAIN * best["int8"].microseconds
+    return best["int8" if faster else "fp32"]
+
+
+def _median_time(session: Session, x: np.ndarray, seconds: float) -> float:
+    """The median time of a call, repeated for `seconds` and at least once."""
+    times, end = [], perf_counter() + seconds
+    while not times or perf_counter() < end:
+        start = perf_counter()
+        session.run(x)
+        times.append(perf_counter() - start)
+    return float(np.median(times))
+
+
+def random_weights(layers: Layers, obs: Box, rng: np.random.Generator) -> tuple[Linear, ...]:
+    """Weights that keep activations near one, as trained ones do (He et al. 2015)."""
+
+    def layer(shape: tuple[int, ...]) -> Linear:
+        w = rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[:-1])) ** 0.5)
+        return Linear(w, np.zeros(shape[-1], np.float32))
+
+    return tuple(layer(shape) for _, shape in weighted(layers, obs.shape))
+
+
+def random_obs(obs: Box, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """A batch of noise with the shape and dtype of `obs`."""
+    shape = (batch, *obs.shape)
+    if obs.dtype == "bool":
+        return rng.random(shape) < 0.5
+    if obs.dtype == "uint8":
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape, np.float32)

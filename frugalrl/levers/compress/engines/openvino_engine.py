@@ -1,0 +1,69 @@
+"""OpenVINO, on one thread. Worth it for large networks at large batches; every load compiles, for 10 ms and more.
+
+In mode "int8" dense layers keep int8 weights and OpenVINO quantises their activations on the fly, each row by itself;
+convolutions run in float32 with dequantised weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from ....networks import Layers
+from ....types import Box, Engine, Session
+from .shared import input_dtype, needs, put, received, unloaded
+
+
+def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
+    from .onnx_graph import model
+
+    x = np.zeros((batch, *obs.shape), input_dtype(obs))
+    call = unloaded
+
+    def load(weights: tuple) -> None:
+        nonlocal call
+        call = _caller(model(layers, obs, batch, received(weights, mode)), x)
+
+    return Session(load, lambda obs: call(obs))
+
+
+def _caller(model: bytes, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs `model` from buffer `x`, which is bound to it once."""
+    openvino = _openvino()
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",  # or it would take bf16 where the CPU has it
+    }
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
+    output = request.get_output_tensor()
+
+    def call(obs: np.ndarray) -> np.ndarray:
+        put(x, obs)
+        request.infer()
+        return output.data.copy()
+
+    return call
+
+
+def _openvino() -> Any:
+    """The package without its telemetry, which reports each import over the network, from a forked process."""
+    # as if it were not installed: OpenVINO then uses a stub
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
+
+
+ENGINE = Engine(
+    "openvino",
+    ("fp32", "int8"),
+    needs("pip install 'frugalrl[engines,openvino]'", "onnx", "openvino"),
+    build,
+)

@@ -1,0 +1,54 @@
+"""What every engine needs: how observations and weights come in, and how to say that a package is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+
+from ....networks import Layers, Scale
+from ....types import Box, Linear, QuantLinear
+
+
+def needs(hint: str, *packages: str) -> Callable[[], str | None]:
+    """An `Engine.missing`: looks for `packages` without importing them, answers `hint` if one is not installed."""
+    return lambda: None if all(find_spec(package) for package in packages) else hint
+
+
+def input_dtype(obs: Box) -> np.dtype:
+    """The dtype of a session's input buffer: uint8 for pixels and flags, else float32."""
+    return np.dtype(np.uint8 if obs.dtype in ("uint8", "bool") else np.float32)
+
+
+def with_cast(layers: Layers, obs: Box) -> Layers:
+    """`layers` with a `Scale` in front if the observations are not floats and nothing else makes them so."""
+    if input_dtype(obs) == np.float32 or isinstance(layers[0], Scale):
+        return layers
+    return (Scale(1.0), *layers)
+
+
+def put(buffer: np.ndarray, obs) -> None:
+    """Copies `obs` into a session's input; ValueError for another shape, which a plain copy would broadcast."""
+    if obs.shape != buffer.shape:
+        raise ValueError(f"this session takes observations of shape {buffer.shape}, not {obs.shape}")
+    np.copyto(buffer, obs)
+
+
+def received(weights: tuple, mode: str) -> tuple:
+    """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`."""
+    kind = QuantLinear if mode == "int8" else Linear
+    if not all(isinstance(layer, kind) for layer in weights):
+        raise ValueError(f"a session of mode '{mode}' loads a tuple of {kind.__name__}: use the compressor '{mode}()'")
+    return tuple(kind(*map(np.asarray, layer)) for layer in weights)
+
+
+def unloaded(obs) -> np.ndarray:
+    """What a session runs before it has any weights."""
+    raise RuntimeError("this session has no weights yet: call session.load(packet.weights) before session.run(obs)")
+
+
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """How much "SAME" adds before and after an axis of `size`."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2

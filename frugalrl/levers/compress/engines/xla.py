@@ -1,0 +1,41 @@
+"""XLA, through JAX: `networks.network` itself. Not for an actor process, which does without JAX.
+
+The weights are arguments of one compiled function, so a load compiles nothing; int8 weights are made float32 when
+loaded. On a CPU small networks run several times faster with `jax.config.update("jax_cpu_enable_async_dispatch",
+False)`, which is the program's to set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....networks import Layers, network
+from ....types import Box, Engine, Session
+from ..quantise import dequantise
+from .shared import needs, received, unloaded
+
+
+def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
+    import jax
+    import jax.numpy as jnp
+
+    apply = jax.jit(jax.vmap(network(layers, obs).apply, (None, 0)))
+    shape = (batch, *obs.shape)
+    call = unloaded
+
+    def load(new: tuple) -> None:
+        nonlocal call
+        # jnp.array copies: XLA may otherwise read the caller's memory, which the caller may change
+        weights = jax.tree.map(jnp.array, tuple(dequantise(layer) for layer in received(new, mode)))
+
+        def run(obs: np.ndarray) -> np.ndarray:
+            if obs.shape != shape:
+                raise ValueError(f"this session takes observations of shape {shape}, not {obs.shape}")
+            return np.array(apply(weights, obs))
+
+        call = run
+
+    return Session(load, lambda obs: call(obs))
+
+
+ENGINE = Engine("xla", ("fp32", "int8"), needs("pip install jax", "jax"), build)

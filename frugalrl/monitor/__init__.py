@@ -1,0 +1,1 @@
+"""How a run goes and what it cost: progress, rows, receipt, dashboards and report."""

@@ -1,0 +1,222 @@
+"""Charts as SVG text: colours from the page's style sheet, a title and a description for those who cannot see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from frugalrl.statistics import Interval, bootstrap
+
+from . import words
+
+WIDTH, HEIGHT = 720, 320
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
+POINTS = 120  # most points of a curve: more cannot be told apart at this width
+CROWD = 16  # more lines than this are drawn fainter
+
+
+class Line(NamedTuple):
+    """One seed's curve: finite numbers, x increasing."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+
+
+class Curve(NamedTuple):
+    """The interquartile mean over seeds at each x, with its interval."""
+
+    x: list[float]
+    intervals: list[Interval]
+
+
+class _Axis(NamedTuple):
+    """Maps values to pixels, with round numbers at which to draw ticks."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: list[float]
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def curve(lines: Sequence[Line]) -> Curve:
+    """Over the steps that all lines cover; between its own points a line is interpolated."""
+    low, high = max(line.x[0] for line in lines), min(line.x[-1] for line in lines)
+    grid = sorted({x for line in lines for x in line.x if low <= x <= high})
+    if len(grid) > POINTS:
+        grid = [grid[i] for i in np.linspace(0, len(grid) - 1, POINTS).round().astype(int)]
+    scores = np.array([np.interp(grid, line.x, line.y) for line in lines])  # [seeds, points]
+    return Curve(grid, [bootstrap(scores[:, i], resamples=1000) for i in range(len(grid))])
+
+
+def learning_curve(lines: Sequence[Line], name: str, title: str) -> str:
+    """A thin line per seed; over two and more, their IQM as a bold line with a band; points tell their values on hover.
+
+    `name` makes identifiers unique within the page, `title` says what y is.
+    """
+    summary = curve(lines)
+    x, y = _axes(lines, summary)
+    many = len(lines) > 1
+    kind = ("seed crowd" if len(lines) > CROWD else "seed") if many else "mean"
+    marks = [
+        *(_polyline(line.x, line.y, x, y, kind, line.name) for line in lines),
+        *(_bold(summary, x, y) if many else []),
+        *_dots(summary, x, y),
+    ]
+    return _svg(name, title, _described(lines, summary, title), [*_grid(x, y, title), *marks])
+
+
+def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) -> str:
+    """One horizontal bar of parts (index, name, share), each of class part-<index>. The legend is apart."""
+    height, gap = 34, 2
+    marks, x = [], 0.0
+    for index, part, share in parts:
+        width = max(0.5, share * WIDTH - gap)
+        label = f"{part}: {100 * share:.1f} %"
+        marks.append(
+            f'<rect class="part-{index}" x="{x:.1f}" y="0" width="{width:.1f}" height="{height}" rx="3">'
+            f"<title>{escape(label)}</title></rect>"
+        )
+        x += share * WIDTH
+    description = ", ".join(f"{part} {100 * share:.1f} %" for _, part, share in parts)
+    return _svg(name, title, description, marks, height=height, kind="bar")
+
+
+def forest(runs: Sequence[tuple[str, Interval]], name: str, title: str) -> str:
+    """A dot and an interval for each run, one under another."""
+    left, row = 230, 30
+    height = TOP + row * len(runs) + BOTTOM
+    bounds = [v for _, i in runs for v in (i.point, i.low, i.high) if v is not None]
+    x = _axis(min(bounds), max(bounds), left, WIDTH - RIGHT)
+    bottom = height - BOTTOM
+    marks = [_x_tick(x, value, bottom) for value in x.ticks]
+    for i, (run, interval) in enumerate(runs):
+        marks += _forest_row(run, interval, x, TOP + row * (i + 0.5))
+    marks.append(_label((left + WIDTH - RIGHT) / 2, height - 6, "return"))
+    description = "; ".join(f"{run}: {words.interval(interval)}" for run, interval in runs)
+    return _svg(name, title, description, marks, height=height)
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / (most - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _svg(
+    name: str, title: str, description: str, marks: Sequence[str], height: float = HEIGHT, kind: str = "chart"
+) -> str:
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-title {name}-desc">'
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+        + "".join(marks)
+        + "</svg>"
+    )
+
+
+def _axis(low: float, high: float, start: float, end: float) -> _Axis:
+    """Ends at a tick where one is near, else a little beyond the data."""
+    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    marks = ticks(low, high) if high > low else ticks(low - margin, high + margin)
+    low, high = max(marks[0], low - margin), min(marks[-1], high + margin)
+    return _Axis(low, high, start, end, [mark for mark in marks if low <= mark <= high])
+
+
+def _axes(lines: Sequence[Line], summary: Curve) -> tuple[_Axis, _Axis]:
+    xs = [x for line in lines for x in line.x]
+    ys = [y for line in lines for y in line.y]
+    right = max(xs)
+    marks = [tick for tick in ticks(0, right) if tick <= right * (1 + 1e-9)]  # the axis ends where the run did
+    x = _Axis(0.0, right or 1.0, LEFT, WIDTH - RIGHT, marks)
+    return x, _axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
+
+
+def _grid(x: _Axis, y: _Axis, title: str) -> list[str]:
+    bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
+    rows = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{words.short(v)}</text>'
+        for v in y.ticks
+    ]
+    labels = [
+        _label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "environment steps"),
+        _label(13, middle, title, turned=True),
+    ]
+    return [*rows, *(_x_tick(x, v, bottom) for v in x.ticks), *labels]
+
+
+def _forest_row(run: str, interval: Interval, x: _Axis, y: float) -> list[str]:
+    marks = [f'<text class="run" x="{x.start - 14}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(run, 30))}</text>']
+    if interval.low is not None and interval.high is not None:
+        low, high = x(interval.low), x(interval.high)
+        marks.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
+    text = escape(f"{run}: {words.interval(interval)}")
+    return [*marks, f'<circle class="dot" cx="{x(interval.point):.1f}" cy="{y}" r="5"><title>{text}</title></circle>']
+
+
+def _label(x: float, y: float, text: str, turned: bool = False) -> str:
+    place = f'transform="translate({x} {y}) rotate(-90)"' if turned else f'x="{x}" y="{y}"'
+    return f'<text class="label" {place} text-anchor="middle">{escape(text)}</text>'
+
+
+def _x_tick(x: _Axis, value: float, bottom: float) -> str:
+    return (
+        f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        f'<text class="tick" x="{x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{words.short(value)}</text>'
+    )
+
+
+def _polyline(xs: Sequence[float], ys: Sequence[float], x: _Axis, y: _Axis, kind: str, name: str = "") -> str:
+    keep = range(0, len(xs), max(1, len(xs) // POINTS))
+    points = " ".join(f"{x(xs[i]):.1f},{y(ys[i]):.1f}" for i in sorted({*keep, len(xs) - 1}))
+    title = f"<title>{escape(name)}</title>" if name else ""
+    return f'<polyline class="{kind}" points="{points}">{title}</polyline>'
+
+
+def _bold(summary: Curve, x: _Axis, y: _Axis) -> list[str]:
+    return [_band(summary, x, y), _polyline(summary.x, [i.point for i in summary.intervals], x, y, "mean")]
+
+
+def _band(summary: Curve, x: _Axis, y: _Axis) -> str:
+    bounds = [(at, i.low, i.high) for at, i in zip(summary.x, summary.intervals, strict=True)]
+    whole = [(at, low, high) for at, low, high in bounds if low is not None and high is not None]
+    there = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in whole]
+    back = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in reversed(whole)]
+    return f'<polygon class="band" points="{" ".join(there + back)}"/>'
+
+
+def _dots(summary: Curve, x: _Axis, y: _Axis) -> list[str]:
+    """Visible where they do not crowd; every one tells its value."""
+    kind = "dot" if len(summary.x) <= 30 else "dot faint"
+    return [
+        f'<circle class="{kind}" cx="{x(at):.1f}" cy="{y(i.point):.1f}" r="3">'
+        f"<title>{words.number(at)} steps: {words.interval(i)}</title></circle>"
+        for at, i in zip(summary.x, summary.intervals, strict=True)
+    ]
+
+
+def _described(lines: Sequence[Line], summary: Curve, title: str) -> str:
+    runs = "one seed" if len(lines) == 1 else f"{len(lines)} runs, their interquartile mean and 95 % interval"
+    if not summary.x:
+        return f"{title} of {runs}."
+    first, last = summary.intervals[0], summary.intervals[-1]
+    return (
+        f"{title} of {runs}, from {words.interval(first)} at {words.number(summary.x[0])} environment steps "
+        f"to {words.interval(last)} at {words.number(summary.x[-1])}."
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

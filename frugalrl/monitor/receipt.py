@@ -1,0 +1,195 @@
+"""receipt.json: what a run reached and what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from frugalrl.statistics import Interval, bootstrap
+
+from . import words
+from .files import plain, read_json, replace
+from .machine import Cost, Meter, Usage, hardware, usage, versions
+from .streams import encodable, is_terminal
+
+__all__ = ["Cost", "Meter", "Usage", "hardware", "read", "receipt", "show", "usage", "versions", "write"]
+
+TIMES = ("environment", "inference", "transport", "learner", "compressor", "other")
+ACTORS = ("mode", "engine", "refreshes", "packet_bytes", "kl", "ratio", "ess")
+WIDTH = 80
+
+
+def receipt(
+    *,
+    agent: str,
+    env: str,
+    runtime: str,
+    seeds: int,
+    steps: int,
+    per_seed: Sequence[float],
+    cost: Cost,
+    compile_seconds: float | None = None,
+    evaluation_seconds: float | None = None,
+    time_split: Mapping[str, float | None] | None = None,
+    actors: Mapping[str, Any] | None = None,
+    training_steps: int | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """The receipt of a run, with every key of the contract; what is not known is None.
+
+    `steps` counts environment steps of one seed, `per_seed` has the final greedy return of each seed (a population's
+    best member, say). Speed is training steps of all seeds (`training_steps`, or steps x seeds if that is None) over
+    the wall time without compilation and evaluation. `time_split` and `actors` may leave out names of `TIMES` and
+    `ACTORS`; a name that is not one of `TIMES` raises ValueError. `extra` is added as it is.
+    """
+    unknown = sorted(set(time_split or {}) - set(TIMES))
+    if unknown:
+        raise ValueError(f"time_split has no {', '.join(unknown)}; its names are {', '.join(TIMES)}")
+    training_steps = steps * seeds if training_steps is None else training_steps
+    training_seconds = cost.wall_seconds - (compile_seconds or 0.0) - (evaluation_seconds or 0.0)
+    return plain(
+        {
+            "agent": agent,
+            "env": env,
+            "runtime": runtime,
+            "seeds": seeds,
+            "steps": steps,
+            "wall_seconds": cost.wall_seconds,
+            "compile_seconds": compile_seconds,
+            "evaluation_seconds": evaluation_seconds,
+            "cpu_seconds": cost.cpu_seconds,
+            "env_steps_per_second": training_steps / training_seconds if training_seconds > 0 else None,
+            "peak_memory_bytes": cost.peak_memory_bytes,
+            "energy_joules": cost.energy_joules,
+            "energy_method": cost.energy_method,
+            "returns": _returns(per_seed),
+            "time_split": {name: (time_split or {}).get(name) for name in TIMES},
+            "actors": None if actors is None else {**dict.fromkeys(ACTORS), **actors},
+            "versions": versions(),
+            "hardware": hardware(),
+            **extra,
+        }
+    )
+
+
+def write(path: str | os.PathLike, receipt: Mapping[str, Any]) -> None:
+    """Write receipt.json, as a whole or not at all."""
+    replace(path, json.dumps(plain(receipt), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The receipt in a file, None if there is no file; ValueError if it is damaged."""
+    return read_json(path)
+
+
+def returns(receipt: Mapping[str, Any]) -> Interval | None:
+    """The returns of a receipt as an Interval; None if it has none."""
+    found = receipt.get("returns") or {}
+    return None if found.get("iqm") is None else Interval(found["iqm"], found.get("low"), found.get("high"))
+
+
+def show(receipt: Mapping[str, Any], stream: TextIO) -> None:
+    """Print a receipt in 80 columns, plain; on a terminal with the labels in colour."""
+    lines = list(_lines(receipt))
+    title = f"{receipt.get('agent')} on {receipt.get('env')}, {_seeds(receipt)}, {receipt.get('runtime')}"
+    if is_terminal(stream):
+        return _show_in_colour(title, lines, stream)
+    stream.write(encodable("\n".join([title, *(f"  {label:<12}  {text}" for label, text in lines)]) + "\n", stream))
+    stream.flush()
+
+
+def _show_in_colour(title: str, lines: list[tuple[str, str]], stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    console.print(Text(encodable(title, stream), style="bold"), soft_wrap=True)
+    for label, text in lines:
+        line = Text.assemble((f"  {label:<12}  ", "cyan"), encodable(text, stream))
+        console.print(line, soft_wrap=True)
+
+
+def _lines(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each line; a text too long for a line goes on under an empty label."""
+    for label, text in entries(receipt):
+        for i, part in enumerate(textwrap.wrap(text, WIDTH - 16) or [""]):
+            yield (label if i == 0 else "", part)
+
+
+def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each thing a receipt tells."""
+    yield "return", return_text(receipt)
+    per_seed = (receipt.get("returns") or {}).get("per_seed") or []
+    if 1 < len(per_seed) <= 16:
+        yield "by seed", ", ".join(words.number(score) for score in per_seed)
+    yield "steps", f"{words.number(receipt.get('steps'))} a seed"
+    yield "wall time", _wall(receipt)
+    yield "speed", f"{words.number(receipt.get('env_steps_per_second'))} environment steps/s in training"
+    yield "CPU time", words.seconds(receipt.get("cpu_seconds"))
+    yield "peak memory", words.size(receipt.get("peak_memory_bytes"))
+    yield "energy", f"{words.energy(receipt.get('energy_joules'))}, {receipt.get('energy_method') or 'method unknown'}"
+    shares = time_shares(receipt)
+    if shares:
+        yield "time split", ", ".join(f"{name} {percent(share)}" for name, _, share in shares)
+    if receipt.get("actors"):
+        yield "actors", _actors(receipt["actors"])
+
+
+def return_text(receipt: Mapping[str, Any]) -> str:
+    """IQM and interval in words."""
+    interval = returns(receipt)
+    if interval is None:
+        return "not evaluated"
+    runs = len((receipt.get("returns") or {}).get("per_seed") or [])
+    if interval.low is None:
+        return f"{words.interval(interval)} (one seed: no interval)" if runs == 1 else words.interval(interval)
+    return f"{words.interval(interval)} (IQM and 95 % interval over {runs} seeds)"
+
+
+def time_shares(receipt: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Name, seconds and share of the total for each part of `time_split` that was measured and took time."""
+    split = {name: value for name, value in (receipt.get("time_split") or {}).items() if value}
+    total = sum(split.values())
+    return [(name, value, value / total) for name, value in split.items()] if total > 0 else []
+
+
+def _returns(per_seed: Sequence[float]) -> dict[str, Any]:
+    """A run whose return is not finite is counted: the IQM is then not known either."""
+    if not len(per_seed):
+        return {"iqm": None, "low": None, "high": None, "per_seed": []}
+    interval = bootstrap(per_seed)
+    return {"iqm": interval.point, "low": interval.low, "high": interval.high, "per_seed": list(per_seed)}
+
+
+def _seeds(receipt: Mapping[str, Any]) -> str:
+    seeds = receipt.get("seeds")
+    seeds = len(seeds) if isinstance(seeds, list) else seeds
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _wall(receipt: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name} {words.seconds(receipt.get(key))}"
+        for name, key in (("compilation", "compile_seconds"), ("evaluation", "evaluation_seconds"))
+        if receipt.get(key)
+    ]
+    wall = words.seconds(receipt.get("wall_seconds"))
+    return f"{wall} ({', '.join(parts)})" if parts else wall
+
+
+def _actors(actors: Mapping[str, Any]) -> str:
+    parts = [f"{actors.get('mode')} on {actors.get('engine')}"]
+    if actors.get("refreshes") is not None:
+        parts.append(f"{words.number(actors['refreshes'])} refreshes of {words.size(actors.get('packet_bytes'))}")
+    names = {"kl": "KL", "ratio": "ratio", "ess": "ESS"}
+    parts += [f"{name} {words.number(actors[key])}" for key, name in names.items() if actors.get(key) is not None]
+    return ", ".join(parts)
+
+
+def percent(share: float) -> str:
+    """A share as whole per cent."""
+    return "<1 %" if share < 0.01 else f"{math.floor(100 * share + 0.5)} %"

@@ -1,0 +1,338 @@
+"""report.html: a run, or the runs of a study, on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from frugalrl.statistics import Interval, bootstrap
+
+from . import charts, page, receipt, rows, words
+from .files import read_json, replace
+
+DEPTH = 3  # how far below a study's folder its runs may lie
+MEASURES = {  # of the compressed policy, in rows
+    "kl": ("KL divergence", "KL divergence of the compressed policy from the full one: how far the actors were off."),
+    "agreement": ("agreement", "Share of observations on which both policies choose the same action."),
+}
+
+
+class Run(NamedTuple):
+    """What a run folder holds; `config` and `receipt` are empty where their file is missing."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+    receipt: Mapping[str, Any]
+
+
+def report(folder: str | os.PathLike) -> Path:
+    """Write `report.html` into a run folder, or into a folder that holds run folders, and return its path.
+
+    A run needs none of its files: the page says what is missing. For a study each run gets its own page too, and the
+    study a table of them all. Raises ValueError if there is no such folder or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no such folder: {folder}")
+    runs = [] if _is_run(folder) else [_load(path) for path in _runs_below(folder, DEPTH)]
+    for run in runs or [_load(folder)]:
+        replace(run.folder / "report.html", _run_page(run))
+    if runs:
+        replace(folder / "report.html", _study_page(folder, runs))
+    return folder / "report.html"
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "rows.jsonl", "receipt.json"))
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if _is_run(path):
+            yield path
+        elif depth > 1:
+            yield from _runs_below(path, depth - 1)
+
+
+def _load(folder: Path) -> Run:
+    config = read_json(folder / "config.json") or {}
+    return Run(folder, config, rows.read(folder / "rows.jsonl"), receipt.read(folder / "receipt.json") or {})
+
+
+def _known(run: Run, name: str, default: Any = None) -> Any:
+    """What the run's files say of `name`, the receipt first: it tells what was, the configuration what was wanted."""
+    first_row = run.rows[0] if run.rows else {}
+    return next(
+        (source[name] for source in (run.receipt, run.config, first_row) if source.get(name) is not None), default
+    )
+
+
+def _returns(run: Run) -> Interval | None:
+    """Of the receipt; of each seed's last evaluation if the run has not finished."""
+    if run.receipt:
+        return receipt.returns(run.receipt)
+    last = [line.y[-1] for line in _lines(run, "episode_return")]
+    return bootstrap(last) if last else None
+
+
+def _steps(run: Run) -> int | None:
+    return run.receipt.get("steps") or max((row.get("step", 0) for row in run.rows), default=None)
+
+
+def _lines(run: Run, metric: str) -> list[charts.Line]:
+    """The curve of each seed (and member) that has finite values of `metric`."""
+    points: dict[tuple, dict[float, float]] = defaultdict(dict)
+    for row in run.rows:
+        if row.get(metric) is not None and row.get("step") is not None:
+            points[(row.get("seed", 0), row.get("member"))][row["step"]] = float(row[metric])
+    return [
+        charts.Line(f"seed {seed}" + ("" if member is None else f", member {member}"), *_sorted(at))
+        for (seed, member), at in points.items()
+    ]
+
+
+def _sorted(points: Mapping[float, float]) -> tuple[list[float], list[float]]:
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+def _run_page(run: Run) -> str:
+    agent, env = _known(run, "agent", "run"), _known(run, "env", run.folder.resolve().name)
+    return page.page(
+        f"{agent} on {env}: FrugalRL",
+        [
+            page.header(str(agent), f"on {env}", _summary_line(run)),
+            _headline(run),
+            *_notices(run),
+            _learning(run),
+            _compressed(run),
+            _time_split(run),
+            _cost(run),
+            _actors(run),
+            _configuration(run),
+            _machine(run),
+            page.section("Next", page.commands(_next(run))),
+            "<footer>Written by FrugalRL from config.json, rows.jsonl and receipt.json in this folder.</footer>",
+        ],
+    )
+
+
+def _summary_line(run: Run) -> str:
+    state = '<span class="mark good">finished</span>' if run.receipt else '<span class="mark warn">not finished</span>'
+    about = [
+        f"{_seeds(run)} seed{'s' if _seeds(run) != '1' else ''}" if _seeds(run) else "",
+        f"runtime {_known(run, 'runtime')}" if _known(run, "runtime") else "",
+        str(run.receipt.get("hardware", {}).get("cpu") or ""),
+    ]
+    return " &middot; ".join([state, *(escape(part) for part in about if part)])
+
+
+def _seeds(run: Run) -> str:
+    seeds = _known(run, "seeds")
+    if seeds is None and run.rows:
+        seeds = len({row.get("seed") for row in run.rows})
+    return "" if seeds is None else str(len(seeds) if isinstance(seeds, list) else seeds)
+
+
+def _headline(run: Run) -> str:
+    entries = []
+    returns, steps, cost = _returns(run), _steps(run), run.receipt
+    if returns is not None:
+        entries.append(
+            ("Return (IQM)" if returns.low is not None else "Return", words.number(returns.point), _spread(returns))
+        )
+    if steps is not None:
+        entries.append(("Environment steps", words.short(steps), "of each seed"))
+    wall = cost.get("wall_seconds") or max((row.get("wall_seconds") or 0 for row in run.rows), default=None)
+    if wall:
+        compiling = cost.get("compile_seconds")
+        entries.append(
+            ("Wall time", words.seconds(wall), f"{words.seconds(compiling)} of it compilation" if compiling else "")
+        )
+    if cost.get("env_steps_per_second") is not None:
+        entries.append(("Speed", f"{words.short(cost['env_steps_per_second'])}/s", "environment steps, all seeds"))
+    if cost.get("energy_joules") is not None:
+        value, _, rest = words.energy(cost["energy_joules"]).partition(" (")
+        method = str(cost.get("energy_method") or "").partition(":")[0]
+        entries.append(("Energy", value, ", ".join(part for part in (rest.rstrip(")"), method) if part)))
+    return page.tiles(entries) if entries else ""
+
+
+def _spread(returns: Interval) -> str:
+    if returns.low is None or returns.high is None:
+        return "one run: no interval"
+    return f"95 % interval {words.number(returns.low)} to {words.number(returns.high)}"
+
+
+def _notices(run: Run) -> Iterator[str]:
+    if not run.receipt:
+        command = f"frugal resume {_path(run)}"
+        yield page.notice(f"The run did not finish: <code>{escape(command)}</code> goes on from its last checkpoint.")
+    lost = sum(1 for row in run.rows if row.get("episode_return") is None)
+    if lost:
+        yield page.notice(f"{lost} of {len(run.rows)} evaluations gave a return that is not a finite number.")
+
+
+def _learning(run: Run) -> str:
+    lines = _lines(run, "episode_return")
+    if not lines:
+        return page.section("Learning curve", '<p class="soft">No evaluation yet.</p>')
+    chart = charts.learning_curve(lines, "returns", "return")
+    caption = "Return of greedy evaluation episodes"
+    if len(lines) > 1:
+        caption += f"; thin: each of {len(lines)} runs, bold: their interquartile mean with its 95 % bootstrap interval"
+    return page.section("Learning curve", page.figure(chart, f"{caption}. Point at the curve for values."))
+
+
+def _compressed(run: Run) -> str:
+    found = [(name, lines) for name in MEASURES if (lines := _lines(run, name))]
+    figures = [
+        page.figure(charts.learning_curve(lines, name, MEASURES[name][0]), MEASURES[name][1]) for name, lines in found
+    ]
+    return page.section("Compressed policy", '<div class="stack">', *figures, "</div>") if figures else ""
+
+
+def _time_split(run: Run) -> str:
+    shares = receipt.time_shares(run.receipt)
+    if not shares:
+        return ""
+    order = receipt.TIMES  # a part keeps its colour whatever else is there
+    parts = [(order.index(name), name, seconds, share) for name, seconds, share in shares if name in order]
+    chart = charts.stacked_bar([(index, name, share) for index, name, _, share in parts], "split", "time split")
+    legend = page.legend(
+        (index, f"{name} {receipt.percent(share)} ({words.seconds(seconds)})") for index, name, seconds, share in parts
+    )
+    unknown = [name for name in order if (run.receipt.get("time_split") or {}).get(name) is None]
+    caption = "Summed seconds of all processes." + (f" Not measured here: {', '.join(unknown)}." if unknown else "")
+    return page.section("Where the time went", page.figure(chart, caption, legend))
+
+
+def _cost(run: Run) -> str:
+    return page.section("Receipt", page.names(receipt.entries(run.receipt))) if run.receipt else ""
+
+
+def _actors(run: Run) -> str:
+    actors = run.receipt.get("actors")
+    if not actors:
+        return ""
+    shown = {
+        "packet_bytes": words.size,
+        **dict.fromkeys(("refreshes", "kl", "ratio", "ess"), words.number),
+    }
+    return page.section(
+        "Actors",
+        page.names((name, shown.get(name, _text)(value)) for name, value in actors.items() if value is not None),
+    )
+
+
+def _configuration(run: Run) -> str:
+    entries = list(_flat(run.config))
+    return page.section("Configuration", page.names(entries)) if entries else ""
+
+
+def _machine(run: Run) -> str:
+    hardware, versions = run.receipt.get("hardware") or {}, run.receipt.get("versions") or {}
+    if not (hardware or versions):
+        return ""
+    shown = {**hardware, "memory": words.size(hardware.get("memory_bytes"))}
+    shown.pop("memory_bytes", None)
+    return page.section(
+        "Machine and versions",
+        f'<div class="pair">{page.names(_flat(shown))}{page.names(_flat(versions))}</div>',
+    )
+
+
+def _next(run: Run) -> list[str]:
+    path = _path(run)
+    if not run.receipt:
+        return [f"frugal resume {path}", f"frugal watch {path}", f"frugal report {path}"]
+    return [
+        f"frugal eval {path}",
+        f"frugal export {path} --format onnx",
+        f"frugal resume {path} --steps {2 * int(_steps(run) or 1)}",
+        f"frugal report {path}",
+    ]
+
+
+def _path(run: Run) -> str:
+    return shlex.quote(str(run.folder))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested names joined by dots, each with its value in words."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _study_page(folder: Path, runs: list[Run]) -> str:
+    name = folder.resolve().name
+    finished = sum(1 for run in runs if run.receipt)
+    state = f"{len(runs)} runs, {finished} finished"
+    return page.page(
+        f"{name}: FrugalRL",
+        [
+            page.header(name, "", f'<span class="mark {"good" if finished == len(runs) else "warn"}">{state}</span>'),
+            *_forests(folder, runs),
+            page.section("Runs", _runs_table(folder, runs)),
+            page.section("Next", page.commands([f"frugal report {shlex.quote(str(folder))}"])),
+            "<footer>Written by FrugalRL from the run folders below this one.</footer>",
+        ],
+    )
+
+
+def _forests(folder: Path, runs: list[Run]) -> Iterator[str]:
+    """The runs of each environment side by side: returns of different environments have no common scale."""
+    by_env: dict[str, list[tuple[str, Interval]]] = defaultdict(list)
+    for run in runs:
+        returns = _returns(run)
+        if returns is not None and math.isfinite(returns.point):
+            by_env[str(_known(run, "env", "unknown"))].append((_below(folder, run), returns))
+    for i, (env, entries) in enumerate(by_env.items()):
+        chart = charts.forest(entries, f"forest-{i}", f"returns on {env}")
+        yield page.section(env, page.figure(chart, "Interquartile mean over seeds and its 95 % bootstrap interval."))
+
+
+def _runs_table(folder: Path, runs: list[Run]) -> str:
+    head = ("run", "agent", "environment", "seeds", "steps", "return", "wall time", "CPU time", "energy")
+    return page.table(head, (_runs_row(folder, run) for run in runs), numbers=range(3, 9))
+
+
+def _runs_row(folder: Path, run: Run) -> list[str]:
+    name = _below(folder, run)
+    link = f'<a href="{escape(quote(name))}/report.html">{escape(name)}</a>'
+    texts = [
+        _known(run, "agent", ""),
+        _known(run, "env", ""),
+        _seeds(run),
+        words.short(_steps(run) or 0),
+        words.interval(_returns(run)),
+        words.seconds(run.receipt.get("wall_seconds")) if run.receipt else "not finished",
+        words.seconds(run.receipt.get("cpu_seconds")) if run.receipt else "",
+        words.energy(run.receipt.get("energy_joules")).partition(" (")[0] if run.receipt else "",
+    ]
+    return [link, *(escape(str(text)) for text in texts)]
+
+
+def _below(folder: Path, run: Run) -> str:
+    return run.folder.relative_to(folder).as_posix()

@@ -1,0 +1,100 @@
+"""rows.jsonl: one strict JSON object a line, one line per seed per evaluation, safe from a process that dies.
+
+A row is a dictionary: `agent env seed member step episode_return episode_length wall_seconds` and the metrics of the
+moment. `step` counts environment steps of that seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import plain, replace
+
+Row = Mapping[str, Any]
+
+
+def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+    """Append `rows`, creating the file and its folder if need be.
+
+    All lines go to the operating system in one call, so that a process that is killed leaves them all or, at worst, one
+    half line at the end, which `read` ignores and the next `write` removes. NaN and infinity become null.
+    """
+    lines = "".join(_line(row) for row in rows).encode()
+    if not lines:
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend(path)
+    with open(path, "ab", buffering=0) as file:
+        file.write(lines)
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a file, without a last line that was cut short; none if there is no file.
+
+    Raises ValueError, with the number of the line, if a line that is not the last is damaged.
+    """
+    return [row for row, _ in _parsed(Path(path))]
+
+
+def keep_until(path: str | os.PathLike, step: int) -> int:
+    """Drop the rows of later steps than `step` and return how many: what to do before a run resumes from a checkpoint.
+
+    The rows that stay keep their bytes; the file is replaced as a whole or not at all.
+    """
+    path = Path(path)
+    parsed = _parsed(path)
+    kept = [line for row, line in parsed if row.get("step", 0) <= step]
+    if len(kept) < len(parsed):
+        replace(path, "".join(f"{line}\n" for line in kept))
+    return len(parsed) - len(kept)
+
+
+def _line(row: Row) -> str:
+    return json.dumps(plain(row), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _parsed(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """Each row with the line it was read from."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = text.split("\n")
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            parsed.append((row, line))
+        elif line.strip() and number < len(lines):
+            raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
+    return parsed
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _mend(path: Path) -> None:
+    """End the file with a whole line: complete one that only lacks its newline, cut off one that was cut short."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with open(path, "rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if _row(content[start:].decode(errors="replace")) is None:
+            file.truncate(start)
+        else:
+            file.write(b"\n")

@@ -1,0 +1,188 @@
+"""Policy and value networks, each described by its layers so that pruners, engines and exporters can read them.
+
+The layer records import nothing; JAX is loaded only by `network`. Weights are a flat tuple of `Linear`, one for each layer that
+has any, in the order in which the layers are applied (a `Residual` is entered before the layer after it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod, sqrt
+from typing import NamedTuple
+
+from .types import Box, Linear, Network
+
+
+class Dense(NamedTuple):
+    features: int
+    relu: bool = True
+    gain: float = sqrt(2)  # of the orthogonal initialisation
+
+
+class Conv(NamedTuple):
+    """A square convolution over [height, width, channels]; padding is "VALID" or "SAME"."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: str = "VALID"
+    relu: bool = True
+    gain: float = sqrt(2)
+
+
+class MaxPool(NamedTuple):
+    """A square max-pool with "SAME" padding."""
+
+    window: int = 3
+    stride: int = 2
+
+
+class Relu(NamedTuple):
+    pass
+
+
+class Flatten(NamedTuple):
+    """Row-major: [height, width, channels] to one axis, channels fastest."""
+
+
+class Scale(NamedTuple):
+    """Multiply by a constant, after a cast to float32: what pixels need."""
+
+    by: float
+
+
+class Residual(NamedTuple):
+    """x + body(x)."""
+
+    body: tuple
+
+
+NARROW = 4  # columns
+
+Layer = Dense | Conv | MaxPool | Relu | Flatten | Scale | Residual
+Layers = tuple  # of Layer
+
+
+def out_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (without batch) that `layer` makes of `shape`."""
+    match layer:
+        case Dense(features):
+            return (features,)
+        case Conv(features, kernel, stride, padding):
+            side = (lambda n: (n - kernel) // stride + 1) if padding == "VALID" else (lambda n: -(-n // stride))
+            return (side(shape[0]), side(shape[1]), features)
+        case MaxPool(_, stride):
+            return (-(-shape[0] // stride), -(-shape[1] // stride), shape[2])
+        case Flatten():
+            return (prod(shape),)
+        case _:
+            return shape
+
+
+def weighted(layers: Layers, shape: tuple[int, ...]) -> Iterator[tuple[Dense | Conv, tuple[int, ...]]]:
+    """Each layer that has weights with the shape of its `w`, in the order of the weights; `shape` is the observation's."""
+    for layer in layers:
+        match layer:
+            case Dense(features):
+                yield layer, (shape[0], features)
+            case Conv(features, kernel):
+                yield layer, (kernel, kernel, shape[-1], features)
+            case Residual(body):
+                yield from weighted(body, shape)
+        shape = out_shape(layer, shape)
+
+
+def out_features(layers: Layers, shape: tuple[int, ...]) -> int:
+    for layer in layers:
+        shape = out_shape(layer, shape)
+    return shape[0]
+
+
+def network(layers: Layers, obs: Box) -> Network:
+    """The network made of `layers`; `apply` takes one observation and ignores its key.
+
+    Weights start orthogonal with each layer's gain (Saxe et al. 2014), biases at zero.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def init(key):
+        specs = list(weighted(layers, obs.shape))
+        keys = jax.random.split(key, len(specs))
+        return tuple(
+            Linear(jax.nn.initializers.orthogonal(layer.gain)(k, shape, jnp.float32), jnp.zeros(shape[-1], jnp.float32))
+            for k, (layer, shape) in zip(keys, specs, strict=True)
+        )
+
+    def conv(layer: Conv, x, weights: Linear):
+        y = jax.lax.conv_general_dilated(
+            x[None], weights.w, (layer.stride, layer.stride), layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y[0] + weights.b
+
+    def matvec(x, w):
+        # A narrow matrix as a dot product for each column: XLA's CPU code for the gradient of such a matrix is far slower.
+        return jnp.stack([x @ column for column in w.T]) if w.shape[1] <= NARROW else x @ w
+
+    def walk(layers, params: Iterator[Linear], x):
+        for layer in layers:
+            match layer:
+                case Dense(_, relu):
+                    weights = next(params)
+                    x = matvec(x, weights.w) + weights.b
+                    x = jax.nn.relu(x) if relu else x
+                case Conv():
+                    x = conv(layer, x, next(params))
+                    x = jax.nn.relu(x) if layer.relu else x
+                case MaxPool(window, stride):
+                    x = jax.lax.reduce_window(
+                        x, -jnp.inf, jax.lax.max, (window, window, 1), (stride, stride, 1), "SAME"
+                    )
+                case Relu():
+                    x = jax.nn.relu(x)
+                case Flatten():
+                    x = x.reshape(-1)
+                case Scale(by):
+                    x = x.astype(jnp.float32) * by
+                case Residual(body):
+                    x = x + walk(body, params, x)
+        return x
+
+    def apply(params, x, key=None):
+        return walk(layers, iter(params), x)
+
+    return Network(init, apply, obs, layers)
+
+
+def mlp(hidden: tuple[int, ...], out: int, out_gain: float = 1.0) -> Layers:
+    """A multi-layer perceptron on a vector; ReLU between, none at the end."""
+    return (*(Dense(width) for width in hidden), Dense(out, relu=False, gain=out_gain))
+
+
+def minatar_cnn(out: int) -> Layers:
+    """16 3x3 filters and 128 units on 10x10 planes (Young and Tian 2019, arXiv 1903.03176)."""
+    return (Scale(1.0), Conv(16, 3), Flatten(), Dense(128), Dense(out, relu=False, gain=1.0))
+
+
+def nature_cnn(out: int) -> Layers:
+    """The convolutional network of Mnih et al. 2015 on uint8 frames [84, 84, stack]."""
+    return (
+        Scale(1 / 255),
+        Conv(32, 8, 4),
+        Conv(64, 4, 2),
+        Conv(64, 3, 1),
+        Flatten(),
+        Dense(512),
+        Dense(out, relu=False, gain=1.0),
+    )
+
+
+def impala_resnet(out: int, width: int = 1) -> Layers:
+    """The 15-layer residual network of Espeholt et al. 2018 (figure 3), its channels times `width`."""
+
+    def stack(channels: int) -> Layers:
+        block = Residual((Relu(), Conv(channels, 3, padding="SAME"), Conv(channels, 3, padding="SAME", relu=False)))
+        return (Conv(channels, 3, padding="SAME", relu=False), MaxPool(), block, block)
+
+    body = (layer for channels in (16, 32, 32) for layer in stack(channels * width))
+    return (Scale(1 / 255), *body, Relu(), Flatten(), Dense(256), Dense(out, relu=False, gain=1.0))

@@ -1,0 +1,164 @@
+"""A trained policy as files and as an object that acts: needs neither JAX nor the training run.
+
+A policy folder holds `policy.json` (network, spaces, what the outputs mean) and `seed-K.npz` (the weights of each training seed).
+Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import distributions, networks
+from .distributions import draw
+from .types import Box, Discrete, Linear, Session, Space
+
+HEADS = {"epsilon_greedy": distributions.epsilon_greedy}
+LAYERS = {
+    layer.__name__: layer
+    for layer in (
+        networks.Dense,
+        networks.Conv,
+        networks.MaxPool,
+        networks.Relu,
+        networks.Flatten,
+        networks.Scale,
+        networks.Residual,
+    )
+}
+
+
+class BadFile(ValueError):
+    """A file is not what it should be; the message says which and what to do."""
+
+
+class Card(NamedTuple):
+    """What a policy is, apart from its weights."""
+
+    agent: str
+    env: str
+    obs: Box
+    actions: Space
+    layers: tuple
+    head: str
+    knobs: dict[str, float]
+
+
+def layers_to_json(layers: tuple) -> list:
+    def one(layer) -> list:
+        fields = layers_to_json(layer.body) if isinstance(layer, networks.Residual) else layer._asdict()
+        return [type(layer).__name__, fields]
+
+    return [one(layer) for layer in layers]
+
+
+def layers_from_json(items: list) -> tuple:
+    def one(name: str, fields):
+        if name == "Residual":
+            return networks.Residual(layers_from_json(fields))
+        return LAYERS[name](**fields)
+
+    return tuple(one(name, fields) for name, fields in items)
+
+
+def write(folder: Path, card: Card, weights: list[tuple[Linear, ...]]) -> None:
+    """Write a policy folder; `weights` holds one network for each training seed. Files are replaced whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, params in enumerate(weights):
+        arrays = {f"{name}{i}": np.asarray(x) for i, layer in enumerate(params) for name, x in layer._asdict().items()}
+        temporary = folder / f"seed-{k}.npz.part"
+        with open(temporary, "wb") as f:
+            np.savez(f, **arrays)
+        os.replace(temporary, folder / f"seed-{k}.npz")
+    actions = card.actions._asdict() | {"kind": type(card.actions).__name__}
+    described = card._asdict() | {
+        "obs": card.obs._asdict(),
+        "actions": actions,
+        "layers": layers_to_json(card.layers),
+        "seeds": len(weights),
+    }
+    temporary = folder / "policy.json.part"
+    temporary.write_text(json.dumps(described, indent=1, default=float))
+    os.replace(temporary, folder / "policy.json")
+
+
+def _box(fields: dict) -> Box:
+    def tuples(x):
+        return tuple(tuples(y) for y in x) if isinstance(x, list) else x
+
+    return Box(**{name: tuples(x) for name, x in fields.items()})
+
+
+def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
+    """Read a policy folder. Raises BadFile where there is none or it is damaged."""
+    path = folder / "policy.json"
+    if not path.exists():
+        raise BadFile(f"{folder} holds no policy (no policy.json); give the folder of a finished `frugal train`")
+    try:
+        found = json.loads(path.read_text())
+        seeds = found.pop("seeds")
+        actions = dict(found["actions"])
+        space = Discrete(actions["n"]) if actions.pop("kind") == "Discrete" else _box(actions)
+        layers = layers_from_json(found["layers"])
+        card = Card(**found | {"obs": _box(found["obs"]), "actions": space, "layers": layers})
+        HEADS[card.head]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{path} is damaged or not from FrugalRL ({error}); restore it or train again") from None
+    return card, [_weights(folder / f"seed-{k}.npz", card) for k in range(seeds)]
+
+
+def _weights(path: Path, card: Card) -> tuple[Linear, ...]:
+    shapes = [shape for _, shape in networks.weighted(card.layers, card.obs.shape)]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = tuple(Linear(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(shapes)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BadFile(f"{path} is damaged or missing ({error}); restore it or train again") from None
+    for found, shape in zip(weights, shapes, strict=True):
+        if found.w.shape != shape or found.b.shape != shape[-1:]:
+            raise BadFile(f"{path} does not fit policy.json: a layer is {found.w.shape}, expected {shape}")
+    return weights
+
+
+class Actor(NamedTuple):
+    """A policy that acts on NumPy observations."""
+
+    card: Card
+    weights: list[tuple[Linear, ...]]
+
+    def session(self, batch: int, seed: int = 0) -> Session:
+        from .levers.compress.engines import engine
+
+        session = engine("numpy").build(self.card.layers, self.card.obs, batch, "fp32")
+        session.load(self.weights[seed])
+        return session
+
+    def predict(self, obs, *, seed: int = 0, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
+        """The action for one observation, or the actions for a batch of them.
+
+        `seed` picks which training seed's policy acts; with `deterministic=False` actions are sampled, from `rng`. Raises
+        ValueError for observations of another shape.
+        """
+        shape, obs = self.card.obs.shape, np.asarray(obs, self.card.obs.dtype)
+        if obs.shape[-len(shape) :] != shape or obs.ndim not in (len(shape), len(shape) + 1):
+            raise ValueError(f"{self.card.env} has observations of shape {shape}, or [batch, ...] of them; got {obs.shape}")
+        batch = obs if obs.ndim > len(shape) else obs[None]
+        dist = HEADS[self.card.head](self.session(len(batch), seed).run(batch), self.card.knobs)
+        actions = dist.mode() if deterministic else dist.sample(draw(dist, rng or np.random.default_rng()))
+        return actions if obs.ndim > len(shape) else actions[0]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a policy folder that `frugalrl.load` reads."""
+        write(Path(folder), self.card, self.weights)
+        return Path(folder)
+
+
+def load(folder: str | Path) -> Actor:
+    """The policy of a run folder or policy folder, ready to `predict`."""
+    folder = Path(folder)
+    return Actor(*read(folder / "policy" if (folder / "policy").is_dir() else folder))

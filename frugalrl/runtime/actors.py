@@ -1,0 +1,288 @@
+"""Actor processes step Gymnasium environments while one Learner updates; the Learner answers unrolls with packets.
+
+The ratio of updates to steps is fixed: every unroll that is added is followed by the same number of updates, and an actor whose
+slots are all waiting to be learned from waits too. This file runs in the Learner's process.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..types import Agent, Batch, Compressor, Engine, Memory, Packet, Transition, update
+from . import link
+from .actor import Spec, Timer, unroll_fields
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
+PATIENCE = 3  # times in a row that an actor may die without having delivered anything
+
+
+class Plan(NamedTuple):
+    """Static numbers of a run in this runtime."""
+
+    actors: int = 2
+    num_envs: int = 4  # of each actor
+    unroll: int = 16  # steps of each environment in a message
+    updates: int = 16  # learner updates after each message
+    warmup: int = 1000  # steps of all environments before the first update
+    slots: int = 2  # messages an actor may have under way: the bound of the queue
+
+
+class Carry(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: Any
+    memory: Any
+    key: Any
+    step: Any  # int32, environment steps added
+
+
+class ActorFailed(RuntimeError):
+    """An actor cannot run at all; the message ends with its own traceback."""
+
+
+class Message(NamedTuple):
+    actor: int
+    items: Transition  # [unroll, num_envs, ...], a copy
+    episodes: list  # (return, length) of those that ended
+    span: tuple[float, float]  # perf_counter at the first and last step
+
+
+class Fleet:
+    """The actor processes: starts them, restarts the dead, and collects what they send."""
+
+    def __init__(self, spec: Spec, plan: Plan, seed: int, packet: list[np.ndarray], report: Callable[[str], None]):
+        self.plan, self.seed, self.report = plan, seed, report
+        self.folder = link.shared_folder()
+        self.spec = spec._replace(folder=str(self.folder), slots=plan.slots, packet=link.fields(packet))
+        self.layout = unroll_fields(self.spec)
+        self.mailbox = link.mailbox(self.folder / "mailbox", self.spec.packet)
+        self.mailbox.put(packet)
+        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.seconds: dict[str, float] = {}
+        self.refreshes, self.restarts = 0, 0
+        self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
+        self.processes: list[subprocess.Popen] = []
+        self.slots = [self._slots(i) for i in range(plan.actors)]
+        try:
+            for i in range(plan.actors):
+                self.processes.append(self._start(i))
+        except BaseException:
+            self.close()
+            raise
+
+    def _slots(self, i: int) -> list[Transition]:
+        each = link.size(self.layout)
+        buffer = link.slab(self.folder / f"actor-{i}", self.plan.slots * each)
+        return [Transition(*link.views(buffer[k * each : (k + 1) * each], self.layout)) for k in range(self.plan.slots)]
+
+    def _start(self, i: int) -> subprocess.Popen:
+        spec = self.spec._replace(slab=f"actor-{i}", seed=(self.seed, i, self.births[i]))
+        self.births[i] += 1
+        process = subprocess.Popen(
+            [sys.executable, "-m", "frugalrl.runtime.actor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | ONE_THREAD,
+        )
+        threading.Thread(target=self._listen, args=(i, self.births[i], process), daemon=True).start()
+        self._send(process, base64.b64encode(pickle.dumps(spec)))
+        for slot in range(self.plan.slots):
+            self._send(process, str(slot).encode())
+        return process
+
+    def _send(self, process: subprocess.Popen, line: bytes) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # it died; its listener says so
+
+    def _listen(self, i: int, birth: int, process: subprocess.Popen) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                self.inbox.put((i, birth, json.loads(line)))
+        self.inbox.put((i, birth, None))
+
+    def receive(self, timeout: float) -> Message | int | None:
+        """The next message; the number of an actor that died and was started anew; or None after `timeout` seconds."""
+        try:
+            i, birth, message = self.inbox.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if birth != self.births[i]:
+            return None  # the last words of an actor already replaced
+        if message is None:
+            return self._restart(i)
+        if "error" in message:
+            self.report(f"actor {i} failed: {message['error'].strip().splitlines()[-1]}")
+            if self.silent_deaths[i] + 1 >= PATIENCE:
+                raise ActorFailed(f"actor {i} failed {PATIENCE} times in a row:\n{message['error']}")
+            return None  # the end of its output follows, and the restart with it
+        self.silent_deaths[i] = 0
+        for kind, seconds in message["seconds"].items():
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        self.refreshes += message["refreshes"]
+        items = Transition(*(np.array(x) for x in self.slots[i][message["slot"]]))
+        self._send(self.processes[i], str(message["slot"]).encode())
+        return Message(i, items, message["episodes"], tuple(message["span"]))
+
+    def _restart(self, i: int) -> int:
+        code = self.processes[i].wait()
+        self.silent_deaths[i] += 1
+        if self.silent_deaths[i] >= PATIENCE:
+            raise ActorFailed(f"actor {i} died {PATIENCE} times in a row before its first unroll (exit code {code})")
+        self.restarts += 1
+        self.report(f"actor {i} died (exit code {code}) and was started anew; its unfinished unrolls are lost")
+        self.processes[i] = self._start(i)
+        return i
+
+    def close(self) -> None:
+        """Close the actors' inputs, which ends them; whoever does not end is killed."""
+        for process in self.processes:
+            assert process.stdin is not None
+            try:
+                process.stdin.close()
+            except BrokenPipeError:
+                pass
+        for process in self.processes:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        link.remove(self.folder)
+
+
+def arrays_of(packet: Packet, version) -> list[np.ndarray]:
+    """A packet as the mailbox carries it: the weights' arrays, the knobs by name, the version."""
+    knobs = [np.asarray(packet.knobs[name]) for name in sorted(packet.knobs)]
+    return [np.asarray(x) for w in packet.weights for x in w] + knobs + [np.asarray(version)]
+
+
+class Learner(NamedTuple):
+    """The compiled parts of the Learner."""
+
+    init: Callable[[Any, Any], Carry]  # (key, hyper) -> carry
+    add: Callable[[Carry, Transition, Any], Carry]  # (carry, items, stream) -> carry
+    learn: Callable[[Carry, Transition, Any], tuple[Carry, dict]]  # add, then the updates
+    cut: Callable[[Carry, Any], Carry]  # (carry, stream) -> carry, after an actor was lost
+    ship: Callable[[Any], tuple[Packet, Any]]  # state -> (packet, version)
+    probe: Callable[[Carry], tuple]  # carry -> (obs, full outputs, knobs, log-ratios) of a sample
+
+
+def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) -> Learner:
+    """Compile nothing yet, but say what is to be compiled."""
+
+    def init(key, hyper) -> Carry:
+        key_agent, key_run = jax.random.split(key)
+        return Carry(agent.init(key_agent, hyper), memory.init(), key_run, jnp.zeros((), jnp.int32))
+
+    def add(carry: Carry, items: Transition, stream) -> Carry:
+        step = carry.step + plan.unroll * plan.num_envs
+        return carry._replace(memory=memory.add(carry.memory, items, stream), step=step)
+
+    def one(c, key):
+        state, mem = c
+        key_sample, key_update = jax.random.split(key)
+        batch = memory.sample(mem, key_sample)
+        state, info = update(agent, state, batch, key_update)
+        return (state, memory.update(mem, batch.index, info.priority)), info.metrics
+
+    def learn(carry: Carry, items: Transition, stream) -> tuple[Carry, dict]:
+        carry = add(carry, items, stream)
+        keys = jax.random.split(jax.random.fold_in(carry.key, carry.step), plan.updates)
+        (state, mem), metrics = jax.lax.scan(one, (carry.state, carry.memory), keys)
+        return carry._replace(state=state, memory=mem), jax.tree.map(jnp.mean, metrics)
+
+    def ship(state):
+        return compressor.encode(agent.policy(state)), state.version
+
+    def probe(carry: Carry):
+        key = jax.random.fold_in(jax.random.fold_in(carry.key, carry.step), 1)
+        batch: Batch = memory.sample(carry.memory, key)
+        policy = agent.policy(carry.state)
+        first = jax.tree.map(lambda x: x[:, 0], batch.data)
+        outputs = jax.vmap(agent.network.apply, (None, 0, None))(policy.params, first.obs, key)
+        log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
+        return first.obs, outputs, policy.knobs, log_ratio
+
+    single = {"xla_cpu_multi_thread_eigen": False}  # the other cores belong to the actors
+    jit = partial(jax.jit, compiler_options=single if jax.default_backend() == "cpu" else None)
+    return Learner(
+        init,
+        jit(add, donate_argnums=0),
+        jit(learn, donate_argnums=0),
+        jit(lambda c, stream: c._replace(memory=memory.cut(c.memory, stream)), donate_argnums=0),
+        jit(ship),
+        jit(probe),
+    )
+
+
+class Tick(NamedTuple):
+    """What a run yields after each message."""
+
+    step: int
+    carry: Carry  # valid until the next tick
+    metrics: dict  # of the updates since the last tick
+    episodes: list  # (return, length) of training episodes
+    spans: tuple  # ((actor, begin, end), (learner begin, end)): when the two worked
+
+
+def train(
+    parts: Learner, plan: Plan, spec: Spec, carry: Carry, *, steps: int, seed: int,
+    report: Callable[[str], None] = lambda text: None, timer: Timer | None = None, fleets: list | None = None,
+) -> Iterator[Tick]:  # fmt: skip
+    """Run until `steps` environment steps have been added, yielding after each message; close the generator to stop early.
+
+    `carry` may come from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so that the
+    caller can read what the actors spent.
+    """
+    timer = timer or Timer()
+    step = int(carry.step)
+    fleet = Fleet(spec, plan, seed, arrays_of(*jax.device_get(parts.ship(carry.state))), report)
+    if fleets is not None:
+        fleets.append(fleet)
+    timer.lap("start")
+    try:
+        while step < steps:
+            message = fleet.receive(timeout=1.0)
+            timer.lap("waiting")
+            if message is None:
+                continue
+            if isinstance(message, int):
+                carry = parts.cut(carry, message)
+                continue
+            began, metrics = perf_counter(), {}
+            if step >= plan.warmup:
+                carry, metrics = parts.learn(carry, message.items, message.actor)
+                metrics = {name: float(x) for name, x in metrics.items()}  # waits for the updates to be done
+                timer.lap("learner")
+                fleet.mailbox.put(arrays_of(*jax.device_get(parts.ship(carry.state))))
+                timer.lap("compressor")
+            else:
+                carry = parts.add(carry, message.items, message.actor)
+                timer.lap("transport")
+            step += plan.unroll * plan.num_envs
+            spans = ((message.actor, *message.span), (began, perf_counter()))
+            yield Tick(step, carry, metrics, message.episodes, spans)
+            timer.lap("other")
+    finally:
+        fleet.close()

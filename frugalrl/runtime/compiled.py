@@ -1,0 +1,252 @@
+"""One training run as pure functions of (key, hyper): environment, memory and learner in a single XLA program.
+
+Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured at the start;
+it changes the speed and not one bit of the result, because every way maps (a single seed too) and never unrolls.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..distributions import draw
+from ..types import Agent, Env, Memory, Transition, update
+
+
+class Plan(NamedTuple):
+    """Static numbers that shape the program."""
+
+    num_envs: int = 1
+    unroll: int = 4  # steps of each environment in an iteration
+    updates: int = 1  # learner updates in an iteration
+    warmup: int = 250  # iterations that only collect, before the first update
+
+
+class Episodes(NamedTuple):
+    """Running totals of the training episodes."""
+
+    ret: Any  # float32 [num_envs], of the episode under way
+    length: Any  # int32 [num_envs]
+    finished: Any  # int32, episodes ended since the last report
+    sum_ret: Any  # float32, their returns
+    sum_length: Any  # int32
+
+
+class Carry(NamedTuple):
+    state: Any
+    memory: Any
+    env: Any
+    obs: Any
+    episodes: Episodes
+    key: Any  # the run's own; iteration i uses fold_in(key, i), so chunks of any length give the same run
+    iteration: Any  # int32
+
+
+class Run(NamedTuple):
+    """The parts of one run. They are pure, unbatched, and made to be mapped over a population."""
+
+    init: Callable[[Any, Any], Carry]  # (key, hyper) -> carry, its memory warmed up
+    advance: Callable[[Carry, Any], tuple[Carry, dict]]  # (carry, int32 iterations) -> (carry, mean metrics)
+
+
+def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
+    """A training run of `agent` on `env`."""
+
+    def act_and_step(policy, version, env_state, obs, key):
+        key_net, key_act, key_env = jax.random.split(key, 3)
+        dist = agent.dist(policy, obs, key_net)
+        action = dist.sample(draw(dist, key_act))
+        env_state, step = env.step(env_state, action, key_env)
+        transition = Transition(
+            obs, action, step.reward, step.terminated, step.truncated, step.next_obs, dist.log_prob(action), version
+        )
+        return env_state, step.obs, transition
+
+    def collect(carry: Carry, key) -> Carry:
+        policy = agent.policy(carry.state)
+        version = carry.state.version
+
+        def one(c, keys):
+            env_state, obs, episodes = c
+            env_state, obs, t = jax.vmap(act_and_step, (None, None, 0, 0, 0))(policy, version, env_state, obs, keys)
+            return (env_state, obs, count(episodes, t)), t
+
+        keys = jax.random.split(key, (plan.unroll, plan.num_envs))
+        (env_state, obs, episodes), items = jax.lax.scan(one, (carry.env, carry.obs, carry.episodes), keys)
+        return carry._replace(memory=memory.add(carry.memory, items), env=env_state, obs=obs, episodes=episodes)
+
+    def learn(carry: Carry, key):
+        key_sample, key_update = jax.random.split(key)
+        batch = memory.sample(carry.memory, key_sample)
+        state, info = update(agent, carry.state, batch, key_update)
+        return carry._replace(state=state, memory=memory.update(carry.memory, batch.index, info.priority)), info.metrics
+
+    def iterate(carry: Carry):
+        key_collect, key_learn = jax.random.split(jax.random.fold_in(carry.key, carry.iteration))
+        carry = collect(carry, key_collect)
+        carry, metrics = jax.lax.scan(learn, carry, jax.random.split(key_learn, plan.updates))
+        return carry._replace(iteration=carry.iteration + 1), jax.tree.map(jnp.mean, metrics)
+
+    def init(key, hyper) -> Carry:
+        key_agent, key_env, key_warm, key_run = jax.random.split(key, 4)
+        env_state, obs = jax.vmap(env.reset)(jax.random.split(key_env, plan.num_envs))
+        zero = jnp.zeros((), jnp.float32)
+        episodes = Episodes(
+            jnp.zeros(plan.num_envs), jnp.zeros(plan.num_envs, jnp.int32), jnp.int32(0), zero, jnp.int32(0)
+        )
+        carry = Carry(
+            agent.init(key_agent, hyper), memory.init(), env_state, obs, episodes, key_run,
+            jnp.int32(0),
+        )  # fmt: skip
+        warm = jax.random.split(key_warm, plan.warmup)
+        return jax.lax.scan(lambda c, k: (collect(c, k), None), carry, warm)[0]
+
+    def advance(carry: Carry, iterations):
+        def body(_, c):
+            carry, sums = c
+            carry, metrics = iterate(carry)
+            return carry, jax.tree.map(jnp.add, sums, metrics)
+
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(iterate, carry)[1])
+        carry, sums = jax.lax.fori_loop(0, iterations, body, (carry, sums))
+        metrics = jax.tree.map(lambda x: x / iterations.astype(jnp.float32), sums)
+        e = carry.episodes
+        done = e.finished.astype(jnp.float32)
+        metrics |= {"train_return": e.sum_ret / done, "train_length": e.sum_length.astype(jnp.float32) / done}
+        fresh = e._replace(finished=jnp.int32(0), sum_ret=jnp.zeros_like(e.sum_ret), sum_length=jnp.int32(0))
+        return carry._replace(episodes=fresh), metrics
+
+    return Run(init, advance)
+
+
+def count(episodes: Episodes, t: Transition) -> Episodes:
+    """Add one step of every environment to the running totals."""
+    ret, length = episodes.ret + t.reward, episodes.length + 1
+    ended = t.terminated | t.truncated
+    return Episodes(
+        jnp.where(ended, 0.0, ret),
+        jnp.where(ended, 0, length),
+        episodes.finished + ended.sum(dtype=jnp.int32),
+        episodes.sum_ret + jnp.where(ended, ret, 0.0).sum(),
+        episodes.sum_length + jnp.where(ended, length, 0).sum(dtype=jnp.int32),
+    )
+
+
+class Way(NamedTuple):
+    """A way to batch seeds: `width` of them mapped in one program, `threads` such programs at a time."""
+
+    width: int
+    threads: int
+
+    def __str__(self) -> str:
+        if self.width == 1:
+            return f"one seed at a time on {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"vmap over {self.width} seeds on {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+def ways(seeds: int, cores: int) -> list[Way]:
+    """The ways worth measuring: all seeds in one vmap, an equal share for each core, chunks of 8, one by one."""
+    widths = {seeds, -(-seeds // cores), min(8, seeds), 1}
+    # a remainder would need a second program; near-equal chunks do as well
+    widths = {w for w in widths if seeds % w == 0} | ({-(-seeds // cores)} if seeds > cores else set())
+    return sorted({Way(w, min(cores, -(-seeds // w))) for w in widths}, reverse=True)
+
+
+def chunks(seeds: int, width: int) -> list[slice]:
+    return [slice(i, min(i + width, seeds)) for i in range(0, seeds, width)]
+
+
+def take(tree, part: slice):
+    return jax.tree.map(lambda x: x[part], tree)
+
+
+class Programs:
+    """The compiled `advance` of a run, one for each number of seeds mapped together. Compilation is timed."""
+
+    def __init__(self, run: Run, carry: Carry):
+        self.run, self.carry, self.compiled, self.seconds = run, carry, {}, 0.0
+
+    def prepare(self, widths: set[int]) -> None:
+        start = perf_counter()
+        with ThreadPoolExecutor(cores()) as pool:
+            new = sorted(widths - set(self.compiled))
+            self.compiled |= dict(zip(new, pool.map(self._compile, new), strict=True))
+        self.seconds += perf_counter() - start
+
+    def _compile(self, width: int):
+        def shape(x):
+            return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype)
+
+        mapped = jax.vmap(self.run.advance, (0, None))
+        # one program, one thread: the other cores run other seeds, and small products only lose by being split
+        options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
+        lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), jnp.int32(1))
+        return lowered.compile(compiler_options=options)
+
+    def __call__(self, carry: Carry, iterations: int):
+        width = carry.iteration.shape[0]
+        return jax.block_until_ready(self.compiled[width](carry, jnp.int32(iterations)))
+
+
+def cores() -> int:
+    """Processor cores this process may use, or 1 where the seeds run on an accelerator."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fastest(programs: Programs, carry: Carry, seconds: float = 0.3) -> tuple[Way, dict[str, float]]:
+    """Measure the ways to batch on copies of `carry` [seeds, ...]; returns the best, and microseconds per iteration of each."""
+    seeds = carry.iteration.shape[0]
+    options = ways(seeds, cores())
+    programs.prepare({s.stop - s.start for way in options for s in chunks(seeds, way.width)})
+    rates: dict[Way, list[float]] = {way: [] for way in options}
+    for attempt in range(3):
+        for way in options if len(options) > 1 else ():
+            trial = [take(carry, part) for part in chunks(seeds, way.width)[: way.threads]]
+            trial = jax.block_until_ready(jax.tree.map(jnp.copy, trial))
+            count = sum(c.iteration.shape[0] for c in trial)
+            budget = seconds / len(options) / 3
+            iterations = 8 if not rates[way] else max(8, int(budget * 1e6 / rates[way][-1] / count))
+            with ThreadPoolExecutor(way.threads) as pool:
+                start = perf_counter()
+                list(pool.map(lambda c, n=iterations: programs(c, n), trial))
+                rates[way].append((perf_counter() - start) / iterations / count * 1e6)
+            if attempt == 0:
+                rates[way].pop() if len(rates[way]) > 1 else None
+    best = {str(way): min(times) for way, times in rates.items() if times}
+    return min(options, key=lambda way: best.get(str(way), 0.0)), best
+
+
+class Tick(NamedTuple):
+    """What a run yields after each segment."""
+
+    iteration: int
+    carry: Callable[[], Carry]  # [seeds, ...], all seeds together; valid until the next tick
+    state: Callable[[], Any]  # of the agents alone
+    metrics: dict  # name -> [seeds]
+
+
+def train(programs: Programs, way: Way, carry: Carry, segments: list[int]) -> Iterator[Tick]:
+    """Advance all seeds to each of the iteration counts in `segments`, yielding after each; `carry` is used up."""
+    seeds, iteration = carry.iteration.shape[0], int(carry.iteration[0])
+    parts = [take(carry, part) for part in chunks(seeds, way.width)]
+    del carry
+    with ThreadPoolExecutor(way.threads) as pool:
+        for target in segments:
+            if target <= iteration:
+                continue
+            done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
+            parts, iteration = [c for c, _ in done], target
+            metrics = _join([m for _, m in done])
+            yield Tick(iteration, lambda: _join(parts), lambda: _join([c.state for c in parts]), metrics)
+
+
+def _join(parts: list):
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

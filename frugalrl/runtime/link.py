@@ -1,0 +1,117 @@
+"""What passes between a Learner and its actor processes: memory-mapped slabs of arrays, and the newest-packet mailbox.
+
+There are no locks, so a process that is killed at any moment leaves nothing held. This file does not import JAX.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ALIGN = 64
+
+
+class Field(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Fields = tuple[Field, ...]
+
+
+def fields(arrays) -> Fields:
+    """The shapes and dtypes of some arrays."""
+    return tuple(Field(np.shape(x), np.dtype(x.dtype).str) for x in arrays)
+
+
+def size(spec: Fields) -> int:
+    """Bytes a slab of these fields takes."""
+    return sum(-(-_bytes(f) // ALIGN) * ALIGN for f in spec)
+
+
+def _bytes(field: Field) -> int:
+    return int(np.prod(field.shape, dtype=np.int64)) * np.dtype(field.dtype).itemsize
+
+
+def views(buffer: np.ndarray, spec: Fields) -> list[np.ndarray]:
+    """Arrays of the given fields laid over a uint8 buffer, each aligned to a cache line."""
+    out, at = [], 0
+    for field in spec:
+        out.append(buffer[at : at + _bytes(field)].view(field.dtype).reshape(field.shape))
+        at += -(-_bytes(field) // ALIGN) * ALIGN
+    return out
+
+
+def slab(path: Path, nbytes: int) -> np.ndarray:
+    """A file of `nbytes` mapped into memory and shared with every process that maps it; created if it is not there."""
+    if not path.exists():
+        with open(path, "wb") as f:
+            f.truncate(max(nbytes, 1))
+    return np.asarray(np.memmap(path, np.uint8, "r+"))
+
+
+def shared_folder() -> Path:
+    """A new folder for slabs, in memory where the system offers that; `remove` it at the end.
+
+    Folders of processes that no longer run (killed outright) are removed first.
+    """
+    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    for old in base.glob("frugalrl-*-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdigit() and not _running(int(pid)):
+            remove(old)
+    return Path(tempfile.mkdtemp(prefix=f"frugalrl-{os.getpid()}-", dir=base))
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class Mailbox(NamedTuple):
+    """Holds the newest packet. One writer, many readers, nobody waits.
+
+    The writer fills the half that the count does not point at, then raises the count; a reader copies the half it points at and
+    tries again if the count moved meanwhile.
+    """
+
+    count: np.ndarray  # uint64 [1]; packets ever put; the newest lies in half count % 2
+    halves: tuple  # two lists of arrays
+
+    def put(self, arrays) -> None:
+        count = int(self.count[0]) + 1
+        for slot, value in zip(self.halves[count % 2], arrays, strict=True):
+            slot[...] = value
+        self.count[0] = count
+
+    def newest(self) -> int:
+        return int(self.count[0])
+
+    def get(self) -> tuple[int, list[np.ndarray]]:
+        """(count, arrays) of the newest packet; the arrays are copies."""
+        while True:
+            count = int(self.count[0])
+            arrays = [x.copy() for x in self.halves[count % 2]]
+            if int(self.count[0]) == count:
+                return count, arrays
+
+
+def mailbox(path: Path, spec: Fields) -> Mailbox:
+    head, half = ALIGN, size(spec)
+    buffer = slab(path, head + 2 * half)
+    halves = tuple(views(buffer[head + i * half : head + (i + 1) * half], spec) for i in range(2))
+    return Mailbox(buffer[:8].view(np.uint64), halves)

@@ -1,0 +1,116 @@
+"""Statistics for a handful of runs: the interquartile mean, and intervals that the same numbers always give again.
+
+Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+
+Scores are either one array of runs, [runs], or a sequence of such arrays, one for each task. Tasks may have different
+numbers of runs; the statistic is taken over the runs of all tasks together, as the paper does, so normalise scores of
+different tasks first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Scores = Any  # [runs], or a sequence of [runs], one for each task
+Statistic = Callable[..., Any]  # called as statistic(array, axis=-1); np.mean, np.median and iqm are such
+
+
+class Interval(NamedTuple):
+    """An estimate and its confidence interval; `low` and `high` are None where the data cannot give one."""
+
+    point: float
+    low: float | None
+    high: float | None
+
+
+def iqm(scores: Scores, axis: int = -1) -> Any:
+    """The mean of the middle half of `scores` along `axis` (of the runs of all tasks together, if given by task).
+
+    The floor(n / 4) lowest and as many highest of n scores are left out, whole scores only: what
+    `scipy.stats.trim_mean(scores, 0.25)` and rliable compute. With n < 4 nothing is left out and this is the mean. A
+    NaN among the scores gives NaN: a run that diverged must not be trimmed away unseen.
+    """
+    scores = np.concatenate(_tasks(scores)) if _is_by_task(scores) else np.asarray(scores, np.float64)
+    if not scores.size:
+        raise ValueError("iqm needs at least one score, got none")
+    ordered = np.moveaxis(np.sort(scores, axis=axis), axis, -1)
+    runs = ordered.shape[-1]
+    cut = runs // 4
+    middle = ordered[..., cut : runs - cut].mean(axis=-1)
+    mean = np.where(np.isnan(ordered[..., -1]), np.nan, middle)  # NaN sorts last
+    return float(mean) if mean.ndim == 0 else mean
+
+
+def bootstrap(
+    scores: Scores, statistic: Statistic = iqm, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """The statistic of `scores` with its percentile-bootstrap interval at `level`, stratified by task.
+
+    Each task's runs are resampled among themselves, with draws that depend on `seed` and the shape only. One run says
+    nothing of the spread between runs: unless every task has at least two, `low` and `high` are None, and so they are
+    when a score is not finite.
+    """
+    _check(resamples, level)
+    tasks = _tasks(scores)
+    point = float(statistic(np.concatenate(tasks), axis=-1))
+    if not _has_interval(tasks):
+        return Interval(point, None, None)
+    return Interval(point, *_bounds(_replicates(tasks, statistic, np.random.default_rng(seed), resamples), level))
+
+
+def difference(
+    ours: Scores,
+    theirs: Scores,
+    statistic: Statistic = iqm,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """statistic(ours) - statistic(theirs) for independent runs, with the interval `bootstrap` would give it.
+
+    An interval that holds 0 does not tell the two apart.
+    """
+    _check(resamples, level)
+    rng = np.random.default_rng(seed)
+    ours, theirs = _tasks(ours), _tasks(theirs)
+    point = float(statistic(np.concatenate(ours), axis=-1)) - float(statistic(np.concatenate(theirs), axis=-1))
+    if not (_has_interval(ours) and _has_interval(theirs)):
+        return Interval(point, None, None)
+    replicates = _replicates(ours, statistic, rng, resamples) - _replicates(theirs, statistic, rng, resamples)
+    return Interval(point, *_bounds(replicates, level))
+
+
+def _replicates(tasks: list[np.ndarray], statistic: Statistic, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """The statistic of each resample, [resamples]."""
+    drawn = [runs[rng.integers(len(runs), size=(resamples, len(runs)))] for runs in tasks]
+    return np.asarray(statistic(np.concatenate(drawn, axis=-1), axis=-1))
+
+
+def _bounds(replicates: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _has_interval(tasks: list[np.ndarray]) -> bool:
+    return all(len(runs) >= 2 and np.isfinite(runs).all() for runs in tasks)
+
+
+def _is_by_task(scores: Scores) -> bool:
+    return isinstance(scores, Sequence) and len(scores) > 0 and np.ndim(scores[0]) == 1
+
+
+def _tasks(scores: Scores) -> list[np.ndarray]:
+    """One float64 array of runs for each task."""
+    tasks = [np.asarray(runs, np.float64) for runs in (scores if _is_by_task(scores) else [scores])]
+    for runs in tasks:
+        if runs.ndim != 1 or not runs.size:
+            raise ValueError(f"scores are one or more runs, [runs], or a list of such by task; got shape {runs.shape}")
+    return tasks
+
+
+def _check(resamples: int, level: float) -> None:
+    if not (resamples >= 1 and 0 < level < 1):
+        raise ValueError(f"resamples must be >= 1 and 0 < level < 1, got resamples={resamples}, level={level}")

@@ -1,0 +1,169 @@
+"""The records that cross file boundaries: the glossary of the library.
+
+A record is a NamedTuple of data or of pure functions. Nothing inherits and nothing is registered; a lever takes a record and
+returns one of the same kind. This file imports neither JAX nor NumPy at run time, so that actor processes can use it cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+
+Key = "jax.Array"  # a typed JAX PRNG key
+Tree = Any  # any pytree of arrays
+
+
+class Discrete(NamedTuple):
+    """A space of the integers 0 .. n-1."""
+
+    n: int
+
+
+class Box(NamedTuple):
+    """A space of arrays; `low` and `high` are floats or tuples that broadcast to `shape`."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    low: Any = -float("inf")
+    high: Any = float("inf")
+
+
+Space = Discrete | Box
+
+
+class Step(NamedTuple):
+    """Out of an environment, after one action."""
+
+    obs: Tree  # to act on next: after an auto-reset, the first observation of the new episode
+    reward: Any  # float32
+    terminated: Any  # bool: the task ended here, there is no future to bootstrap from
+    truncated: Any  # bool: cut off here, by a time limit say; the future goes on and is bootstrapped
+    next_obs: Tree  # before any auto-reset: the one to bootstrap from
+
+
+class Transition(NamedTuple):
+    """Out of an actor, into memory; the same in every runtime."""
+
+    obs: Tree
+    action: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    next_obs: Tree
+    log_prob: Any  # float32, of `action` under the (compressed) policy that chose it
+    version: Any  # int32, learner updates that policy had seen
+
+
+class Batch(NamedTuple):
+    """Out of memory, into `Agent.grad`."""
+
+    data: Transition  # [batch, time, ...]
+    weight: Any  # [batch]; prioritised replay and a Corrector both multiply it
+    index: Any  # [batch]; where the windows came from, for Memory.update
+
+
+class Env(NamedTuple):
+    """A pure environment of one instance; the runtime maps it over many. `step` resets itself when an episode ends."""
+
+    reset: Callable[[Any], tuple[Tree, Tree]]  # key -> (env_state, obs)
+    step: Callable[[Tree, Any, Any], tuple[Tree, Step]]  # (env_state, action, key) -> (env_state, Step)
+    obs: Box
+    actions: Space
+    time_limit: int  # steps after which an episode is truncated
+
+
+class Linear(NamedTuple):
+    """The weights of one layer: w is [in, out] (dense) or [height, width, in, out] (convolution), b is [out]; float32."""
+
+    w: Any
+    b: Any
+
+
+class Network(NamedTuple):
+    init: Callable[[Any], Tree]  # key -> params
+    apply: Callable[[Tree, Any, Any], Any]  # (params, one observation, key) -> outputs
+    obs: Box  # what it takes
+    layers: tuple | None  # what a pruner and an exporter read; None for a wrapped foreign model
+
+
+class Policy(NamedTuple):
+    """What an actor needs, nothing more. This is what is compressed."""
+
+    params: Tree  # of the network: the part a Compressor packs
+    knobs: Tree  # a few numbers that shape behaviour (exploration), sent as they are
+
+
+class Info(NamedTuple):
+    metrics: dict[str, Any]
+    priority: Any  # [batch]; for Memory.update
+
+
+class Agent(NamedTuple):
+    """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
+
+    init: Callable[[Any, Tree], Tree]  # (key, hyper) -> state
+    policy: Callable[[Tree], Policy]
+    head: Callable[[Any, Tree], Any]  # (network outputs, knobs) -> Dist; works on NumPy and JAX arrays alike
+    dist: Callable[[Policy, Any, Any], Any]  # (policy, obs, key) -> Dist: `head` after `network.apply`
+    grad: Callable[[Tree, Batch, Any], tuple[Tree, Info]]
+    apply: Callable[[Tree, Tree], Tree]  # (state, grads) -> state
+    network: Network  # the one an actor runs
+    ratio_from: int = 0  # first step of a window whose action needs an importance ratio: 1 for action values, else 0
+
+
+def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:
+    """One learner update: `apply` after `grad`."""
+    grads, info = agent.grad(state, batch, key)
+    return agent.apply(state, grads), info
+
+
+class Memory(NamedTuple):
+    """Where transitions wait to be learned from. Lanes are environments; a stream is one actor's group of lanes."""
+
+    init: Callable[[], Tree]  # an empty memory
+    add: Callable[..., Tree]  # (memory, transitions [time, lanes, ...], stream=0) -> memory
+    sample: Callable[[Tree, Any], Batch]  # (memory, key) -> Batch
+    update: Callable[[Tree, Any, Any], Tree]  # (memory, index, priority) -> memory
+    cut: Callable[[Tree, Any], Tree]  # (memory, stream) -> memory in which that stream's newest steps are truncated
+
+
+class Packet(NamedTuple):
+    """A policy on the wire."""
+
+    weights: tuple  # a Linear or a QuantLinear for each layer with weights, in order
+    knobs: Tree
+
+
+class QuantLinear(NamedTuple):
+    """One layer in int8, symmetric, one scale per output: w = q * scale."""
+
+    q: Any  # int8, shaped as Linear.w
+    scale: Any  # float32 [out]
+    b: Any  # float32 [out]
+
+
+class Compressor(NamedTuple):
+    """Stateless, so that any packet may be skipped."""
+
+    name: str
+    encode: Callable[[Policy], Packet]
+    decode: Callable[[Packet], Policy]
+
+
+class Session(NamedTuple):
+    """One policy network in one engine at one batch size."""
+
+    load: Callable[[tuple], None]  # the weights of a Packet
+    run: Callable[[Any], Any]  # obs [batch, ...] -> float32 outputs [batch, n], a fresh NumPy array
+
+
+class Engine(NamedTuple):
+    """Something that runs a network on NumPy arrays, outside of a training program."""
+
+    name: str
+    modes: tuple[str, ...]  # which packets it can run: "fp32", "int8"
+    missing: Callable[[], str | None]  # None if usable here, else how to install it
+    build: Callable[[tuple, Box, int, str], Session]  # (layers, obs, batch, mode) -> Session

@@ -1,0 +1,252 @@
+"""Every engine computes what `networks.network` does, reloads for real, and hands out arrays that stay as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from frugalrl.levers.compress import quantise
+from frugalrl.levers.compress.engines import ACTOR_ENGINES, ENGINES, Timing, choose, engine, measure, usable
+from frugalrl.levers.compress.engines.shared import needs
+from frugalrl.networks import Dense, Flatten, Scale, impala_resnet, minatar_cnn, mlp, nature_cnn, network
+from frugalrl.types import Box, Linear, Policy
+
+BATCH = 3
+FRAMES = Box((84, 84, 4), "uint8", 0, 255)
+NETS = {
+    "mlp": (mlp((64, 64), 4), Box((8,))),
+    "minatar": (minatar_cnn(6), Box((10, 10, 4), "bool", 0, 1)),
+    "nature": (nature_cnn(6), FRAMES),
+    "impala": (impala_resnet(6), FRAMES),
+}
+MODES = ("fp32", "int8")
+
+
+def session(name: str, net: str, mode: str, batch: int = BATCH):
+    if (hint := engine(name).missing()) is not None:
+        pytest.skip(hint)
+    return engine(name).build(*NETS[net], batch, mode)
+
+
+def observations(obs: Box, batch: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if obs.dtype == "bool":
+        return rng.random((batch, *obs.shape)) < 0.2
+    if obs.dtype == "uint8":
+        return rng.integers(0, 256, (batch, *obs.shape), np.uint8)
+    return rng.standard_normal((batch, *obs.shape), np.float32)
+
+
+@cache
+def weights(net: str, seed: int = 0) -> tuple[Linear, ...]:
+    """Weights, biases too, with outputs of standard deviation 2: logits of a policy that has learned something."""
+    layers, obs = NETS[net]
+    rng = np.random.default_rng(seed)
+    start = jax.tree.map(np.asarray, network(layers, obs).init(jax.random.key(seed)))
+    *body, head = (Linear(w, 0.1 * rng.standard_normal(b.shape, np.float32)) for w, b in start)
+    size = np.float32(2 / reference(net, (*body, head)).std())
+    return (*body, Linear(head.w * size, head.b * size))
+
+
+def reference(net: str, params: tuple[Linear, ...], batch: int = BATCH) -> np.ndarray:
+    layers, obs = NETS[net]
+    return np.asarray(jax.vmap(network(layers, obs).apply, (None, 0))(params, observations(obs, batch)))
+
+
+def packet(net: str, mode: str, seed: int = 0) -> tuple:
+    compressor = quantise.int8() if mode == "int8" else quantise.fp32()
+    return compressor.encode(Policy(weights(net, seed), ())).weights
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("name", ENGINES)
+def test_fp32_agrees_with_the_network(name, net):
+    s = session(name, net, "fp32")
+    s.load(packet(net, "fp32"))
+    got = s.run(observations(NETS[net][1], BATCH))
+    assert (got.dtype, got.shape) == (np.float32, (BATCH, NETS[net][0][-1].features))
+    expected = reference(net, weights(net))
+    assert abs(got - expected).max() < 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("name", ENGINES)
+def test_int8_stays_close_to_the_network(name, net):
+    s = session(name, net, "int8")
+    s.load(packet(net, "int8"))
+    got = s.run(observations(NETS[net][1], BATCH))
+    full = reference(net, weights(net))
+    p, q = log_softmax(full), log_softmax(got)
+    assert ((np.exp(p) * (p - q)).sum(-1) < 1e-2).all()
+    decoded = reference(net, tuple(quantise.dequantise(layer) for layer in packet(net, "int8")))
+    # engines that dequantise at load are exact, the others also round activations
+    assert abs(got - decoded).max() < (1e-3 if name in ("numpy", "xla") else 5e-2) * full.std()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_load_replaces_all_of_the_last(name, mode):
+    x = observations(NETS["minatar"][1], BATCH)
+    s, fresh = session(name, "minatar", mode), session(name, "minatar", mode)
+    s.load(packet("minatar", mode, seed=0))
+    first = s.run(x)
+    s.load(packet("minatar", mode, seed=1))
+    second = s.run(x)
+    fresh.load(packet("minatar", mode, seed=1))
+    np.testing.assert_array_equal(second, fresh.run(x))
+    assert abs(first - second).max() > 0.1
+    s.load(packet("minatar", mode, seed=0))
+    np.testing.assert_array_equal(s.run(x), first)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ENGINES)
+def test_outputs_and_weights_are_not_shared(name, mode):
+    _, obs = NETS["mlp"]
+    s = session(name, "mlp", mode)
+    mine = jax.tree.map(np.array, packet("mlp", mode))
+    s.load(mine)
+    first = s.run(observations(obs, BATCH))
+    kept = first.copy()
+    s.run(observations(obs, BATCH, seed=1))
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0  # the caller's own, to write to
+    for layer in mine:
+        for part in layer:
+            part[:] = 0
+    np.testing.assert_array_equal(s.run(observations(obs, BATCH)), kept)
+
+
+@pytest.mark.parametrize("net", ["mlp", "minatar", "nature"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_int8_rows_do_not_depend_on_each_other(name, net):
+    batch = 8
+    s = session(name, net, "int8", batch)
+    s.load(packet(net, "int8"))
+    x = observations(NETS[net][1], batch)
+    first = s.run(x)
+    others = observations(NETS[net][1], batch, seed=1)
+    if others.dtype == np.float32:
+        others *= 100  # a scale shared by the batch would give itself away
+    others[0] = x[0]
+    np.testing.assert_array_equal(s.run(others)[0], first[0])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_wrong_use_is_refused(name):
+    s = session(name, "mlp", "fp32")
+    x = observations(NETS["mlp"][1], BATCH)
+    with pytest.raises(RuntimeError, match="no weights yet"):
+        s.run(x)
+    with pytest.raises(ValueError, match=r"fp32\(\)"):
+        s.load(packet("mlp", "int8"))
+    s.load(packet("mlp", "fp32"))
+    with pytest.raises(ValueError):
+        s.run(x[:1])  # would broadcast
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_a_cast_is_added_and_a_factor_kept(name, dtype):
+    """Bytes without a `Scale` in front, and a `Scale` of floats."""
+    if (hint := engine(name).missing()) is not None:
+        pytest.skip(hint)
+    obs = Box((5, 4), dtype)
+    layers = (*(() if dtype == "uint8" else (Scale(0.25),)), Flatten(), Dense(3, relu=False))
+    x = observations(obs, 2)
+    w = observations(Box((20, 3)), 1)[0]
+    s = engine(name).build(layers, obs, 2, "fp32")
+    s.load((Linear(w, np.zeros(3, np.float32)),))
+    expected = (x * np.float32(1 if dtype == "uint8" else 0.25)).reshape(2, 20).astype(np.float32) @ w
+    np.testing.assert_allclose(s.run(x), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_actor_engines_do_without_jax():
+    """In a process of their own: engines, the quantiser, the choice and the export."""
+    program = """
+import sys, tempfile, pathlib
+import numpy as np
+from frugalrl.levers.compress import export, quantise
+from frugalrl.levers.compress.engines import ENGINES, choose, engine, measure
+from frugalrl.networks import mlp, weighted
+from frugalrl.types import Box, Linear, Policy
+layers, obs = mlp((16,), 2), Box((4,))
+params = tuple(Linear(np.ones(s, np.float32), np.ones(s[-1], np.float32)) for _, s in weighted(layers, obs.shape))
+for name in ENGINES:
+    if name == "xla" or engine(name).missing():
+        continue
+    for compressor in (quantise.fp32(), quantise.int8()):
+        session = engine(name).build(layers, obs, 1, compressor.name)
+        session.load(compressor.encode(Policy(params, ())).weights)
+        assert session.run(np.ones((1, 4), np.float32)).shape == (1, 2)
+choose(measure(layers, obs, 1, ("fp32", "int8"), seconds=0.01), "auto")
+export.export(layers, obs, params, "litert", pathlib.Path(tempfile.mkdtemp()) / "policy.tflite", "int8")
+assert engine("xla").missing() is None
+assert not [name for name in sys.modules if name.split(".")[0] in ("jax", "jaxlib")]
+assert "openvino_telemetry.main" not in sys.modules  # it would phone home
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_litert_weights_are_aligned_and_found():
+    from frugalrl.levers.compress.engines.litert_graph import fill, template
+
+    for mode in MODES:
+        model = template(*NETS["impala"], 1, mode)
+        start = np.frombuffer(model.data, np.uint8).__array_interface__["data"][0]
+        for slot in model.slots:
+            assert (slot.w.__array_interface__["data"][0] - start) % 16 == 0
+        before = bytes(model.data)
+        fill(model, packet("impala", mode))
+        changed = np.frombuffer(before, np.uint8) != np.frombuffer(model.data, np.uint8)
+        parts = [part for slot in model.slots for part in slot if part is not None]
+        assert changed.sum() <= sum(part.nbytes for part in parts)
+        assert changed.mean() > 0.9  # nearly all of the file is weights
+
+
+def test_engine_names():
+    assert [engine(name).name for name in ENGINES] == list(ENGINES)
+    assert "xla" not in ACTOR_ENGINES
+    with pytest.raises(ValueError, match="litert"):
+        engine("tflite")
+
+
+def test_a_missing_package_is_named():
+    assert needs("pip install it", "no_such_package")() == "pip install it"
+    assert needs("pip install it", "numpy")() is None
+    assert [e.name for e in usable("int8", ("litert", "numpy"))] == ["litert", "numpy"]
+    assert usable("bf16") == []
+
+
+def test_measure_times_each_engine_in_each_mode():
+    timings = measure(*NETS["mlp"], 2, MODES, ("litert", "numpy"), seconds=0.05)
+    assert {(t.engine, t.mode) for t in timings} == {(e, m) for e in ("litert", "numpy") for m in MODES}
+    assert all(0 < t.microseconds < 1e5 for t in timings)
+    assert {t.engine for t in measure(*NETS["mlp"], 2, ("fp32",), seconds=0.01)} <= set(ACTOR_ENGINES)
+    with pytest.raises(ValueError, match="none of the engines"):
+        measure(*NETS["mlp"], 2, ("fp32",), ())
+
+
+def test_choose():
+    slow32, fast32 = Timing("numpy", "fp32", 20.0), Timing("litert", "fp32", 10.0)
+    slow8, fast8 = Timing("numpy", "int8", 20.0), Timing("litert", "int8", 9.0)
+    assert choose([slow32, fast32, slow8, fast8], "fp32") == fast32
+    assert choose([slow32, fast32, slow8, fast8], "int8") == fast8
+    assert choose([fast32, slow8], "int8") == slow8  # an explicit mode is obeyed, faster or not
+    assert choose([slow32, fast32, fast8], "auto") == fast8
+    assert choose([fast32, fast8._replace(microseconds=9.2)], "auto") == fast32  # less than a tenth
+    assert choose([slow32, slow8], "auto") == slow32
+    assert choose([fast32], "auto") == fast32
+    for timings, mode in (([fast32], "int8"), ([fast8], "auto")):
+        with pytest.raises(ValueError):
+            choose(timings, mode)

@@ -1,0 +1,622 @@
+"""Progress, rows, receipt, dashboards and report: what a run tells of itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frugalrl.monitor import charts, rows, words
+from frugalrl.monitor.dashboards import tensorboard
+from frugalrl.monitor.machine import Cost, Meter, Usage, hardware, usage, versions
+from frugalrl.monitor.progress import _Lines, progress
+from frugalrl.monitor.receipt import read, receipt, show, write
+from frugalrl.monitor.report import report
+from frugalrl.statistics import Interval, bootstrap
+
+KEYS = [
+    *("agent", "env", "runtime", "seeds", "steps", "wall_seconds", "compile_seconds", "cpu_seconds"),
+    *("env_steps_per_second", "peak_memory_bytes", "energy_joules", "energy_method", "returns", "time_split"),
+    *("actors", "versions", "hardware"),
+]
+COST = Cost(10.0, 18.0, 512_000_000, 180.0, "estimated: CPU seconds x 10 W for a busy core")
+
+
+def row(seed: int, step: int, value: float, **metrics) -> dict:
+    return {
+        "agent": "dqn", "env": "CartPole-v1", "seed": seed, "member": None, "step": step, "episode_return": value,
+        "episode_length": value, "wall_seconds": step / 1000, **metrics,
+    }  # fmt: skip
+
+
+# rows
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+    written = [row(0, 100, 9.5, loss=0.1), row(1, 100, 10.0, note="naïve")]
+    rows.write(path, written[:1])
+    rows.write(path, written[1:])
+    rows.write(path, [])
+    assert rows.read(path) == written
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_rows_are_strict_json(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    array = np.array([1.0, np.nan], np.float32)
+    rows.write(path, [{"a": math.nan, "b": math.inf, "c": np.float32(0.5), "d": np.int64(3), "e": array}])
+    text = path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert rows.read(path) == [{"a": None, "b": None, "c": 0.5, "d": 3, "e": [1.0, None]}]
+
+
+def test_jax_scalars_are_numbers(tmp_path):
+    jnp = pytest.importorskip("jax.numpy")
+    rows.write(tmp_path / "rows.jsonl", [{"a": jnp.float32(2.0), "b": jnp.bfloat16(1.5)}])
+    assert rows.read(tmp_path / "rows.jsonl") == [{"a": 2.0, "b": 1.5}]
+
+
+def test_a_last_line_that_was_cut_short_is_dropped_and_mended(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.write(path, [row(0, 1, 1.0), row(0, 2, 2.0)])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [r["step"] for r in rows.read(path)] == [1]
+    rows.write(path, [row(0, 3, 3.0)])
+    assert [r["step"] for r in rows.read(path)] == [1, 3]
+
+
+def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step":1}\n{"step":2}')
+    assert [r["step"] for r in rows.read(path)] == [1, 2]
+    rows.write(path, [{"step": 3}])
+    assert [r["step"] for r in rows.read(path)] == [1, 2, 3]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step":1}\n{"st\n{"step":3}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        rows.read(path)
+
+
+def test_keep_until_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 10, "x": 1.50}\n{"step": 20}\n{"step": 30}\n{"st')
+    assert rows.keep_until(path, 20) == 1
+    assert path.read_text() == '{"step": 10, "x": 1.50}\n{"step": 20}\n'
+    assert rows.keep_until(path, 20) == 0
+    assert rows.keep_until(tmp_path / "absent.jsonl", 0) == 0
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert rows.read(tmp_path / "rows.jsonl") == []
+
+
+def test_a_process_that_is_killed_leaves_whole_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    code = "from frugalrl.monitor import rows; import os, sys; rows.write(sys.argv[1], [{'step': 1}]); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    assert rows.read(path) == [{"step": 1}]
+
+
+# dashboards
+
+
+def test_tensorboard_writes_one_sub_run_per_seed_under_the_usual_names(tmp_path, monkeypatch):
+    tensorboardx = pytest.importorskip("tensorboardX")
+    board = tensorboard(tmp_path)
+    board.write([row(0, 100, 9.5, loss=0.25, kl=0.01, bad=None), row(1, 100, 8.0)])
+    board.close()
+    assert sorted(os.listdir(tmp_path)) == ["seed-0", "seed-1"]
+    content = b"".join(path.read_bytes() for path in (tmp_path / "seed-0").iterdir())
+    for tag in (b"eval/mean_reward", b"eval/mean_ep_length", b"train/loss", b"actors/kl", b"time/time_elapsed"):
+        assert tag in content
+    assert b"bad" not in content
+
+    points = []
+    monkeypatch.setattr(tensorboardx.SummaryWriter, "add_scalar", lambda self, *point: points.append(point))
+    board = tensorboard(tmp_path / "again")
+    board.write([row(0, 100, 9.5)])
+    board.close()
+    assert ("eval/mean_reward", 9.5, 100) in points
+
+
+def test_tensorboard_says_how_to_install_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ValueError, match=r"pip install 'frugalrl\[tensorboard\]'"):
+        tensorboard(tmp_path)
+
+
+# progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_off_a_terminal_are_throttled_but_for_the_first_and_the_last():
+    stream, clock = io.StringIO(), Clock()
+    with _Lines(1000, stream, clock) as shown:
+        shown.status("compiling (first time on this machine: about 10 s)")
+        for step in range(0, 1001, 100):
+            shown.update(step, Interval(float(step), step - 1.0, step + 1.0), 1234.5, 0.01)
+            clock.now += 1.0
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("compiling")
+    assert [line.split("%")[0].strip() for line in lines[1:]] == ["0", "50", "100"]
+    assert "return 500 [499, 501]" in lines[2]
+    assert "ETA 0:05" in lines[2]
+    assert "1,234 steps/s" in lines[2]
+    assert "KL 0.01" in lines[2]
+    assert "500/1,000 steps" in lines[2]
+
+
+def test_lines_are_ascii_with_their_last_known_values():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with progress(100, stream=stream) as shown:
+        shown.status("environment Ünï")
+        shown.update(0, Interval(5.0, None, None))
+        shown.update(100, None, float("nan"))
+    stream.seek(0)
+    assert stream.read().splitlines() == [
+        "environment ?n?",
+        "  0 %  return 5  0/100 steps",
+        "100 %  return 5  100/100 steps",
+    ]
+
+
+def test_quiet_prints_nothing(capfd):
+    with progress(100, quiet=True) as shown:
+        shown.status("compiling")
+        shown.update(100, Interval(1.0, 0.0, 2.0), 10.0, 0.1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_closed_stream_does_not_end_the_run():
+    stream = io.StringIO()
+    with progress(100, stream=stream) as shown:
+        stream.close()
+        shown.update(50)
+
+
+class Terminal(io.TextIOWrapper):
+    def __init__(self, encoding: str):
+        super().__init__(io.BytesIO(), encoding=encoding)
+
+    def isatty(self) -> bool:
+        return True
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
+
+
+@pytest.mark.parametrize("columns", [3, 20, 60, 80, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_the_bar_fits_every_terminal(columns, encoding, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", "24")
+    stream = Terminal(encoding)
+    with progress(50_000, stream=stream) as shown:
+        shown.status("compiling Ünï [bold]not markup[/bold]")
+        shown.update(25_000, Interval(312.4, 280.1, 341.9), 48_731.0, 0.0021)
+    lines = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", stream.text().replace("\r", "\n")).split("\n")
+    line = next(text for text in reversed(lines) if text.strip())
+    assert len(line) <= columns
+    if columns >= 80:
+        for piece in ("50 %", "return 312 [280, 342]", "48.7k steps/s", "KL 0.0021"):
+            assert piece in line
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal("utf-8")
+    with progress(10, stream=stream) as shown:
+        shown.update(10)
+    assert stream.text() == "100 %  10/10 steps\n"
+
+
+def test_progress_imports_neither_rich_nor_jax():
+    code = "import frugalrl.monitor.progress, frugalrl.monitor.receipt, sys; print({'rich', 'jax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# words
+
+
+def test_numbers_in_words():
+    assert [words.number(x) for x in (0.00213, 48.73, 99.96, 51_200, -3.0, 1e-7, None, math.nan)] == [
+        "0.00213", "48.7", "100", "51,200", "-3", "1.00e-07", "unknown", "unknown",
+    ]  # fmt: skip
+    assert [words.short(x) for x in (0, 950, 999.7, 48_731, 999_600, 1.2e6)] == [
+        "0", "950", "1k", "48.7k", "1M", "1.2M",
+    ]  # fmt: skip
+    assert [words.seconds(x) for x in (0.42, 12.34, 59.97, 245, 11_520)] == [
+        "0.42 s", "12.3 s", "1 min 00 s", "4 min 05 s", "3 h 12 min",
+    ]  # fmt: skip
+    assert [words.size(x) for x in (310, 18_200, 512e6, 1.84e9)] == ["310 B", "18.2 kB", "512 MB", "1.84 GB"]
+    assert words.energy(7200) == "7,200 J (2 Wh)"
+    assert words.clock(3750) == "1:02:30"
+
+
+# machine
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def zone(root: Path, index: int, name: str, microjoules: int, limit: int = 1_000_000_000) -> Path:
+    path = root / f"intel-rapl:{index}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "name").write_text(f"{name}\n")
+    (path / "max_energy_range_uj").write_text(f"{limit}\n")
+    (path / "energy_uj").write_text(f"{microjoules}\n")
+    return path
+
+
+def test_meter_counts_cpu_time_of_this_process_its_children_and_its_actors(tmp_path):
+    meter = Meter(rapl=tmp_path)
+    burn(0.2)
+    code = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    alone = meter.finish()
+    assert 0.45 < alone.cpu_seconds < 2.0
+    together = meter.finish([Usage(100.0, 1_000_000), Usage(200.0, None)])
+    assert together.cpu_seconds == pytest.approx(alone.cpu_seconds + 300, abs=0.5)
+    assert together.peak_memory_bytes - alone.peak_memory_bytes >= 1_000_000  # type: ignore[operator]
+    assert together.wall_seconds >= 0.2
+
+
+def test_usage_of_another_process_is_what_it_used():
+    code = "import time\nx = bytearray(50_000_000)\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        if not Path("/proc/self/stat").exists():
+            pytest.skip("needs /proc")
+        used = usage(child.pid)
+        child.communicate(b"\n")
+    assert 0.25 < used.cpu_seconds < 1.0
+    assert 50_000_000 < used.peak_memory_bytes < 100_000_000  # type: ignore[operator]
+    with pytest.raises(ProcessLookupError):
+        usage(child.pid)
+
+
+def test_peak_memory_outlives_what_used_it():
+    if usage().peak_memory_bytes is None:
+        pytest.skip("this system does not tell")
+    code = (
+        "from frugalrl.monitor.machine import usage\nbefore = usage().peak_memory_bytes\n"
+        "block = bytearray(b'1') * 100_000_000\ndel block\nprint(usage().peak_memory_bytes - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < 250e6
+
+
+def test_energy_is_read_from_counters_that_start_again(tmp_path):
+    clock = Clock()
+    package = zone(tmp_path, 0, "package-0", 999_000_000)
+    core = zone(tmp_path, 1, "core", 0)  # within the package: not counted again
+    dram = zone(tmp_path, 2, "dram", 0)
+    meter = Meter(rapl=tmp_path, clock=clock)
+    for package_now, dram_now in ((2_000_000, 500_000), (5_000_000, 1_000_000)):
+        clock.now += 1.0
+        (package / "energy_uj").write_text(str(package_now))
+        (dram / "energy_uj").write_text(str(dram_now))
+        (core / "energy_uj").write_text(str(package_now))
+        meter.tick()
+    cost = meter.finish()
+    assert cost.energy_joules == pytest.approx(3.0 + 3.0 + 1.0)
+    assert cost.energy_method.startswith("measured: RAPL")
+
+
+def test_a_gap_in_which_a_counter_could_start_again_unseen_gives_an_estimate(tmp_path):
+    clock = Clock()
+    zone(tmp_path, 0, "package-0", 0)
+    meter = Meter(rapl=tmp_path, clock=clock)
+    clock.now += 3.0  # 1000 J at 400 W take 2.5 s
+    assert meter.finish().energy_method.startswith("estimated")
+
+
+def test_energy_without_counters_is_an_estimate_that_says_its_assumption(tmp_path):
+    meter = Meter(rapl=tmp_path, watts_per_core=7.5)
+    cost = meter.finish([Usage(100.0, None)])
+    assert cost.energy_joules == pytest.approx(7.5 * cost.cpu_seconds)
+    assert cost.energy_joules >= 750  # type: ignore[operator]
+    assert "7.5 W" in cost.energy_method
+
+
+def test_a_resumed_run_costs_all_its_sessions(tmp_path):
+    meter = Meter(before=COST, rapl=tmp_path)
+    cost = meter.finish([Usage(2.0, 10**12)])
+    assert cost.wall_seconds >= 10.0
+    assert 20.0 <= cost.cpu_seconds < 21.0
+    assert cost.energy_joules >= 200.0  # type: ignore[operator]
+    assert cost.peak_memory_bytes >= 10**12  # type: ignore[operator]
+
+
+def test_hardware_and_versions_are_known():
+    machine = hardware()
+    assert machine["cores"] >= 1
+    assert machine["cpu"]
+    assert machine["memory_bytes"] > 100e6
+    assert versions()["numpy"] == np.__version__
+    assert versions()["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+# receipt
+
+
+def example(**changes) -> dict:
+    options = {
+        "agent": "dqn", "env": "CartPole-v1", "runtime": "actors", "seeds": 4, "steps": 1000, "cost": COST,
+        "per_seed": [1.0, 2.0, 3.0, 4.0], "compile_seconds": 1.5, "evaluation_seconds": 0.5,
+        "time_split": {"environment": 3.0, "learner": 1.0}, "actors": {"mode": "int8", "engine": "litert"},
+    }  # fmt: skip
+    return receipt(**{**options, **changes})
+
+
+def test_receipt_has_the_keys_of_the_contract():
+    made = example(note="kept")
+    assert set(KEYS) <= set(made)
+    assert set(made["returns"]) == {"iqm", "low", "high", "per_seed"}
+    assert list(made["time_split"]) == ["environment", "inference", "transport", "learner", "compressor", "other"]
+    assert set(made["actors"]) == {"mode", "engine", "refreshes", "packet_bytes", "kl", "ratio", "ess"}
+    assert made["time_split"]["inference"] is None
+    assert made["actors"]["kl"] is None
+    assert made["note"] == "kept"
+    assert example(actors=None)["actors"] is None
+
+
+def test_receipt_adds_up():
+    made = example()
+    assert made["env_steps_per_second"] == pytest.approx(4 * 1000 / (10.0 - 1.5 - 0.5))
+    assert Interval(*(made["returns"][k] for k in ("iqm", "low", "high"))) == bootstrap([1.0, 2.0, 3.0, 4.0])
+    assert example(training_steps=16)["env_steps_per_second"] == pytest.approx(2.0)
+    assert example(per_seed=[])["returns"]["iqm"] is None
+    assert example(per_seed=[7.0])["returns"] == {"iqm": 7.0, "low": None, "high": None, "per_seed": [7.0]}
+
+
+def test_receipt_refuses_a_part_of_time_it_does_not_know():
+    with pytest.raises(ValueError, match="enviroment"):
+        example(time_split={"enviroment": 1.0})
+
+
+def test_receipt_survives_the_file(tmp_path):
+    made = example(per_seed=[1.0, math.nan])
+    write(tmp_path / "receipt.json", made)
+    text = (tmp_path / "receipt.json").read_text()
+    assert "NaN" not in text
+    assert read(tmp_path / "receipt.json") == made
+    assert os.listdir(tmp_path) == ["receipt.json"]
+    assert read(tmp_path / "absent.json") is None
+    (tmp_path / "receipt.json").write_text(text[:50])
+    with pytest.raises(ValueError, match=r"receipt\.json"):
+        read(tmp_path / "receipt.json")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"per_seed": []}, {"actors": None, "time_split": None, "compile_seconds": None}]
+)
+def test_receipt_shows_in_80_plain_columns(changes):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
+    show(example(**changes), stream)
+    stream.seek(0)
+    text = stream.read()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    assert "dqn on CartPole-v1, 4 seeds, actors" in text
+    assert "180 J" in text
+    if not changes:
+        assert "environment 75 %, learner 25 %" in text
+
+
+def test_a_receipt_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    write(tmp_path / "receipt.json", {"old": 1})
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path / "receipt.json", {"new": 1})
+    assert read(tmp_path / "receipt.json") == {"old": 1}
+    assert os.listdir(tmp_path) == ["receipt.json"]
+
+
+def test_receipt_in_colour_says_the_same(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain, terminal = io.StringIO(), Terminal("utf-8")
+    show(example(), plain)
+    show(example(), terminal)
+    coloured = terminal.text()
+    assert "\x1b[" in coloured
+    codes = coloured.split("\x1b[")
+    assert codes[0] + "".join(code.partition("m")[2] for code in codes[1:]) == plain.getvalue()
+
+
+# charts
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 500), (-1834.2, -120), (0.97, 0.991), (3, 3), (0, 0), (1e-7, 3e-7)])
+def test_ticks_are_round_and_cover(low, high):
+    marks = charts.ticks(low, high)
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    assert 2 <= len(marks) <= 8
+    steps = np.diff(marks)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+
+
+def test_the_bold_curve_is_the_iqm_of_the_seeds():
+    lines = [charts.Line(f"seed {i}", [0.0, 10.0, 20.0], [i, 2.0 * i, 3.0 * i]) for i in range(4)]
+    summary = charts.curve(lines)
+    assert summary.x == [0.0, 10.0, 20.0]
+    assert summary.intervals[1] == bootstrap([0.0, 2.0, 4.0, 6.0], resamples=1000)
+
+
+def test_seeds_evaluated_at_other_steps_are_interpolated_where_all_have_been():
+    lines = [charts.Line("a", [0.0, 10.0, 20.0], [0.0, 10.0, 20.0]), charts.Line("b", [5.0, 15.0], [5.0, 15.0])]
+    summary = charts.curve(lines)
+    assert summary.x == [5.0, 10.0, 15.0]
+    assert [interval.point for interval in summary.intervals] == [5.0, 10.0, 15.0]
+
+
+# report
+
+
+class Page(HTMLParser):
+    """Collects what a page has, and fails on a tag that is not closed."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.classes: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.classes += (attributes.get("class") or "").split()
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page(folder: Path) -> Page:
+    path = report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def fill(folder: Path, config: bool = True, values: bool = True, finished: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        wanted = {"agent": "dqn", "env": "CartPole-v1", "steps": 1000, "hyper": {"note": "<b>&\"'", "hidden": [64, 64]}}
+        (folder / "config.json").write_text(json.dumps(wanted))
+    if values:
+        for step in (0, 500, 1000):
+            rows.write(folder / "rows.jsonl", [row(s, step, step + 10.0 * s, kl=0.01 * s) for s in range(4)])
+    if finished:
+        write(folder / "receipt.json", example())
+    return folder
+
+
+def test_report_of_a_finished_run(tmp_path):
+    shown = page(fill(tmp_path / "a run"))
+    assert shown.tags.count("polyline") == 2 * (4 + 1)  # returns and KL: a line for each seed and a bold one
+    assert shown.classes.count("band") == 2
+    assert {"part-0", "part-3"} <= set(shown.classes)
+    assert shown.tags.count("desc") == 3
+    assert "hyper.note <b>&\"'" in shown.text
+    assert "hyper.hidden 64, 64" in shown.text
+    assert f"frugal export '{tmp_path}/a run' --format onnx" in shown.text
+    assert "--steps 2000" in shown.text
+    assert "did not finish" not in shown.text
+    assert "Not measured here: inference, transport, compressor, other" in shown.text
+
+
+def test_report_needs_nothing_else(tmp_path):
+    shown = page(fill(tmp_path))
+    assert not {"script", "link", "img", "iframe", "object"} & set(shown.tags)
+    assert shown.links == []
+    text = (tmp_path / "report.html").read_text()
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_report_of_a_run_that_did_not_finish(tmp_path):
+    shown = page(fill(tmp_path, finished=False))
+    assert f"The run did not finish: frugal resume {tmp_path}" in shown.text
+    assert "polyline" in shown.tags
+    assert "Receipt" not in shown.text
+
+
+def test_report_before_the_first_evaluation(tmp_path):
+    shown = page(fill(tmp_path, values=False, finished=False))
+    assert "No evaluation yet." in shown.text
+    assert "svg" not in shown.tags
+    assert "CartPole-v1" in shown.text
+
+
+def test_report_of_rows_alone(tmp_path):
+    rows.write(tmp_path / "rows.jsonl", [row(0, 0, math.nan), row(0, 10, 5.0)])
+    shown = page(tmp_path)
+    assert "dqn on CartPole-v1" in shown.text
+    assert "1 of 2 evaluations gave a return that is not a finite number" in shown.text
+    assert "band" not in shown.classes
+
+
+def test_report_of_an_empty_folder(tmp_path):
+    assert "No evaluation yet." in page(tmp_path).text
+
+
+def test_report_of_constant_returns(tmp_path):
+    rows.write(tmp_path / "rows.jsonl", [row(seed, step, 0.0) for seed in (0, 1) for step in (0, 10)])
+    assert "nan" not in page(tmp_path).text
+
+
+def test_report_of_a_study_is_a_table_of_its_runs(tmp_path):
+    fill(tmp_path / "dqn & co")
+    fill(tmp_path / "deeper" / "rainbow", finished=False)
+    shown = page(tmp_path)
+    assert "2 runs, 1 finished" in shown.text
+    assert shown.links == ["deeper/rainbow/report.html", "dqn%20%26%20co/report.html"]
+    assert all((tmp_path / link).is_file() for link in ("deeper/rainbow/report.html", "dqn & co/report.html"))
+    assert "whisker" in shown.classes
+    assert ">dqn &amp; co</a>" in (tmp_path / "report.html").read_text()
+    assert "not finished" in shown.text
+
+
+def test_report_refuses_a_folder_that_is_not_there_and_a_damaged_file(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        report(tmp_path / "absent")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        report(tmp_path)

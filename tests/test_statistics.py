@@ -1,0 +1,119 @@
+"""The interquartile mean and the bootstrap against SciPy's, and what they do at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from frugalrl.statistics import Interval, bootstrap, difference, iqm
+
+
+@pytest.mark.parametrize("runs", [*range(1, 14), 100])
+def test_iqm_is_scipys_trimmed_mean(runs):
+    scores = np.random.default_rng(runs).normal(size=runs)
+    assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25), rel=1e-12)
+
+
+def test_iqm_by_hand():
+    assert iqm([100.0, 1.0, 2.0, 3.0, -50.0]) == 2.0  # floor(5 / 4) = 1 from each end
+    assert iqm([1, 2, 6]) == 3.0  # too few to trim
+
+
+def test_iqm_along_an_axis():
+    scores = np.random.default_rng(0).normal(size=(3, 9))
+    np.testing.assert_allclose(iqm(scores), stats.trim_mean(scores, 0.25, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(iqm(scores.T, axis=0), iqm(scores), rtol=1e-12)
+
+
+def test_iqm_pools_the_runs_of_all_tasks():
+    assert iqm([[0.0, 1.0], np.array([2.0, 30.0])]) == 1.5
+
+
+def test_iqm_does_not_hide_a_diverged_run():
+    assert math.isnan(iqm([1.0, 2.0, 3.0, float("nan")]))
+
+
+@pytest.mark.parametrize("statistic", [iqm, np.mean, np.median])
+def test_bootstrap_agrees_with_scipy(statistic):
+    scores = np.random.default_rng(3).gamma(2.0, 50.0, size=20)
+    ours = bootstrap(scores, statistic, resamples=20_000)
+    theirs = stats.bootstrap(
+        (scores,), statistic, n_resamples=20_000, method="percentile", rng=np.random.default_rng(9)
+    ).confidence_interval
+    spread = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.03 * spread)
+    assert ours.high == pytest.approx(theirs.high, abs=0.03 * spread)
+    assert ours.point == pytest.approx(float(statistic(scores)))
+
+
+def test_bootstrap_is_keyed():
+    scores = [3.0, 1.0, 4.0, 1.5, 9.0]
+    assert bootstrap(scores, seed=1) == bootstrap(scores, seed=1)
+    assert bootstrap(scores, seed=1) != bootstrap(scores, seed=2)
+
+
+def test_bootstrap_leaves_the_global_generator_alone():
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    bootstrap([1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # type: ignore[index]
+
+
+def test_bootstrap_is_stratified_by_task():
+    near_zero, near_thousand = [0.0, 1.0, 0.5, 0.2], [1000.0, 1001.0, 1000.5, 1000.2]
+    stratified = bootstrap([near_zero, near_thousand], np.mean)
+    pooled = bootstrap(near_zero + near_thousand, np.mean)
+    assert stratified.point == pytest.approx(pooled.point)
+    assert stratified.high - stratified.low < 1  # type: ignore[operator]
+    assert pooled.high - pooled.low > 100  # type: ignore[operator]
+
+
+def test_bootstrap_of_constant_scores_is_a_point():
+    assert bootstrap([7.0, 7.0, 7.0]) == Interval(7.0, 7.0, 7.0)
+
+
+def test_level_widens_the_interval():
+    scores = np.random.default_rng(0).normal(size=12)
+    narrow, wide = bootstrap(scores, level=0.5), bootstrap(scores, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("scores", [[4.0], [[4.0], [4.0]], [[1.0, 7.0], [4.0]], [4.0, math.inf]])
+def test_no_interval_without_two_finite_runs_of_each_task(scores):
+    interval = bootstrap(scores)
+    assert interval.low is None
+    assert interval.high is None
+
+
+def test_coverage_of_the_mean():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        interval = bootstrap(rng.normal(size=40), np.mean, seed=trial, resamples=500)
+        hits += interval.low <= 0 <= interval.high  # type: ignore[operator]
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_difference_tells_apart_what_differs():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(10, 1, size=10), rng.normal(0, 1, size=8)
+    apart = difference(a, b)
+    assert apart.low is not None
+    assert apart.low > 5
+    assert apart.point == pytest.approx(iqm(a) - iqm(b))
+    same = difference(a, a)
+    assert same.low < 0 < same.high  # type: ignore[operator]
+    assert difference(a, [1.0]).low is None
+
+
+@pytest.mark.parametrize("scores", [[], np.zeros((2, 2, 2)), [[1.0], []]])
+def test_malformed_scores_are_refused(scores):
+    with pytest.raises(ValueError):
+        bootstrap(scores)
+
+
+def test_malformed_options_are_refused():
+    with pytest.raises(ValueError, match="level=95"):
+        bootstrap([1.0, 2.0], level=95)
