@@ -56,7 +56,9 @@ def restore(folder: Path, step: int, like: Any) -> Any:
             f"{folder / str(step)} is damaged or of another run ({reason}); remove it to resume from the one before"
         ) from None
     return jax.tree.map(
-        lambda x, old: jax.random.wrap_key_data(jax.numpy.asarray(x), impl=rng.THREEFRY) if _is_key(old) else jax.numpy.asarray(x),
+        lambda x, old: (
+            jax.random.wrap_key_data(jax.numpy.asarray(x), impl=rng.THREEFRY) if _is_key(old) else jax.numpy.asarray(x)
+        ),
         found,
         like,
     )

@@ -1,7 +1,7 @@
 """The command line: `frugal train AGENT ENV` and its companions.
 
-Options are parsed by argparse and errors are formatted here: one line on standard error with the nearest right spelling, exit
-code 2, and nothing written.
+Options are parsed by argparse and errors are formatted here: one line on standard error with the nearest right
+spelling, exit code 2, and nothing written.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ def evaluate(a: argparse.Namespace) -> None:
             _write_gif(a.video, frames)
     interval = bootstrap(means)
     if interval.low is not None:
-        print(f"IQM over {len(means)} seeds: {interval.point:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})")
+        print(
+            f"IQM over {len(means)} seeds: {interval.point:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
+        )
 
 
 def _writer_of(path: Path):

@@ -1,8 +1,8 @@
 """Distributions over actions: what a network's outputs mean. Acting, Corrector and Monitor use the same ones.
 
-They work on NumPy arrays (in an actor process, which does not import JAX) and on JAX arrays (inside a training program) alike,
-because randomness comes in as an argument: `draw` says which noise a sample needs, `sample` is a pure function of it. Arrays
-may have any leading axes; the last axis of the parameters is the action's.
+They work on NumPy arrays (in an actor process, which does not import JAX) and on JAX arrays (inside a training program)
+alike, because randomness comes in as an argument: `draw` says which noise a sample needs, `sample` is a pure function
+of it. Arrays may have any leading axes; the last axis of the parameters is the action's.
 """
 
 from __future__ import annotations

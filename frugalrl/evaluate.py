@@ -24,8 +24,9 @@ def on_gymnasium(
 ) -> Episodes:  # fmt: skip
     """Play `episodes` episodes, each on an environment of its own reset with seed, seed + 1, ...
 
-    `act` takes observations [parallel, ...] and returns that many actions; environments whose episode is over repeat their last
-    observation. If `frames` is a list, the first episode is rendered into it as RGB arrays. Raises what Gymnasium raises.
+    `act` takes observations [parallel, ...] and returns that many actions; environments whose episode is over repeat
+    their last observation. If `frames` is a list, the first episode is rendered into it as RGB arrays. Raises what
+    Gymnasium raises.
     """
     import gymnasium
 
@@ -53,7 +54,7 @@ def on_gymnasium(
 
 
 def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episodes]:
-    """The pure function (policy, key) -> Episodes of `episodes` greedy episodes on a JAX environment, played side by side."""
+    """The pure function (policy, key) -> Episodes: `episodes` greedy episodes on a JAX environment, side by side."""
     import jax
     import jax.numpy as jnp
 

@@ -42,10 +42,11 @@ def cache_folder() -> str:
 
 def set_up_jax() -> None:
     """JAX as this library wants it; a setting that the caller has made stays."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", cache_folder())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # Dispatch in the calling thread: small calls are four times as quick, and threads that each run seeds do not queue up.
+    # Dispatch in the calling thread: small calls are four times as quick, and threads that each run seeds do not queue
+    # up.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
@@ -54,9 +55,7 @@ def records(config: Config) -> tuple[Agent, Any, Any, Card]:
     module = catalog.recipe(config.agent)
     static = module.Static(**{k: v for k, v in config.hyper.items() if k in module.Static._fields})
     hyper = module.Hyper(**{k: v for k, v in config.hyper.items() if k in module.Hyper._fields})
-    hyper = hyper._replace(
-        total_steps=config.first_steps, steps_per_update=static.train_freq / static.gradient_steps
-    )
+    hyper = hyper._replace(total_steps=config.first_steps, steps_per_update=static.train_freq / static.gradient_steps)
     obs, space = catalog.spaces(config.env)
     agent = module.assemble(static, obs, space)
     if config.correct == "tis":
@@ -140,7 +139,9 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
 
             step = config.steps if tick.iteration >= iterations else min(step_of(tick.iteration), config.steps - 1)
             metrics = {name: np.asarray(x) for name, x in tick.metrics.items()}
-            yield Moment(step, metrics, evaluate, tick.carry, lambda state=state: _per_seed(agent, state(), config.seeds))
+            yield Moment(
+                step, metrics, evaluate, tick.carry, lambda state=state: _per_seed(agent, state(), config.seeds)
+            )
 
     def account() -> dict[str, Any]:
         return {
@@ -201,7 +202,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
 
 def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: engines.Timing) -> actor.Spec:
-    discrete = isinstance(card.actions, Discrete)
+    one = card.actions
+    action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
     quantised = "QuantLinear" if chosen.mode == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
@@ -212,7 +214,7 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
         folder="",
         slab="",
         slots=plan.slots,
-        action=actor.Field((), "int32") if discrete else actor.Field(card.actions.shape, "float32"),
+        action=action,
         obs=card.obs,
         layers=card.layers,
         engine=engines.module(chosen.engine),
@@ -251,7 +253,9 @@ class Ledger:
         self.looked_at, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
         self.recent: deque = deque(maxlen=100)
 
-    def compile(self, learner: actors.Learner, carry: actors.Carry, plan: actors.Plan, spec: actor.Spec) -> actors.Learner:
+    def compile(
+        self, learner: actors.Learner, carry: actors.Carry, plan: actors.Plan, spec: actor.Spec
+    ) -> actors.Learner:
         """The Learner with its programs compiled ahead of time."""
         start = perf_counter()
         items = actor.Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))

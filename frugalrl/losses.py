@@ -17,8 +17,8 @@ class NStep(NamedTuple):
 def n_step(rewards: jax.Array, terminated: jax.Array, truncated: jax.Array, gamma: jax.Array) -> NStep:
     """The n-step return of a window that stops at the first episode end (Sutton 1988; Hessel et al. 2018, equation 2).
 
-    Args: rewards float32 [n]; terminated, truncated bool [n]; gamma scalar. A termination ends the return; a truncation also
-    stops it, but is bootstrapped from.
+    Args: rewards float32 [n]; terminated, truncated bool [n]; gamma scalar. A termination ends the return; a truncation
+    also stops it, but is bootstrapped from.
     """
     ended = terminated | truncated
     before = jnp.cumsum(ended) - ended  # ends strictly before each step

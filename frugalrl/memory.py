@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from .types import Batch, Memory, Transition
 
 
 class Ring(NamedTuple):
-    """Steps of every stream and lane; a row is one packed transition, so that a sample touches one stretch of memory."""
+    """Steps of every stream and lane; a row is one packed transition, so a sample touches one stretch of memory."""
 
     rows: tuple  # an array [streams, slots, lanes, width] for each storage type
     position: jax.Array  # int32 [streams]; steps ever written, so the next slot is position % slots
@@ -20,13 +21,13 @@ class Ring(NamedTuple):
 class Packing(NamedTuple):
     """How a transition becomes one row of 32-bit words and one of bytes (pixels), and back, bit for bit."""
 
-    pack: object  # (transition [..., ...]) -> tuple of rows [..., width]
-    unpack: object  # rows -> transition
+    pack: Callable[[Transition], tuple]  # transition, leaves with leading axes -> rows [leading axes, width]
+    unpack: Callable[[tuple], Transition]
     widths: tuple  # ((dtype, width), ...)
 
 
 def packing(example: Transition) -> Packing:
-    """Packing for transitions shaped as `example` (one, without leading axes). Leaves are uint8, bool, or 32 bits wide."""
+    """Packing for transitions shaped as `example` (one, without leading axes): uint8, bool, or 32 bits a value."""
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, example))
     kinds = [jnp.uint8 if leaf.dtype in (jnp.uint8, jnp.bool_) else jnp.uint32 for leaf in leaves]
     # flags ride along as words where there are no bytes anyway: one array to read instead of two
@@ -75,15 +76,17 @@ def uniform(
 ) -> Memory:
     """A ring sampled uniformly with replacement.
 
-    `capacity` is in steps of all lanes and streams, rounded down to whole unrolls; `unroll` is the number of steps each `add`
-    brings, `window` the number of consecutive steps of one lane in a sample (n-step returns). Batch.data is [batch, window, ...]
-    and Batch.index the row each window starts at. A window may cross the end of an episode (the loss reads the flags) but never
-    the place where the newest step meets the oldest. Sampling takes a 32-bit random word modulo the number of windows: its bias
-    is below windows / 2**32.
+    `capacity` is in steps of all lanes and streams, rounded down to whole unrolls; `unroll` is the number of steps each
+    `add` brings, `window` the number of consecutive steps of one lane in a sample (n-step returns). Batch.data is
+    [batch, window, ...] and Batch.index the row each window starts at. A window may cross the end of an episode (the
+    loss reads the flags) but never the place where the newest step meets the oldest. Sampling takes a 32-bit random
+    word modulo the number of windows: its bias is below windows / 2**32.
     """
     slots = max(capacity // (streams * lanes * unroll), 1) * unroll
     if slots < window:
-        raise ValueError(f"a memory of {capacity} steps is too small for windows of {window} on {streams * lanes} lanes")
+        raise ValueError(
+            f"a memory of {capacity} steps is too small for windows of {window} on {streams * lanes} lanes"
+        )
     packed = packing(example)
 
     def init() -> Ring:

@@ -1,7 +1,7 @@
 """Policy and value networks, each described by its layers so that pruners, engines and exporters can read them.
 
-The layer records import nothing; JAX is loaded only by `network`. Weights are a flat tuple of `Linear`, one for each layer that
-has any, in the order in which the layers are applied (a `Residual` is entered before the layer after it).
+The layer records import nothing; JAX is loaded only by `network`. Weights are a flat tuple of `Linear`, one for each
+layer that has any, in the order in which the layers are applied (a `Residual` is entered before the layer after it).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def out_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def weighted(layers: Layers, shape: tuple[int, ...]) -> Iterator[tuple[Dense | Conv, tuple[int, ...]]]:
-    """Each layer that has weights with the shape of its `w`, in the order of the weights; `shape` is the observation's."""
+    """Each layer that has weights, with the shape of its `w`, in their order; `shape` is the observation's."""
     for layer in layers:
         match layer:
             case Dense(features):
@@ -121,7 +121,8 @@ def network(layers: Layers, obs: Box) -> Network:
         return y[0] + weights.b
 
     def matvec(x, w):
-        # A narrow matrix as a dot product for each column: XLA's CPU code for the gradient of such a matrix is far slower.
+        # A narrow matrix as a dot product for each column: XLA's CPU code for the gradient of such a matrix is far
+        # slower.
         return jnp.stack([x @ column for column in w.T]) if w.shape[1] <= NARROW else x @ w
 
     def walk(layers, params: Iterator[Linear], x):

@@ -1,7 +1,7 @@
 """A trained policy as files and as an object that acts: needs neither JAX nor the training run.
 
-A policy folder holds `policy.json` (network, spaces, what the outputs mean) and `seed-K.npz` (the weights of each training seed).
-Nothing in it is ever unpickled.
+A policy folder holds `policy.json` (network, spaces, what the outputs mean) and `seed-K.npz` (the weights of each
+training seed). Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -141,12 +141,14 @@ class Actor(NamedTuple):
     def predict(self, obs, *, seed: int = 0, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """The action for one observation, or the actions for a batch of them.
 
-        `seed` picks which training seed's policy acts; with `deterministic=False` actions are sampled, from `rng`. Raises
-        ValueError for observations of another shape.
+        `seed` picks which training seed's policy acts; with `deterministic=False` actions are sampled, from `rng`.
+        Raises ValueError for observations of another shape.
         """
         shape, obs = self.card.obs.shape, np.asarray(obs, self.card.obs.dtype)
         if obs.shape[-len(shape) :] != shape or obs.ndim not in (len(shape), len(shape) + 1):
-            raise ValueError(f"{self.card.env} has observations of shape {shape}, or [batch, ...] of them; got {obs.shape}")
+            raise ValueError(
+                f"{self.card.env} has observations of shape {shape}, or [batch, ...] of them; got {obs.shape}"
+            )
         batch = obs if obs.ndim > len(shape) else obs[None]
         dist = HEADS[self.card.head](self.session(len(batch), seed).run(batch), self.card.knobs)
         actions = dist.mode() if deterministic else dist.sample(draw(dist, rng or np.random.default_rng()))

@@ -1,7 +1,7 @@
 """JAX's threefry random numbers, bit for bit, as straight-line code.
 
-On a CPU JAX runs the rounds of threefry2x32 as a loop of many tiny kernels, which costs more than the numbers do. Here the twenty
-rounds are unrolled, so that XLA makes one vectorised kernel of a call. Keys split and map as JAX's own.
+On a CPU JAX runs the rounds of threefry2x32 as a loop of many tiny kernels, which costs more than the numbers do. Here
+the twenty rounds are unrolled, so that XLA makes one vectorised kernel of a call. Keys split and map as JAX's own.
 """
 
 from __future__ import annotations

@@ -208,7 +208,9 @@ class Folder(NamedTuple):
             if not force:
                 raise UsageError(f"--out {path} is not empty: use --force to replace it, or another folder")
             if not (path / "config.json").exists():
-                raise UsageError(f"--out {path} is not a run folder, so --force will not replace it: use another folder")
+                raise UsageError(
+                    f"--out {path} is not a run folder, so --force will not replace it: use another folder"
+                )
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
@@ -256,9 +258,9 @@ def train(
 ) -> Result:
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
-    Options are those of `frugal train`: steps, seeds, seed, runtime, hyper, actors, correct, precision, log. `out` is the run
-    folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call, and Stopped when
-    interrupted, after saving.
+    Options are those of `frugal train`: steps, seeds, seed, runtime, hyper, actors, correct, precision, log. `out` is
+    the run folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong
+    call, and Stopped when interrupted, after saving.
     """
     config = configure(agent, env, **options)
     folder = Folder(None if out is None else Path(out))
@@ -266,7 +268,9 @@ def train(
     return _run(config, folder, quiet=quiet, budget=budget)
 
 
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = True, budget: float | None = None) -> Result | None:
+def resume(
+    path: str | Path, *, steps: int | None = None, quiet: bool = True, budget: float | None = None
+) -> Result | None:
     """Go on with a run from its last checkpoint, to `steps` if given; None if it was finished already."""
     folder = Folder(Path(path))
     config = read_config(Path(path))

@@ -1,7 +1,8 @@
 """The records that cross file boundaries: the glossary of the library.
 
-A record is a NamedTuple of data or of pure functions. Nothing inherits and nothing is registered; a lever takes a record and
-returns one of the same kind. This file imports neither JAX nor NumPy at run time, so that actor processes can use it cheaply.
+A record is a NamedTuple of data or of pure functions. Nothing inherits and nothing is registered; a lever takes a
+record and returns one of the same kind. This file imports neither JAX nor NumPy at run time, so that actor processes
+can use it cheaply.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Env(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """The weights of one layer: w is [in, out] (dense) or [height, width, in, out] (convolution), b is [out]; float32."""
+    """The weights of one layer, float32: w is [in, out] or, of a convolution, [height, width, in, out]; b is [out]."""
 
     w: Any
     b: Any
@@ -127,7 +128,7 @@ class Memory(NamedTuple):
     add: Callable[..., Tree]  # (memory, transitions [time, lanes, ...], stream=0) -> memory
     sample: Callable[[Tree, Any], Batch]  # (memory, key) -> Batch
     update: Callable[[Tree, Any, Any], Tree]  # (memory, index, priority) -> memory
-    cut: Callable[[Tree, Any], Tree]  # (memory, stream) -> memory in which that stream's newest steps are truncated
+    cut: Callable[[Tree, Any], Tree]  # (memory, stream) -> memory with that stream's newest steps truncated
 
 
 class Packet(NamedTuple):

@@ -64,9 +64,9 @@ def dqn(
 ) -> Agent:
     """DQN on `network`, whose outputs are one value for each action.
 
-    `double` picks the bootstrap action by the online network (van Hasselt et al. 2016, equation 4); `loss` is taken of the
-    temporal-difference error; `optimizer` is an optax direction, without its learning rate (default Adam, Kingma and Ba 2015).
-    The number of steps in a return is the window of the batch.
+    `double` picks the bootstrap action by the online network (van Hasselt et al. 2016, equation 4); `loss` is taken of
+    the temporal-difference error; `optimizer` is an optax direction, without its learning rate (default Adam, Kingma
+    and Ba 2015). The number of steps in a return is the window of the batch.
     """
     tx = optax.scale_by_adam() if optimizer is None else optimizer
 

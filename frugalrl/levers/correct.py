@@ -18,15 +18,16 @@ def none() -> Corrector:
 
 
 def truncated(limit: float = 1.0) -> Corrector:
-    """The product of the importance ratios, truncated from above (Ionides 2008; Espeholt et al. 2018 truncate each ratio)."""
+    """The product of the importance ratios, truncated from above (Ionides 2008)."""
     return lambda log_ratios: jnp.minimum(jnp.exp(jnp.sum(log_ratios)), limit)
 
 
 def corrected(agent: Agent, corrector: Corrector) -> Agent:
     """The agent whose `grad` weights each sample by how far its behaviour was from the agent's own policy.
 
-    The behaviour's log-probability is the one stored with the transition: that of the (compressed) policy that acted. Steps after
-    the end of an episode do not count, nor do those before `agent.ratio_from`, whose action the target is given.
+    The behaviour's log-probability is the one stored with the transition: that of the (compressed) policy that acted.
+    Steps after the end of an episode do not count, nor do those before `agent.ratio_from`, whose action the target is
+    given.
     """
 
     def grad(state, batch: Batch, key):

@@ -1,8 +1,8 @@
 """An actor process: steps Gymnasium environments with a (compressed) policy and hands unrolls to the Learner.
 
-It is started as `python -m frugalrl.runtime.actor` rather than through multiprocessing, so that the caller's script is never
-imported again. Its standard input brings the Spec and then the numbers of free slots; its standard output carries one JSON line
-for each filled slot. Arrays go through shared slabs. It does not import JAX unless its engine is JAX.
+It is started as `python -m frugalrl.runtime.actor` rather than through multiprocessing, so that the caller's script is
+never imported again. Its standard input brings the Spec and then the numbers of free slots; its standard output carries
+one JSON line for each filled slot. Arrays go through shared slabs. It does not import JAX unless its engine is JAX.
 """
 
 from __future__ import annotations

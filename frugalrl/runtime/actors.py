@@ -1,7 +1,7 @@
 """Actor processes step Gymnasium environments while one Learner updates; the Learner answers unrolls with packets.
 
-The ratio of updates to steps is fixed: every unroll that is added is followed by the same number of updates, and an actor whose
-slots are all waiting to be learned from waits too. This file runs in the Learner's process.
+The ratio of updates to steps is fixed: every unroll that is added is followed by the same number of updates, and an
+actor whose slots are all waiting to be learned from waits too. This file runs in the Learner's process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..types import Agent, Batch, Compressor, Engine, Memory, Packet, Transition, update
+from ..types import Agent, Batch, Compressor, Memory, Packet, Transition, update
 from . import link
 from .actor import Spec, Timer, unroll_fields
 
@@ -158,10 +158,8 @@ class Fleet:
         """Close the actors' inputs, which ends them; whoever does not end is killed."""
         for process in self.processes:
             assert process.stdin is not None
-            try:
+            with suppress(BrokenPipeError):
                 process.stdin.close()
-            except BrokenPipeError:
-                pass
         for process in self.processes:
             try:
                 process.wait(timeout=5)
@@ -250,10 +248,10 @@ def train(
     parts: Learner, plan: Plan, spec: Spec, carry: Carry, *, steps: int, seed: int,
     report: Callable[[str], None] = lambda text: None, timer: Timer | None = None, fleets: list | None = None,
 ) -> Iterator[Tick]:  # fmt: skip
-    """Run until `steps` environment steps have been added, yielding after each message; close the generator to stop early.
+    """Run until `steps` environment steps have been added, yielding after each message; close it to stop early.
 
-    `carry` may come from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so that the
-    caller can read what the actors spent.
+    `carry` may come from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so
+    that the caller can read what the actors spent.
     """
     timer = timer or Timer()
     step = int(carry.step)

@@ -1,7 +1,7 @@
 """One training run as pure functions of (key, hyper): environment, memory and learner in a single XLA program.
 
-Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured at the start;
-it changes the speed and not one bit of the result, because every way maps (a single seed too) and never unrolls.
+Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured at the
+start; it changes the speed and not one bit of the result, because every way maps (a single seed too) and never unrolls.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ class Programs:
 
         mapped = jax.vmap(self.run.advance, (0, None))
         # one program, one thread: the other cores run other seeds, and small products only lose by being split
-        options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
+        options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
         lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), jnp.int32(1))
         return lowered.compile(compiler_options=options)
 
@@ -202,7 +203,7 @@ def cores() -> int:
 
 
 def fastest(programs: Programs, carry: Carry, seconds: float = 0.3) -> tuple[Way, dict[str, float]]:
-    """Measure the ways to batch on copies of `carry` [seeds, ...]; returns the best, and microseconds per iteration of each."""
+    """Measure the ways to batch on copies of `carry` [seeds, ...]: the best, and microseconds per iteration of each."""
     seeds = carry.iteration.shape[0]
     options = ways(seeds, cores())
     programs.prepare({s.stop - s.start for way in options for s in chunks(seeds, way.width)})
@@ -245,7 +246,7 @@ def train(programs: Programs, way: Way, carry: Carry, segments: list[int]) -> It
             done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
             parts, iteration = [c for c, _ in done], target
             metrics = _join([m for _, m in done])
-            yield Tick(iteration, lambda: _join(parts), lambda: _join([c.state for c in parts]), metrics)
+            yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), metrics)
 
 
 def _join(parts: list):

@@ -85,28 +85,28 @@ def _running(pid: int) -> bool:
 class Mailbox(NamedTuple):
     """Holds the newest packet. One writer, many readers, nobody waits.
 
-    The writer fills the half that the count does not point at, then raises the count; a reader copies the half it points at and
-    tries again if the count moved meanwhile.
+    The writer fills the half that the count does not point at, then raises the count; a reader copies the half it
+    points at and tries again if the count moved meanwhile.
     """
 
-    count: np.ndarray  # uint64 [1]; packets ever put; the newest lies in half count % 2
+    total: np.ndarray  # uint64 [1]; packets ever put; the newest lies in half total % 2
     halves: tuple  # two lists of arrays
 
     def put(self, arrays) -> None:
-        count = int(self.count[0]) + 1
+        count = int(self.total[0]) + 1
         for slot, value in zip(self.halves[count % 2], arrays, strict=True):
             slot[...] = value
-        self.count[0] = count
+        self.total[0] = count
 
     def newest(self) -> int:
-        return int(self.count[0])
+        return int(self.total[0])
 
     def get(self) -> tuple[int, list[np.ndarray]]:
         """(count, arrays) of the newest packet; the arrays are copies."""
         while True:
-            count = int(self.count[0])
+            count = int(self.total[0])
             arrays = [x.copy() for x in self.halves[count % 2]]
-            if int(self.count[0]) == count:
+            if int(self.total[0]) == count:
                 return count, arrays
 
 

@@ -1,0 +1,35 @@
+# Each target makes .venv from requirements.lock, installs what it needs (once), and runs.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: demo test test-long check bench docs install lock
+
+demo: .venv/has-demo
+	$(BIN)/frugal train dqn LunarLander-v3 --actors int8 --out runs/demo --force
+
+install: .venv/has-install
+test: .venv/has-dev
+	$(BIN)/pytest
+test-long: .venv/has-dev
+	$(BIN)/pytest -m long
+check: .venv/has-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest tests/test_walk.py
+bench: .venv/has-install
+	$(BIN)/frugal bench
+
+# An extra of pyproject.toml for each stamp; pip is asked again only when one of the two files has changed.
+EXTRAS_demo := box2d
+EXTRAS_install := box2d,mujoco,minatar,atari,dmc,engines
+EXTRAS_dev := dev
+.venv/has-%: pyproject.toml requirements.lock
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) --editable '.[$(EXTRAS_$*)]'
+	@touch $@
+
+lock:  # after a change of dependencies; needs uv
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --output-file requirements.lock
