@@ -55,7 +55,8 @@ class EpsilonGreedy(NamedTuple):
 
     def probs(self) -> Array:
         xp, n = _xp(self.values), self.values.shape[-1]
-        greedy = xp.arange(n) == xp.argmax(self.values, -1)[..., None]
+        actions = xp.arange(n).reshape((1,) * (self.values.ndim - 1) + (n,))
+        greedy = xp.argmax(self.values, -1)[..., None] == actions
         even = xp.asarray(self.epsilon, xp.float32) / np.float32(n)
         return xp.where(greedy, 1 - even * np.float32(n - 1), even)
 

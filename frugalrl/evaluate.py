@@ -67,7 +67,7 @@ def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episo
             keys = jax.random.split(jax.random.fold_in(key, t), episodes)
             env_state, step = jax.vmap(env.step)(env_state, dist.mode(), keys)
             ret = ret + jnp.where(alive, step.reward, 0.0)
-            length = length + alive
+            length = length + alive.astype(jnp.int32)
             return env_state, step.obs, alive & ~(step.terminated | step.truncated), ret, length, t + 1
 
         zeros = jnp.zeros(episodes, jnp.int32)

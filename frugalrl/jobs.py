@@ -89,68 +89,74 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     )
     run = compiled.run(agent, env, memory, plan)
     seeds = jnp.arange(config.seeds) + config.seed
-    spent: dict[str, Any] = {"compile": 0.0, "way": None, "measured": {}, "first_update": None}
-
-    def timed(function: Callable, *args):
-        """Compile ahead of time and keep the seconds."""
-        start = perf_counter()
-        made = jax.jit(function).lower(*args).compile()
-        spent["compile"] += perf_counter() - start
-        return made
-
-    def begin(seeds, hyper):
-        return jax.vmap(run.init)(jax.vmap(rng.key)(seeds), hyper)
-
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
+    players = on_twin(agent, env, EVAL_EPISODES)
+    spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
+
+    def begin(seeds, hypers):
+        return jax.vmap(run.init)(jax.vmap(rng.key)(seeds), hypers)
+
+    def play(states, key):
+        return jax.vmap(lambda state: players(agent.policy(state), key))(states)
+
+    def step_of(iteration: int) -> int:
+        return (warmup + iteration) * per_iteration
 
     def moments(restore: Restore | None) -> Iterator[Moment]:
-        if restore is None:
-            carry = jax.block_until_ready(timed(begin, seeds, hypers)(seeds, hypers))
-        else:
-            like = jax.eval_shape(begin, seeds, hypers)
-            carry = restore(like)
-        programs = compiled.Programs(run, carry)
+        start = perf_counter()
+        shapes = jax.eval_shape(begin, seeds, hypers)
+        programs = compiled.Programs(run, shapes)
+        with ThreadPoolExecutor() as pool:  # compilation takes one core a program
+            starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile())
+            widths = [way.width for way in compiled.ways(config.seeds, compiled.cores())]
+            list(pool.map(programs.prepare, widths))
+            starter = starter.result()
+        spent["compile"] += perf_counter() - start
+        carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore(shapes)
         way, measured = compiled.fastest(programs, carry)
-        spent["way"], spent["measured"] = str(way), measured
+        spent["batching"] = {"way": str(way), "microseconds_per_iteration": measured}
         if config.seeds > 1:
-            report(f"batching seeds: {way}")
-        players = on_twin(agent, env, EVAL_EPISODES)
-        play = jax.vmap(lambda state, key: players(agent.policy(state), key), (0, None))
-        play = timed(play, carry.state, rng.key(0))
-        spent["compile"] += programs.seconds
-
-        def step_of(iteration: int) -> int:
-            return (warmup + iteration) * per_iteration
-
+            report(f"batching: {way}")
         iterations = max(1, -(-(config.steps - step_of(0)) // per_iteration))
-        marks = milestones(iterations, EVALUATIONS * SEGMENTS)
         done = int(carry.iteration[0])
-        ticks = compiled.train(programs, way, carry, [] if done >= iterations else [done + 1, *marks])
+        marks = [-(-(step - step_of(0)) // per_iteration) for step in milestones(config.steps, EVALUATIONS * SEGMENTS)]
+        first = min(done + 1, iterations)  # so that the time of the first update is known
+        ticks = compiled.train(programs, way, carry, [first, *marks, iterations])
         del carry
+        evaluator = None
         for tick in ticks:
-            if spent["first_update"] is None:
-                spent["first_update"] = seconds_since_start()
-            state = tick.state
-
-            def evaluate(episodes: int, state=state) -> Episodes:
-                keys = jax.random.split(rng.key(HELD_OUT), -(-episodes // EVAL_EPISODES))
-                played = [jax.device_get(play(state(), key)) for key in keys]
-                return Episodes(*(np.concatenate(x, -1)[:, :episodes] for x in zip(*played, strict=True)))
-
-            step = config.steps if tick.iteration >= iterations else min(step_of(tick.iteration), config.steps - 1)
-            metrics = {name: np.asarray(x) for name, x in tick.metrics.items()}
+            spent["first_update"] = spent["first_update"] or seconds_since_start()
+            if evaluator is None:
+                start = perf_counter()
+                evaluator = jax.jit(play).lower(tick.state(), rng.key(0)).compile()
+                spent["compile"] += perf_counter() - start
             yield Moment(
-                step, metrics, evaluate, tick.carry, lambda state=state: _per_seed(agent, state(), config.seeds)
+                min(step_of(tick.iteration), config.steps),
+                {name: np.asarray(x) for name, x in tick.metrics.items()},
+                partial(_evaluate_on_twin, evaluator, tick.state),
+                tick.carry,
+                partial(_weights_per_seed, agent, tick.state, config.seeds),
             )
 
     def account() -> dict[str, Any]:
         return {
             "compile_seconds": spent["compile"],
             "first_update_seconds": spent["first_update"],
-            "batching": {"way": spent["way"], "microseconds_per_iteration": spent["measured"]},
+            "batching": spent["batching"],
         }
 
     return Job([Phase("all", range(config.seeds), moments)], card, account)
+
+
+def _evaluate_on_twin(evaluator: Callable, state: Callable[[], Any], episodes: int) -> Episodes:
+    keys = jax.random.split(rng.key(HELD_OUT), -(-episodes // EVAL_EPISODES))
+    played = [jax.device_get(evaluator(state(), key)) for key in keys]
+    return Episodes(*(np.concatenate(x, -1)[:, :episodes] for x in zip(*played, strict=True)))
+
+
+def _weights_per_seed(agent: Agent, state: Callable[[], Any], seeds: int) -> list:
+    params = jax.device_get(jax.vmap(agent.policy)(state()).params)
+    return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(seeds)]
 
 
 def actors_job(config: Config, report: Callable[[str], None]) -> Job:
@@ -322,11 +328,6 @@ class Ledger:
                 "measured": [timing._asdict() for timing in timings],
             },
         }
-
-
-def _per_seed(agent: Agent, state, seeds: int) -> list:
-    params = jax.device_get(jax.vmap(agent.policy)(state).params)
-    return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(seeds)]
 
 
 def _whole_ratio(updates: int, steps: int, static) -> int:

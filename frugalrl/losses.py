@@ -21,7 +21,7 @@ def n_step(rewards: jax.Array, terminated: jax.Array, truncated: jax.Array, gamm
     also stops it, but is bootstrapped from.
     """
     ended = terminated | truncated
-    before = jnp.cumsum(ended) - ended  # ends strictly before each step
+    before = jnp.cumsum(ended) - ended.astype(jnp.int32)  # ends strictly before each step
     alive = before == 0
     steps = jnp.arange(rewards.shape[0], dtype=jnp.int32)
     last = jnp.max(jnp.where(alive, steps, 0))

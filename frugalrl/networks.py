@@ -118,7 +118,7 @@ def network(layers: Layers, obs: Box) -> Network:
         y = jax.lax.conv_general_dilated(
             x[None], weights.w, (layer.stride, layer.stride), layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return y[0] + weights.b
+        return y[0] + weights.b[None, None]
 
     def matvec(x, w):
         # A narrow matrix as a dot product for each column: XLA's CPU code for the gradient of such a matrix is far

@@ -375,9 +375,10 @@ class Sitting:
                 self.steps_done = moment.step
                 self._write_receipt(finished=False)
                 raise Stopped(asked, moment.step, self.folder.path)
-        if moment is not None:
+        assert moment is not None
+        if moment.step != start:
             self._save(checkpoints, moment)
-            self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
+        self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
 
     def _start(self, phase: Phase, checkpoints: Path | None) -> tuple[int | None, Restore | None]:
         """The step to go on from and how to; rows after it, of the phase's seeds, are dropped."""
@@ -385,15 +386,10 @@ class Sitting:
 
         found = checkpoint.steps(checkpoints) if checkpoints is not None else []
         start = found[-1] if found else None
-        if self.folder.path is not None and (self.folder.path / "rows.jsonl").exists():
-            kept = [
-                row
-                for row in rows.read(self.folder.path / "rows.jsonl")
-                if row["seed"] - self.config.seed not in phase.seeds or row["step"] <= (start or 0)
-            ]
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            files.replace(self.folder.path / "rows.jsonl", text)
-            self.rows += [row for row in kept if row["seed"] - self.config.seed in phase.seeds]
+        if self.folder.path is not None:
+            file, seeds = self.folder.path / "rows.jsonl", [self.config.seed + k for k in phase.seeds]
+            rows.keep_until(file, start or 0, seeds)
+            self.rows += [row for row in rows.read(file) if row["seed"] in seeds]
         if start is None or checkpoints is None:
             return None, None
         return start, partial(checkpoint.restore, checkpoints, start)

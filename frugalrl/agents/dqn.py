@@ -118,7 +118,8 @@ def dqn(
         norm = optax.global_norm(grads)
         shrink = jnp.minimum(1.0, h.max_grad_norm / jnp.maximum(norm, 1e-12))
         grads = jax.tree.map(lambda g: g * shrink, grads)
-        direction, opt = tx.update(grads, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+            direction, opt = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - h.learning_rate * d, state.params, direction)
         version = state.version + 1
         interval = jnp.maximum(jnp.round(h.target_update_interval / h.steps_per_update), 1.0).astype(jnp.int32)

@@ -35,7 +35,7 @@ def corrected(agent: Agent, corrector: Corrector) -> Agent:
 
         def weight(obs, action, log_prob, ended):
             now = jax.vmap(lambda o, a: agent.dist(policy, o, key).log_prob(a))(obs, action)
-            inside = (jnp.cumsum(ended) - ended) == 0
+            inside = (jnp.cumsum(ended) - ended.astype(jnp.int32)) == 0
             return corrector(jnp.where(inside, now - log_prob, 0.0)[agent.ratio_from :])
 
         weights = jax.vmap(weight)(data.obs, data.action, data.log_prob, data.terminated | data.truncated)

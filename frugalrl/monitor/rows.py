@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,20 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [row for row, _ in _parsed(Path(path))]
 
 
-def keep_until(path: str | os.PathLike, step: int) -> int:
+def keep_until(path: str | os.PathLike, step: int, seeds: Container[int] | None = None) -> int:
     """Drop the rows of later steps than `step` and return how many: what to do before a run resumes from a checkpoint.
+
+    With `seeds`, the rows of other seeds stay.
 
     The rows that stay keep their bytes; the file is replaced as a whole or not at all.
     """
     path = Path(path)
     parsed = _parsed(path)
-    kept = [line for row, line in parsed if row.get("step", 0) <= step]
+
+    def stays(row: dict[str, Any]) -> bool:
+        return row.get("step", 0) <= step or (seeds is not None and row.get("seed") not in seeds)
+
+    kept = [line for row, line in parsed if stays(row)]
     if len(kept) < len(parsed):
         replace(path, "".join(f"{line}\n" for line in kept))
     return len(parsed) - len(kept)

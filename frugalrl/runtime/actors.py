@@ -255,6 +255,9 @@ def train(
     """
     timer = timer or Timer()
     step = int(carry.step)
+    if step >= steps:
+        yield Tick(step, carry, {}, [], ())
+        return
     fleet = Fleet(spec, plan, seed, arrays_of(*jax.device_get(parts.ship(carry.state))), report)
     if fleets is not None:
         fleets.append(fleet)

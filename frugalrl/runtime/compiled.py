@@ -139,6 +139,9 @@ def count(episodes: Episodes, t: Transition) -> Episodes:
     )
 
 
+CHUNK = 8  # seeds: with more, their replay memories no longer share a core's cache
+
+
 class Way(NamedTuple):
     """A way to batch seeds: `width` of them mapped in one program, `threads` such programs at a time."""
 
@@ -152,43 +155,43 @@ class Way(NamedTuple):
 
 
 def ways(seeds: int, cores: int) -> list[Way]:
-    """The ways worth measuring: all seeds in one vmap, an equal share for each core, chunks of 8, one by one."""
-    widths = {seeds, -(-seeds // cores), min(8, seeds), 1}
-    # a remainder would need a second program; near-equal chunks do as well
-    widths = {w for w in widths if seeds % w == 0} | ({-(-seeds // cores)} if seeds > cores else set())
+    """The ways worth measuring: all seeds in one vmap, chunks that keep every core busy, one by one.
+
+    `lax.map` over seeds is not among them: it is "one by one" on a single core.
+    """
+    fair = min(CHUNK, -(-seeds // cores))
+    even = max(w for w in range(1, fair + 1) if seeds % w == 0)  # a remainder would need a program of its own
+    widths = {seeds, even, 1}
     return sorted({Way(w, min(cores, -(-seeds // w))) for w in widths}, reverse=True)
 
 
 def chunks(seeds: int, width: int) -> list[slice]:
+    """The seeds in runs of `width`."""
     return [slice(i, min(i + width, seeds)) for i in range(0, seeds, width)]
 
 
 def take(tree, part: slice):
+    """The seeds of `part`, of every leaf [seeds, ...]."""
     return jax.tree.map(lambda x: x[part], tree)
 
 
 class Programs:
-    """The compiled `advance` of a run, one for each number of seeds mapped together. Compilation is timed."""
+    """The compiled `advance` of a run, one for each number of seeds mapped together. `carry` gives the shapes."""
 
     def __init__(self, run: Run, carry: Carry):
-        self.run, self.carry, self.compiled, self.seconds = run, carry, {}, 0.0
+        self.run, self.carry, self.compiled = run, carry, {}
 
-    def prepare(self, widths: set[int]) -> None:
-        start = perf_counter()
-        with ThreadPoolExecutor(cores()) as pool:
-            new = sorted(widths - set(self.compiled))
-            self.compiled |= dict(zip(new, pool.map(self._compile, new), strict=True))
-        self.seconds += perf_counter() - start
+    def prepare(self, width: int) -> None:
+        """Compile the program for `width` seeds; may be called from several threads at once."""
 
-    def _compile(self, width: int):
         def shape(x):
             return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype)
 
-        mapped = jax.vmap(self.run.advance, (0, None))
+        mapped = jax.jit(jax.vmap(self.run.advance, (0, None)), donate_argnums=0)
         # one program, one thread: the other cores run other seeds, and small products only lose by being split
         options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
-        lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), jnp.int32(1))
-        return lowered.compile(compiler_options=options)
+        lowered = mapped.lower(jax.tree.map(shape, self.carry), jnp.int32(1))
+        self.compiled[width] = lowered.compile(compiler_options=options)
 
     def __call__(self, carry: Carry, iterations: int):
         width = carry.iteration.shape[0]
@@ -203,26 +206,27 @@ def cores() -> int:
 
 
 def fastest(programs: Programs, carry: Carry, seconds: float = 0.3) -> tuple[Way, dict[str, float]]:
-    """Measure the ways to batch on copies of `carry` [seeds, ...]: the best, and microseconds per iteration of each."""
+    """Measure the ways to batch on copies of `carry` [seeds, ...]: the best, and microseconds per iteration of each.
+
+    The programs must have been prepared. `seconds` is for all measurements together.
+    """
     seeds = carry.iteration.shape[0]
     options = ways(seeds, cores())
-    programs.prepare({s.stop - s.start for way in options for s in chunks(seeds, way.width)})
-    rates: dict[Way, list[float]] = {way: [] for way in options}
-    for attempt in range(3):
-        for way in options if len(options) > 1 else ():
+    if len(options) == 1:
+        return options[0], {}
+    best = {way: float("inf") for way in options}
+    for attempt in range(4):  # in turns, so that a busy moment of the machine hits all of them; the first warms up
+        for way in options:
             trial = [take(carry, part) for part in chunks(seeds, way.width)[: way.threads]]
             trial = jax.block_until_ready(jax.tree.map(jnp.copy, trial))
             count = sum(c.iteration.shape[0] for c in trial)
-            budget = seconds / len(options) / 3
-            iterations = 8 if not rates[way] else max(8, int(budget * 1e6 / rates[way][-1] / count))
+            iterations = 8 if attempt == 0 else max(8, int(seconds / len(options) / 3 * 1e6 / best[way] / count))
             with ThreadPoolExecutor(way.threads) as pool:
                 start = perf_counter()
-                list(pool.map(lambda c, n=iterations: programs(c, n), trial))
-                rates[way].append((perf_counter() - start) / iterations / count * 1e6)
-            if attempt == 0:
-                rates[way].pop() if len(rates[way]) > 1 else None
-    best = {str(way): min(times) for way, times in rates.items() if times}
-    return min(options, key=lambda way: best.get(str(way), 0.0)), best
+                list(pool.map(partial(programs, iterations=iterations), trial))
+                microseconds = (perf_counter() - start) / iterations / count * 1e6
+            best[way] = microseconds if attempt <= 1 else min(best[way], microseconds)
+    return min(options, key=lambda way: best[way]), {str(way): round(value, 1) for way, value in best.items()}
 
 
 class Tick(NamedTuple):
@@ -235,10 +239,15 @@ class Tick(NamedTuple):
 
 
 def train(programs: Programs, way: Way, carry: Carry, segments: list[int]) -> Iterator[Tick]:
-    """Advance all seeds to each of the iteration counts in `segments`, yielding after each; `carry` is used up."""
+    """Advance all seeds to each of the iteration counts in `segments`, yielding after each; `carry` is used up.
+
+    Counts already passed are skipped; if all are, the carry is yielded as it is.
+    """
     seeds, iteration = carry.iteration.shape[0], int(carry.iteration[0])
     parts = [take(carry, part) for part in chunks(seeds, way.width)]
     del carry
+    if max(segments) <= iteration:
+        yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), {})
     with ThreadPoolExecutor(way.threads) as pool:
         for target in segments:
             if target <= iteration:

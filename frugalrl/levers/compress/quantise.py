@@ -43,12 +43,12 @@ def quantise(weights: Linear) -> QuantLinear:
     """One layer to int8. A channel with a weight that is not finite gets a scale that is not: nothing hides it."""
     xp = _namespace(weights.w)
     w = weights.w.astype(np.float32)
-    largest = abs(w).max(tuple(range(w.ndim - 1)))
+    largest = abs(w).max(tuple(range(w.ndim - 1)), keepdims=True)
     # times a reciprocal, because XLA makes that of a division by a constant; and 1 for a channel of zeros
     scale = xp.where(largest < _NOTHING, np.float32(1), largest * np.float32(1 / _LEVELS))
     with np.errstate(invalid="ignore"):
         q = xp.clip(xp.rint(w / scale), -_LEVELS, _LEVELS).astype(np.int8)
-    return QuantLinear(q, scale, weights.b.astype(np.float32))
+    return QuantLinear(q, scale.reshape(-1), weights.b.astype(np.float32))
 
 
 def dequantise(weights: Linear | QuantLinear) -> Linear:
@@ -56,7 +56,8 @@ def dequantise(weights: Linear | QuantLinear) -> Linear:
     if isinstance(weights, Linear):
         return weights
     with np.errstate(invalid="ignore"):
-        return Linear(weights.q.astype(np.float32) * weights.scale, weights.b)
+        scale = weights.scale.reshape((1,) * (weights.q.ndim - 1) + (-1,))
+        return Linear(weights.q.astype(np.float32) * scale, weights.b)
 
 
 def _namespace(x: Array) -> Any:

@@ -12,14 +12,14 @@ import numpy as np
 from ....networks import Layers, network
 from ....types import Box, Engine, Session
 from ..quantise import dequantise
-from .shared import needs, received, unloaded
+from .shared import needs, received, unloaded, with_cast
 
 
 def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     import jax
     import jax.numpy as jnp
 
-    apply = jax.jit(jax.vmap(network(layers, obs).apply, (None, 0)))
+    apply = jax.jit(jax.vmap(network(with_cast(layers, obs), obs).apply, (None, 0)))
     shape = (batch, *obs.shape)
     call = unloaded
 
