@@ -8,23 +8,23 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from .envs.twins import TWINS
+from .errors import UsageError, one_line
 from .types import Box, Discrete, Space
-
-
-class UsageError(ValueError):
-    """A wrong call; the message is one line that names the right one."""
 
 
 class Recipe(NamedTuple):
     module: str  # holds Static, Hyper and assemble
     summary: str
+    continuous: bool = False  # takes continuous actions too
 
 
 AGENTS = {"dqn": Recipe("frugalrl.agents.dqn", "Q-learning with replay and a target network; discrete actions")}
 
 # of each agent and environment: training steps, and what differs from the agent's own defaults
 DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("dqn", "CartPole-v1"): (100_000, {}),
+    # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values grow
+    # without end; long returns, because one step at a time 100 steps of value take 100 target updates.
+    ("dqn", "CartPole-v1"): (50_000, {"loss": "mse", "learning_rate": 5e-4, "double": True, "n_step": 10}),
     ("dqn", "Acrobot-v1"): (200_000, {}),
     ("dqn", "MountainCar-v0"): (300_000, {}),
     ("dqn", "LunarLander-v3"): (
@@ -55,7 +55,10 @@ FAMILIES = (
     Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1")),
     Family("box2d", "Box2D", ("LunarLander-v3",)),
 )
-LATER = ["bf16", "half", "half+int8", "ray"]  # promised by the design, not there yet
+# promised by the design, not there yet
+LATER = ("bf16", "fp16", "half", "half+int8", "auto", "ray", "vtrace", "retrace", "tree-backup", "wandb", "trackio")
+LATER_COMMANDS = ("pbt", "compare", "study", "studies", "watch")
+LATER_OPTIONS = ("--lockstep", "--ray-address")
 
 
 def nearest(word: str, known, kind: str) -> str:
@@ -73,23 +76,38 @@ def recipe(agent: str) -> ModuleType:
     return import_module(AGENTS[agent].module)
 
 
+def registration(env_id: str) -> Any:
+    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first.
+
+    Raises UsageError if there is none.
+    """
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            import_module(module)
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:
+        raise UsageError(f"unknown environment {env_id!r}: {nearest(name, gymnasium.registry, 'some are')}") from None
+    except Exception as error:  # a module that does not import may raise anything
+        raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}") from None
+
+
 def spaces(env_id: str) -> tuple[Box, Space]:
     """Observation and action space of a Gymnasium environment. Raises UsageError if it cannot be made."""
     import gymnasium
     from gymnasium import spaces as gym_spaces
 
+    found = registration(env_id)
     try:
-        spec = gymnasium.spec(env_id)
-        env = gymnasium.make(spec)
+        env = gymnasium.make(found)
     except gymnasium.error.DependencyNotInstalled as error:
         extra = next((f.extra for f in FAMILIES if env_id in f.ids), None)
         how = f"pip install 'frugalrl[{extra}]'" if extra else str(error).splitlines()[0]
         raise UsageError(f"{env_id} needs a package that is not installed: {how}") from None
-    except gymnasium.error.Error:
-        raise UsageError(f"unknown environment {env_id!r}: {nearest(env_id, gymnasium.registry, 'some are')}") from None
-    except Exception as error:  # a module named in the id that does not import, an environment that fails to start
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"environment {env_id!r} cannot be made: {reason}") from None
+    except Exception as error:  # an environment that fails to start, which may raise anything
+        raise UsageError(f"environment {env_id!r} cannot be made: {one_line(error)}") from None
     obs, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(obs, gym_spaces.Box):
@@ -138,7 +156,7 @@ def _convert(agent: str, name: str, value: Any, known: dict[str, Any]) -> Any:
         if name in recipe(agent).Static._fields:
             return _whole(value)
         return float(value)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         example = ",".join(map(str, default)) if isinstance(default, tuple) else default
         raise UsageError(
             f"--hyper {name}={value} is not of the right kind; write for example {name}={example}"

@@ -7,18 +7,26 @@ spelling, exit code 2, and nothing written.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, catalog
-from .catalog import UsageError
-from .policy import BadFile
+from .errors import BadFile, RunFailed, Stopped, UsageError, one_line
+from .signals import EndAtOnce
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that offer the nearest spelling."""
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            allow_abbrev=False, **options
+        )  # or a script breaks when an option with that beginning is added
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -26,6 +34,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         found, rest = self.parse_known_args(args, namespace)
         for word in rest:
+            if word.partition("=")[0] in catalog.LATER_OPTIONS:
+                raise UsageError(f"{word.partition('=')[0]} is not there yet")
             if word.startswith("-"):
                 known = [o for action in self._every_action(found) for o in action.option_strings]
                 raise UsageError(f"unknown option {word}: {catalog.nearest(word, known, 'options are')}")
@@ -95,7 +105,6 @@ def train(a: argparse.Namespace) -> None:
 
     hyper = _pairs(a.hyper)
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
-    _positive("--budget", a.budget)
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, actors=a.actors,
         correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
@@ -106,7 +115,6 @@ def train(a: argparse.Namespace) -> None:
 def resume(a: argparse.Namespace) -> None:
     from . import training
 
-    _positive("--budget", a.budget)
     result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
     if result is None:
         print(f"{a.run} is finished; to go on: frugal resume {a.run} --steps N")
@@ -134,22 +142,28 @@ def evaluate(a: argparse.Namespace) -> None:
     from .evaluate import HELD_OUT, on_gymnasium
     from .statistics import bootstrap
 
-    _positive("--episodes", a.episodes)
+    if a.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, got {a.episodes}")
     if a.seed is not None and a.seed < 0:
         raise UsageError(f"--seed must not be negative, got {a.seed}")
     actor = policy.load(a.run)
-    catalog.spaces(actor.card.env)  # says what to install if the environment is not there
+    obs, actions = catalog.spaces(actor.card.env)  # says what to install if the environment is not there
+    if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
+        raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     if a.video is not None:
         _writer_of(a.video)
     means = []
     for k in range(len(actor.weights)):
         parallel = min(a.episodes, 20)
         session, frames = actor.session(parallel, k), [] if a.video is not None and k == 0 else None
-        head = policy.HEADS[actor.card.head]
-        played = on_gymnasium(
-            lambda obs, run=session.run: head(run(obs), actor.card.knobs).mode(), actor.card.env, a.episodes,
-            seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel, obs_dtype=actor.card.obs.dtype, frames=frames,
-        )  # fmt: skip
+        act = partial(_greedy, policy.HEADS[actor.card.head], session.run, actor.card.knobs)
+        try:
+            played = on_gymnasium(
+                act, actor.card.env, a.episodes, seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel,
+                obs_dtype=actor.card.obs.dtype, frames=frames,
+            )  # fmt: skip
+        except Exception as error:  # out of the environment, which may raise anything
+            raise RunFailed(f"{actor.card.env} failed: {one_line(error)}", None) from error
         means.append(float(np.mean(played.returns)))
         spread = f", standard deviation {np.std(played.returns):.1f}"
         print(f"seed {k}: mean greedy return {means[-1]:.1f} over {a.episodes} episodes{spread}")
@@ -157,14 +171,19 @@ def evaluate(a: argparse.Namespace) -> None:
             _write_gif(a.video, frames)
     interval = bootstrap(means)
     if interval.low is not None:
-        print(
-            f"IQM over {len(means)} seeds: {interval.point:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
-        )
+        spread = f"(95 % interval {interval.low:.1f} to {interval.high:.1f})"
+        print(f"IQM over {len(means)} seeds: {interval.point:.1f} {spread}")
+
+
+def _greedy(head: Callable, run: Callable, knobs: dict, obs: Any) -> Any:
+    return head(run(obs), knobs).mode()
 
 
 def _writer_of(path: Path):
     if path.suffix.lower() != ".gif":
         raise UsageError(f"--video {path}: write a .gif")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--video {path}: there is no folder {path.parent}")
     try:
         from PIL import Image
     except ImportError:
@@ -232,7 +251,7 @@ def doctor(a: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
-def bench(a: argparse.Namespace) -> None:
+def bench(a: argparse.Namespace) -> int:
     import subprocess
 
     folder = Path(__file__).parent.parent / "benchmarks"
@@ -243,10 +262,10 @@ def bench(a: argparse.Namespace) -> None:
         for name, path in known.items():
             summary = path.read_text().split('"""')[1].strip().splitlines()[0]
             print(f"{name:20} {summary}")
-        return
+        return 0
     if a.name not in known:
         raise UsageError(f"unknown benchmark {a.name!r}: {catalog.nearest(a.name, known, 'there are')}")
-    raise SystemExit(subprocess.call([sys.executable, "-m", f"benchmarks.{a.name}"], cwd=folder.parent))
+    return subprocess.call([sys.executable, "-m", f"benchmarks.{a.name}"], cwd=folder.parent)
 
 
 def _pairs(items: Sequence[str]) -> dict[str, Any]:
@@ -257,11 +276,6 @@ def _pairs(items: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--hyper takes name=value, got {item!r}; for example --hyper learning_rate=0.001")
         pairs[name] = value
     return pairs
-
-
-def _positive(option: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise UsageError(f"{option} must be more than 0, got {value:g}")
 
 
 def _free(base: Path) -> Path:
@@ -282,40 +296,47 @@ def _known_command(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 2 for a wrong call, 130 for Ctrl-C, 143 for SIGTERM, 1 for a failed run."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command; the exit code is 0, 2 for a wrong call, 130 for Ctrl-C, 143 for SIGTERM, 1 for a failed run.
+
+    Without `argv` this is the program itself, and not a call from another one: signals are its own.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:
-        _known_command(argv)
-        a = parser().parse_args(argv)
-        if a.command is None:
-            parser().print_help()
-            return 2
-        COMMANDS[a.command](a)
-        return 0
+        with EndAtOnce() if argv is None and words[:1] in (["train"], ["resume"]) else nullcontext():
+            code = _command(words)
+        sys.stdout.flush()
+        return code
     except (UsageError, BadFile) as error:
-        print(f"frugal: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("frugal: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        return _say(error, 2)
+    except Stopped as error:
+        return _say(error, 128 + error.signum if error.signum else 0)
+    except BrokenPipeError:  # whoever read our output has left, as `head` does; what Python still holds goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        return _failed(error)
+    except (RunFailed, OSError) as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
 
 
-def _failed(error: Exception) -> int:
-    """A run that stopped or broke: say what is kept and how to go on."""
-    training = sys.modules.get("frugalrl.training")
-    if training is not None and isinstance(error, training.Stopped):
-        kept = f"; saved, go on with: frugal resume {error.folder}" if error.folder else ""
-        print(f"frugal: {error}{kept}", file=sys.stderr)
-        return 128 + error.signum if error.signum else 0
-    actors = sys.modules.get("frugalrl.runtime.actors")
-    if actors is not None and isinstance(error, actors.ActorFailed):
-        print(f"frugal: {error}", file=sys.stderr)
-        return 1
-    raise error
+def _command(words: Sequence[str]) -> int:
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        if words[0] in catalog.LATER_COMMANDS:
+            raise UsageError(f"{words[0]} is not there yet; commands are: {', '.join(COMMANDS)}")
+        raise UsageError(f"unknown command {words[0]!r}: {catalog.nearest(words[0], COMMANDS, 'commands are')}")
+    a = parser().parse_args(words)
+    if a.command is None:
+        parser().print_help()
+        return 2
+    return COMMANDS[a.command](a) or 0
+
+
+def _say(what: object, code: int) -> int:
+    """One line on standard error."""
+    print(f"frugal: {' '.join(str(what).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import distributions, networks
 from .distributions import draw
+from .errors import BadFile
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {"epsilon_greedy": distributions.epsilon_greedy}
@@ -31,10 +32,6 @@ LAYERS = {
         networks.Residual,
     )
 }
-
-
-class BadFile(ValueError):
-    """A file is not what it should be; the message says which and what to do."""
 
 
 class Card(NamedTuple):

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from . import catalog
-from .catalog import UsageError
+from .config import Config, check, configure, is_run
+from .config import read as read_config
+from .config import write as write_config
+from .errors import ActorFailed, BadFile, RunFailed, Stopped, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes
-from .monitor import dashboards, files, receipt, rows
+from .monitor import dashboards, receipt, rows
 from .monitor.progress import Progress, progress
 from .monitor.receipt import Cost, Meter
-from .policy import Actor, BadFile, Card, write
+from .policy import Actor, Card, write
+from .signals import Stop
 from .statistics import bootstrap
 
 EVALUATIONS = 10  # of a run, evenly spaced
@@ -29,34 +32,13 @@ SEGMENTS = 5  # progress reports between two evaluations of a compiled run
 EVAL_EPISODES = 20  # of an evaluation along the way
 FINAL_EPISODES = 100  # of the last one
 SAVE_SECONDS = 120.0  # between two checkpoints
-MODES = ("fp32", "int8", "auto")
-FORMAT = 1  # of config.json
-
-
-class Config(NamedTuple):
-    """Everything that decides a run; config.json is this."""
-
-    agent: str
-    env: str
-    steps: int
-    seeds: int
-    seed: int
-    runtime: str
-    actors: str
-    correct: str
-    precision: str
-    hyper: dict[str, Any]
-    first_steps: int  # of the first `train`: what schedules are fractions of, also after `resume --steps`
-    log: str = "none"
-
-
-class Stopped(Exception):
-    """A run was asked to stop and has been saved; `signal` says by what."""
-
-    def __init__(self, signum: int, step: int, folder: Path | None):
-        super().__init__(f"stopped at step {step:,}")
-        self.signum, self.step, self.folder = signum, step, folder
-
+# what --force removes, besides config.json; whatever else is in the folder stays
+LEFT_BY_A_RUN = ("rows.jsonl", "receipt.json", "report.html", "checkpoints", "policy", "policy.*", "seed-*")
+# what a receipt counts over all sittings of a run
+SUMS = (
+    *("compile_seconds", "evaluation_seconds", "refreshes", "restarts"),
+    *("waiting_seconds", "learner_waiting_seconds", "refresh_seconds", *receipt.TIMES),
+)
 
 Restore = Callable[[Any], Any]  # a tree of shapes -> the tree of a checkpoint
 
@@ -109,141 +91,57 @@ class Result(NamedTuple):
         return self.actor.save(folder)
 
 
-def configure(
-    agent: str,
-    env: str,
-    *,
-    steps: int | None = None,
-    seeds: int = 1,
-    seed: int = 0,
-    runtime: str = "auto",
-    hyper: dict[str, Any] | None = None,
-    actors: str = "fp32",
-    correct: str = "auto",
-    precision: str = "fp32",
-    log: str = "none",
-) -> Config:
-    """Check every choice and fill in the defaults. Raises UsageError, one line that names the fix; writes nothing."""
-    module = catalog.recipe(agent)
-    _among("--actors", actors, MODES)
-    _among("--correct", correct, ("auto", "none", "tis"))
-    _among("--precision", precision, ("fp32",))
-    _among("--runtime", runtime, ("auto", "compiled", "actors"))
-    _among("--log", log, ("none", "tensorboard"))
-    default_steps, defaults = catalog.defaults(agent, env)
-    chosen = defaults | catalog.parse_hyper(agent, hyper or {})
-    steps = default_steps if steps is None else steps
-    for name, value in (("--steps", steps), ("--seeds", seeds)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must be from 0 to 2147483647, got {seed}")
-    obs, actions = catalog.spaces(env)
-    static, _ = _split(module, chosen)
-    try:
-        module.assemble(static, obs, actions)
-    except ValueError as error:
-        raise UsageError(f"{agent} cannot train on {env}: {error}") from None
-    if runtime == "compiled" and actors != "fp32":
-        raise UsageError(f"--actors {actors} needs actor processes: use --runtime actors, or leave --runtime out")
-    if runtime == "compiled" and not catalog.has_twin(env):
-        raise UsageError(f"{env} has no JAX twin, which --runtime compiled needs: use --runtime actors")
-    if runtime == "auto":
-        runtime = "compiled" if catalog.has_twin(env) and actors == "fp32" else "actors"
-    if correct == "auto":
-        correct = "none"  # what every agent so far does of its own
-    config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log)
-    _check_numbers(config)
-    return config
-
-
-def _among(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value in known:
-        return
-    if value in catalog.LATER:
-        raise UsageError(f"{option} {value} is not there yet; today: {', '.join(known)}")
-    raise UsageError(f"{option} {value!r} does not exist: {catalog.nearest(value, known, 'there are')}")
-
-
-def _check_numbers(config: Config) -> None:
-    """Numbers that would fail later or do nothing."""
-    for name, value in config.hyper.items():
-        if isinstance(value, float) and not np.isfinite(value):
-            raise UsageError(f"--hyper {name}={value} must be a finite number")
-        least = 0 if name in ("learning_starts", "gradient_steps") or isinstance(value, float) else 1
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
-            raise UsageError(f"--hyper {name}={value} must be at least {least}")
-    h = config.hyper
-    if h.get("gradient_steps") == 0:
-        raise UsageError("--hyper gradient_steps=0 would never learn; use 1 or more")
-    if h.get("buffer_size", 0) < h.get("batch_size", 0):
-        raise UsageError(f"--hyper buffer_size={h['buffer_size']} is smaller than batch_size={h['batch_size']}")
-    if config.steps <= h.get("learning_starts", 0):
-        raise UsageError(
-            f"--steps {config.steps} ends before learning starts at {h['learning_starts']}: "
-            f"more steps, or --hyper learning_starts={config.steps // 10}"
-        )
-
-
-def _split(module, chosen: dict[str, Any]):
-    """(Static, Hyper) of an agent from one dictionary of both."""
-    static = module.Static(**{k: v for k, v in chosen.items() if k in module.Static._fields})
-    hyper = module.Hyper(**{k: v for k, v in chosen.items() if k in module.Hyper._fields})
-    return static, hyper
-
-
 class Folder(NamedTuple):
     """A run folder, or None for a run that is not kept."""
 
     path: Path | None
 
-    def create(self, config: Config, force: bool) -> None:
-        """Make the folder and write config.json. Raises UsageError before anything is written."""
+    def check(self, force: bool) -> None:
+        """Raises UsageError if a run may not or cannot be written here; writes nothing."""
         if self.path is None:
             return
-        path = self.path
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"--out {path} is a file; give a folder")
-        if path.is_dir() and any(path.iterdir()):
-            if not force:
-                raise UsageError(f"--out {path} is not empty: use --force to replace it, or another folder")
-            if not (path / "config.json").exists():
-                raise UsageError(
-                    f"--out {path} is not a run folder, so --force will not replace it: use another folder"
-                )
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not os.access(path, os.W_OK):
-                raise PermissionError(f"no permission to write in {path}")
+            there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+            if there == self.path and there.is_dir() and any(there.iterdir()):
+                _may_replace(there, force)
+            if not there.is_dir():
+                raise NotADirectoryError(f"{there} is a file")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(f"no permission to write in {there}")
         except OSError as error:
-            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from None
-        for old in path.iterdir() if force else ():
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        self.write_config(config)
+            raise _unwritable(self.path, error) from None
 
-    def write_config(self, config: Config) -> None:
+    def create(self, config: Config) -> None:
+        """Make the folder, write config.json, and remove what an earlier run left here."""
+        if self.path is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_config(self.path, config)
+            for pattern in LEFT_BY_A_RUN:
+                for old in self.path.glob(pattern):
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def update(self, config: Config) -> None:
+        """Replace config.json."""
         if self.path is not None:
-            text = json.dumps({"format": FORMAT, **config._asdict()}, indent=1)
-            files.replace(self.path / "config.json", text + "\n")
+            write_config(self.path, config)
 
     def checkpoints(self, phase: str) -> Path | None:
         return None if self.path is None else self.path / "checkpoints" / phase
 
 
-def read_config(path: Path) -> Config:
-    """config.json of a run folder. Raises BadFile if it is missing, damaged, or of another program."""
-    file = path / "config.json"
-    if not file.exists():
-        raise BadFile(f"{path} is not a run folder (no config.json); give the --out folder of a `frugal train`")
-    try:
-        found = json.loads(file.read_text())
-        if found.pop("format") != FORMAT:
-            raise ValueError("written by another version")
-        config = Config(**found)
-        hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
-        return config._replace(hyper=catalog.parse_hyper(config.agent, hyper))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFile(f"{file} is damaged or not from FrugalRL ({error}); restore it or train again") from None
+def _may_replace(path: Path, force: bool) -> None:
+    if not force:
+        raise UsageError(f"--out {path} is not empty: use --force to replace it, or another folder")
+    if not is_run(path):
+        raise UsageError(f"--out {path} is not a run folder, so --force will not replace it: use another folder")
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--out {path} cannot be written ({error.strerror or error}): use another folder")
 
 
 def train(
@@ -258,127 +156,166 @@ def train(
 ) -> Result:
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
-    Options are those of `frugal train`: steps, seeds, seed, runtime, hyper, actors, correct, precision, log. `out` is
-    the run folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong
-    call, and Stopped when interrupted, after saving.
+    Options are those of `frugal train`: steps, seeds, seed, runtime, hyper (a dictionary), actors, correct, precision,
+    log. `out` is the run folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError
+    for a wrong call, before anything is written; Stopped when interrupted, after saving; and RunFailed when an
+    environment or the machine gives up, after saving.
     """
+    _check_options(agent, options)
+    _check_budget(budget)
     config = configure(agent, env, **options)
     folder = Folder(None if out is None else Path(out))
-    folder.create(config, force)
-    return _run(config, folder, quiet=quiet, budget=budget)
+    folder.check(force)
+    return _run(config, folder, lambda: folder.create(config), quiet=quiet, budget=budget)
 
 
 def resume(
     path: str | Path, *, steps: int | None = None, quiet: bool = True, budget: float | None = None
 ) -> Result | None:
-    """Go on with a run from its last checkpoint, to `steps` if given; None if it was finished already."""
+    """Go on with a run from its last checkpoint, to `steps` if given; None if it was finished already.
+
+    Without a checkpoint the run starts again from its config.json. Raises BadFile for a folder that is not a run or is
+    damaged, and what `train` raises.
+    """
+    _check_budget(budget)
     folder = Folder(Path(path))
     config = read_config(Path(path))
     if steps is not None:
         if steps < config.steps:
             raise UsageError(f"--steps {steps} is less than the run's {config.steps}; give at least that")
         config = config._replace(steps=steps)
-    done = receipt.read(Path(path) / "receipt.json")
+        check(config)
+    done = _read_receipt(folder)
     if done and done.get("finished") and done.get("steps") == config.steps:
         return None
-    folder.write_config(config)
-    return _run(config, folder, quiet=quiet, budget=budget, again=True)
+    return _run(config, folder, lambda: folder.update(config), quiet=quiet, budget=budget, before=done or {})
+
+
+def _check_options(agent: str, options: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(configure).parameters if name not in ("agent", "env")]
+    for name, value in options.items():
+        if name not in known:
+            if name in catalog.hyper_fields(catalog.recipe(agent)):
+                raise UsageError(f"{name} is a hyper-parameter: give it as hyper={{{name!r}: {value!r}}}")
+            raise UsageError(f"train has no option {name!r}: {catalog.nearest(name, known, 'options are')}")
+
+
+def _check_budget(minutes: float | None) -> None:
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"--budget must be more than 0 minutes, got {minutes:g}")
+
+
+def _read_receipt(folder: Folder) -> dict[str, Any] | None:
+    """receipt.json, None if there is none yet. Raises BadFile if it is damaged."""
+    if folder.path is None:
+        return None
+    try:
+        found = receipt.read(folder.path / "receipt.json")
+        if found is not None:
+            Cost(*(found[name] for name in Cost._fields))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        file = folder.path / "receipt.json"
+        raise BadFile(f"{file} is damaged ({error}); remove it, and the run's cost so far is not counted") from None
+    return found
 
 
 def _prepare(config: Config, report: Callable[[str], None]) -> Job:
     """Only now is JAX imported: a wrong call has been refused long before."""
     from . import jobs
 
-    return {"compiled": jobs.compiled_job, "actors": jobs.actors_job}[config.runtime](config, report)
+    try:
+        return {"compiled": jobs.compiled_job, "actors": jobs.actors_job}[config.runtime](config, report)
+    except (UsageError, BadFile):
+        raise
+    except ValueError as error:  # numbers that do not go together
+        raise UsageError(str(error)) from error
 
 
-def _run(config: Config, folder: Folder, *, quiet: bool, budget: float | None, again: bool = False) -> Result:
-    meter = Meter(_earlier_cost(folder) if again else None)
-    bar = progress(config.steps * config.seeds, quiet=quiet)
-    with bar, _Stop(budget) as stop:
-        bar.status("compiling (cached for next time)")
-        job = _prepare(config, bar.status)
-        sitting = Sitting(config, folder, job, meter, bar, stop)
-        for phase in job.phases:
-            sitting.run(phase)
-    return sitting.finish()
-
-
-def _earlier_cost(folder: Folder) -> Cost | None:
-    found = receipt.read(folder.path / "receipt.json") if folder.path else None
-    return Cost(**{name: found[name] for name in Cost._fields}) if found else None
-
-
-class _Stop:
-    """Turns SIGINT, SIGTERM and a spent budget into a request that the run looks at between two steps.
-
-    A second SIGINT ends the program at once.
-    """
-
-    def __init__(self, budget: float | None):
-        self.signum: int | None = None
-        self.deadline = None if budget is None else perf_counter() + 60 * budget
-        self.old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self.old[signum] = signal.signal(signum, self._ask)
-        return self
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        if self.signum is not None:
-            raise KeyboardInterrupt
-        self.signum = signum
-
-    def asked(self) -> int | None:
-        if self.signum is None and self.deadline is not None and perf_counter() > self.deadline:
-            return 0
-        return self.signum
-
-    def __exit__(self, *raised: Any) -> None:
-        for signum, handler in self.old.items():
-            signal.signal(signum, handler)
+def _run(
+    config: Config,
+    folder: Folder,
+    begin: Callable[[], None],
+    *,
+    quiet: bool,
+    budget: float | None,
+    before: dict[str, Any] | None = None,
+) -> Result:
+    """Train and keep; `begin` is called when nothing stands in the way, `before` is the receipt of earlier sittings."""
+    meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
+    with Stop(budget) as stop:
+        with progress(config.steps * config.seeds, quiet=quiet) as bar:
+            bar.status("compiling (cached for next time)")
+            job = _prepare(config, bar.status)
+            if stop.signum is not None:
+                raise Stopped(stop.signum, None, None if before is None else folder.path)
+            begin()
+            sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
+            for phase in job.phases:
+                sitting.run(phase)
+        return sitting.finish()
 
 
 class Sitting:
     """One sitting of a run: folds over the moments of its phases and keeps rows, checkpoints, policies and receipt."""
 
-    def __init__(self, config: Config, folder: Folder, job: Job, meter: Meter, bar: Progress, stop: _Stop):
+    def __init__(
+        self,
+        config: Config,
+        folder: Folder,
+        job: Job,
+        meter: Meter,
+        bar: Progress,
+        stop: Stop,
+        before: dict[str, Any],
+    ):
         self.config, self.folder, self.job, self.meter, self.bar, self.stop = config, folder, job, meter, bar, stop
+        self.before = before  # the receipt of earlier sittings, or empty
         self.dashboard = None
         if config.log == "tensorboard" and folder.path is not None:
             self.dashboard = dashboards.tensorboard(folder.path)
         self.rows: list[dict[str, Any]] = []
         self.weights: dict[int, Any] = {}
+        self.steps: dict[int, int] = {}  # of each seed, so far
         self.evaluation_seconds, self.saved_at = 0.0, perf_counter()
-        self.began, self.first_step, self.steps_done = perf_counter(), 0, 0
-        self.last: dict[str, Any] = {}
+        self.began, self.first_step = perf_counter(), 0
 
     def run(self, phase: Phase) -> None:
+        """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
         checkpoints = self.folder.checkpoints(phase.name)
         start, restore = self._start(phase, checkpoints)
         due = [s for s in milestones(self.config.steps, EVALUATIONS) if s > (start or 0)]
-        offset = phase.seeds.start * self.config.steps
-        moment = None
-        for moment in phase.moments(restore):
-            self.meter.tick()
-            if due and moment.step >= due[0]:
-                due = [s for s in due if s > moment.step]
-                final = moment.step >= self.config.steps
-                self._evaluate(phase, moment, FINAL_EPISODES if final else EVAL_EPISODES)
-            self._show(phase, moment, offset)
-            asked = None if moment.step >= self.config.steps else self.stop.asked()
-            if asked is not None or perf_counter() - self.saved_at > SAVE_SECONDS:
-                self._save(checkpoints, moment)
-            if asked is not None:
-                self.steps_done = moment.step
+        moment, asked = None, None
+        try:
+            with closing(cast(Generator, phase.moments(restore))) as moments:
+                for moment in moments:
+                    self.meter.tick()
+                    self.steps |= dict.fromkeys(phase.seeds, moment.step)
+                    if due and moment.step >= due[0]:
+                        due = [s for s in due if s > moment.step]
+                        final = moment.step >= self.config.steps
+                        self._evaluate(phase, moment, FINAL_EPISODES if final else EVAL_EPISODES)
+                    self._show(phase, moment)
+                    asked = None if moment.step >= self.config.steps else self.stop.asked()
+                    if asked is not None:
+                        break
+                    if perf_counter() - self.saved_at > SAVE_SECONDS:
+                        self._save(checkpoints, moment)
+                        self._write_receipt(finished=False)
+                assert moment is not None
+                if moment.step != start:
+                    self._save(checkpoints, moment)
+                self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
+        except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
+            with suppress(Exception):  # what can be saved still
+                if moment is not None:
+                    self._save(checkpoints, moment)
                 self._write_receipt(finished=False)
-                raise Stopped(asked, moment.step, self.folder.path)
-        assert moment is not None
-        if moment.step != start:
-            self._save(checkpoints, moment)
-        self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
+            reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
+            raise RunFailed(reason, self.folder.path) from error
+        if asked is not None:
+            self._write_policy()
+            self._write_receipt(finished=False)
+            raise Stopped(asked, moment.step, self.folder.path)
 
     def _start(self, phase: Phase, checkpoints: Path | None) -> tuple[int | None, Restore | None]:
         """The step to go on from and how to; rows after it, of the phase's seeds, are dropped."""
@@ -388,15 +325,21 @@ class Sitting:
         start = found[-1] if found else None
         if self.folder.path is not None:
             file, seeds = self.folder.path / "rows.jsonl", [self.config.seed + k for k in phase.seeds]
-            rows.keep_until(file, start or 0, seeds)
-            self.rows += [row for row in rows.read(file) if row["seed"] in seeds]
+            try:
+                rows.keep_until(file, start or 0, seeds)
+                self.rows += [row for row in rows.read(file) if row["seed"] in seeds]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
         if start is None or checkpoints is None:
             return None, None
         return start, partial(checkpoint.restore, checkpoints, start)
 
     def _evaluate(self, phase: Phase, moment: Moment, episodes: int) -> None:
         start = perf_counter()
-        played = moment.evaluate(episodes)
+        try:
+            played = moment.evaluate(episodes)
+        except Exception as error:  # out of the environment, which may raise anything
+            raise RunFailed(f"the evaluation at step {moment.step:,} failed: {one_line(error)}", None) from error
         self.evaluation_seconds += perf_counter() - start
         now = self.meter.finish().wall_seconds
         new = [
@@ -420,8 +363,8 @@ class Sitting:
         if self.dashboard is not None:
             self.dashboard.write(new)
 
-    def _show(self, phase: Phase, moment: Moment, offset: int) -> None:
-        done = offset + moment.step * len(phase.seeds)
+    def _show(self, phase: Phase, moment: Moment) -> None:
+        done = phase.seeds.start * self.config.steps + moment.step * len(phase.seeds)
         if not self.first_step:
             self.first_step, self.began = done, perf_counter()
         newest = {row["seed"]: row["episode_return"] for row in self.rows}
@@ -440,34 +383,54 @@ class Sitting:
 
     def _write_receipt(self, finished: bool) -> dict[str, Any]:
         last = {row["seed"]: row["episode_return"] for row in self.rows}
-        account = self.job.account()
+        newest = list(self.steps.values())[-1] if self.steps else 0
+        account = {"evaluation_seconds": self.evaluation_seconds, **self.job.account()}
         made = receipt.receipt(
             agent=self.config.agent,
             env=self.config.env,
             runtime=self.config.runtime,
             seeds=self.config.seeds,
-            steps=self.config.steps if finished else self.steps_done,
+            steps=self.config.steps if finished else newest,
+            training_steps=sum(self.steps.values()),
             per_seed=[last[seed] for seed in sorted(last)],
             cost=self.meter.finish(),
-            evaluation_seconds=self.evaluation_seconds,
             finished=finished,
-            **account,
+            **_added(account, self.before),
         )
         if self.folder.path is not None:
             receipt.write(self.folder.path / "receipt.json", made)
         return made
 
+    def _write_policy(self) -> Actor:
+        actor = Actor(self.job.card, [self.weights[k] for k in sorted(self.weights)])
+        if self.folder.path is not None:
+            write(self.folder.path / "policy", actor.card, actor.weights)
+        return actor
+
     def finish(self) -> Result:
         from .monitor.report import report
 
-        actor = Actor(self.job.card, [self.weights[k] for k in sorted(self.weights)])
-        made = self._write_receipt(finished=True)
         if self.dashboard is not None:
             self.dashboard.close()
+        actor = self._write_policy()
+        made = self._write_receipt(finished=True)
         if self.folder.path is not None:
-            write(self.folder.path / "policy", actor.card, actor.weights)
             report(self.folder.path)
         return Result(actor, made, self.rows, self.folder.path)
+
+
+def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """An account with the sums of earlier sittings added."""
+    total = dict(account)
+    for name in SUMS:
+        if isinstance(account.get(name), float | int) and isinstance(before.get(name), float | int):
+            total[name] += before[name]
+    for group in ("time_split", "actors"):
+        if isinstance(account.get(group), dict) and isinstance(before.get(group), dict):
+            total[group] = _added(account[group], before[group])
+    if before.get("first_update_seconds") is not None:
+        total["first_update_seconds"] = before["first_update_seconds"]
+    return total
 
 
 def milestones(steps: int, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,9 +22,12 @@ HYPER = Hyper(learning_rate=1e-2, target_update_interval=12, total_steps=200, ex
 PLAN = Plan(num_envs=2, unroll=2, updates=1, warmup=10)
 
 
+@cache
 def small_dqn(**switches: Any) -> Agent:
-    """A DQN with 16 hidden units for CartPole."""
-    return dqn(network(mlp((16,), ACTIONS), OBS), **switches)
+    """A DQN with 16 hidden units for CartPole, each part compiled: operation by operation tests would be slow."""
+    agent = dqn(network(mlp((16,), ACTIONS), OBS), **switches)
+    parts = {name: jax.jit(getattr(agent, name)) for name in ("init", "policy", "dist", "grad", "apply")}
+    return agent._replace(**parts)
 
 
 def small_run(agent: Agent, window: int = 1, plan: Plan = PLAN) -> Run:
@@ -58,17 +62,18 @@ def random_batch(seed: int = 0, size: int = 32, window: int = 1, ends: float = 0
     return jax.tree.map(jnp.asarray, batch)
 
 
-def random_state(agent: Agent, seed: int = 0, hyper: Hyper = HYPER) -> Any:
-    """A state in which biases are not zero and the target network is not the online one."""
-    state = agent.init(jax.random.key(seed), hyper)
+def random_state(agent: Agent, seed: int = 3, hyper: Hyper = HYPER) -> Any:
+    """A state in which biases are not zero and the target network prefers other actions than the online one."""
+    return _stir(agent.init(jax.random.key(seed), hyper), seed)
 
-    def stir(tree: Any, key: jax.Array) -> Any:
-        leaves, kind = jax.tree.flatten(tree)
-        keys = jax.random.split(key, len(leaves))
-        return kind.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
-    online, target = jax.random.split(jax.random.key(seed + 1))
-    return state._replace(params=stir(state.params, online), target=stir(state.target, target))
+@jax.jit
+def _stir(state: Any, seed: int) -> Any:
+    leaves, kind = jax.tree.flatten((state.params, state.target))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    params, target = kind.unflatten(moved)
+    return state._replace(params=params, target=target)
 
 
 def bits(tree: Any) -> list[bytes]:

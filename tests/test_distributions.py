@@ -13,59 +13,182 @@ from scipy import integrate, special, stats
 
 from frugalrl.distributions import Categorical, Dist, EpsilonGreedy, Normal, TanhNormal, draw, epsilon_greedy
 
-KINDS = (EpsilonGreedy, Categorical, Normal, TanhNormal)
 DISCRETE = (EpsilonGreedy, Categorical)
-LEADS = ((), (7,), (3, 5))
+KINDS = (*DISCRETE, Normal, TanhNormal)
+SAMPLES = 40_000
+UNLIKELY = 1e-3  # seeds are fixed, so a test either passes for ever or fails for ever
 
 
 def example(kind: type, lead: tuple[int, ...] = (), seed: int = 0) -> Dist:
-    """A distribution with 4 actions or 3 dimensions."""
+    """A distribution with 4 actions or 3 dimensions, in NumPy."""
     r = np.random.default_rng(seed)
     if kind is EpsilonGreedy:
         return EpsilonGreedy(r.standard_normal((*lead, 4), np.float32), np.float32(0.1 + 0.2 * seed))
     if kind is Categorical:
         return Categorical(2 * r.standard_normal((*lead, 4), np.float32))
-    return kind(r.standard_normal((*lead, 3), np.float32), 0.5 * r.standard_normal((*lead, 3), np.float32) - 0.5)
+    return kind(r.standard_normal((*lead, 3), np.float32), np.float32(0.5) * r.standard_normal((*lead, 3), np.float32))
 
 
 def on_jax(dist: Dist) -> Dist:
     return jax.tree.map(jnp.asarray, dist)
 
 
+def many(dist: Dist) -> Dist:
+    """SAMPLES copies of one distribution."""
+    return type(dist)(*(np.broadcast_to(x, (SAMPLES, *x.shape)) if np.ndim(x) else x for x in dist))
+
+
 def numbers(dist: Dist, other: Dist, noise) -> dict:
     """Everything a distribution can be asked."""
     action = dist.sample(noise)
     asked = {"sample": action, "log_prob": dist.log_prob(action), "mode": dist.mode(), "kl": dist.kl(other)}
-    for name in ("probs", "entropy"):
-        if hasattr(dist, name):
-            asked[name] = getattr(dist, name)()
-    return asked
+    return asked | {name: getattr(dist, name)() for name in ("probs", "entropy") if hasattr(dist, name)}
 
 
-@pytest.mark.parametrize("lead", LEADS)
+@pytest.mark.parametrize("lead", [(), (7,), (3, 5)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_numpy_and_jax_give_the_same_numbers(kind, lead):
     dist, other = example(kind, lead), example(kind, lead, seed=1)
     noise = draw(dist, np.random.default_rng(2))
-    assert (noise.shape, noise.dtype) == (dist.noise_shape(), np.float32)
-    expected = numbers(dist, other, noise)
+    assert (np.shape(noise), noise.dtype) == (dist.noise_shape(), np.float32)
+    expected = numbers(dist, other, np.asarray(noise))
     got = numbers(on_jax(dist), on_jax(other), jnp.asarray(noise))
-    assert got.keys() == expected.keys()
     for name, value in expected.items():
-        assert not isinstance(value, jax.Array), name
+        assert isinstance(value, np.ndarray | np.generic), name
         assert isinstance(got[name], jax.Array), name
-        assert got[name].shape == np.shape(value), name
+        assert (got[name].shape, got[name].dtype) == (value.shape, value.dtype), name
         np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+    assert expected["sample"].dtype == expected["mode"].dtype == (np.int32 if kind in DISCRETE else np.float32)
+    assert expected["log_prob"].shape == expected["kl"].shape == lead
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_actions_and_densities_are_32_bits(kind):
-    for dist in (example(kind, (7,)), on_jax(example(kind, (7,)))):
-        action = dist.sample(dist.values * 0 if False else draw_any(dist))
-        assert action.dtype == dist.mode().dtype == (np.int32 if kind in DISCRETE else np.float32)
-        assert dist.log_prob(action).dtype == np.float32
+def test_a_jax_key_draws_the_noise_of_jax_arrays(kind):
+    dist = on_jax(example(kind, (7,)))
+    noise = draw(dist, jax.random.key(0))
+    random = jax.random.uniform if kind in DISCRETE else jax.random.normal
+    np.testing.assert_array_equal(noise, random(jax.random.key(0), dist.noise_shape()))
 
 
-def draw_any(dist: Dist):
-    rng = np.random.default_rng(0) if isinstance(dist[0], np.ndarray) else jax.random.key(0)
-    return draw(dist, rng)
+@pytest.mark.parametrize("to", [lambda dist: dist, on_jax], ids=["numpy", "jax"])
+@pytest.mark.parametrize("kind", DISCRETE)
+def test_frequencies_are_the_probabilities(kind, to):
+    one, dist = example(kind), to(many(example(kind)))
+    rng = np.random.default_rng(3) if to is not on_jax else jax.random.key(3)
+    counts = np.bincount(np.asarray(dist.sample(draw(dist, rng))), minlength=4)
+    probs = one.probs().astype(np.float64)
+    assert stats.chisquare(counts, probs / probs.sum() * SAMPLES).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("kind", [Normal, TanhNormal])
+def test_samples_are_those_of_a_normal(kind):
+    one, dist = example(kind), many(example(kind))
+    action = dist.sample(draw(dist, np.random.default_rng(3))).astype(np.float64)
+    before = np.arctanh(action) if kind is TanhNormal else action
+    for i in range(3):
+        p = stats.kstest(before[:, i], stats.norm(one.mean[i], np.exp(one.log_std[i])).cdf).pvalue
+        assert p > UNLIKELY
+
+
+@pytest.mark.parametrize("noise", [0.0, np.nextafter(np.float32(1), np.float32(0))])
+def test_noise_at_its_ends_gives_an_action_that_exists(noise):
+    for dist in (EpsilonGreedy(np.float32([1, 0, 0]), 0.3), Categorical(np.float32([0, 1, -100]))):
+        action = dist.sample(np.float32(noise))
+        assert 0 <= action < 3
+        assert dist.probs()[action] > 0
+
+
+def test_without_epsilon_the_best_action_is_certain():
+    dist = EpsilonGreedy(np.float32([[0, 2, 1], [5, 5, 1]]), 0.0)
+    noise = np.linspace(0, 1, 50, endpoint=False, dtype=np.float32)
+    for u in noise:
+        np.testing.assert_array_equal(dist.sample(np.full(2, u)), [1, 0])  # the first of equals
+    np.testing.assert_array_equal(dist.log_prob(np.int32([1, 0])), 0)
+
+
+def test_the_head_reads_epsilon_from_the_knobs():
+    outputs = np.zeros(3, np.float32)
+    dist = epsilon_greedy(outputs, {"epsilon": 0.25})
+    assert isinstance(dist, EpsilonGreedy)
+    assert dist.values is outputs
+    assert dist.epsilon == 0.25
+
+
+def test_epsilon_greedy_probabilities():
+    dist = example(EpsilonGreedy, (6,))
+    expected = np.full((6, 4), 0.1 / 4)
+    expected[np.arange(6), dist.values.argmax(-1)] += 0.9
+    np.testing.assert_allclose(dist.probs(), expected, rtol=1e-6)
+    np.testing.assert_allclose(dist.log_prob(np.full(6, 2)), np.log(expected[:, 2]), rtol=1e-6)
+
+
+def test_categorical_log_prob_is_scipys():
+    dist = example(Categorical, (6,))
+    expected = special.log_softmax(dist.logits.astype(np.float64), -1)
+    for action in range(4):
+        np.testing.assert_allclose(dist.log_prob(np.full(6, action)), expected[:, action], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dist.entropy(), stats.entropy(np.exp(expected), axis=-1), rtol=1e-5)
+    far = Categorical(np.float32([1000, 0, -1000]))  # no overflow
+    np.testing.assert_array_equal(far.log_prob(np.int32(0)), 0)
+
+
+def test_normal_log_prob_is_scipys():
+    dist = example(Normal, (6,))
+    x = np.random.default_rng(4).standard_normal((6, 3), np.float32)
+    exact = stats.norm(dist.mean.astype(np.float64), np.exp(dist.log_std.astype(np.float64)))
+    np.testing.assert_allclose(dist.log_prob(x), exact.logpdf(x).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(dist.entropy(), exact.entropy().sum(-1), rtol=1e-5)
+
+
+def test_tanh_normal_log_prob_is_the_change_of_variables():
+    """The density is the slope of the probability that tanh of a normal is at most a, taken numerically."""
+    dist = TanhNormal(np.array([0.4]), np.array([-0.3]))
+    a, step = np.linspace(-0.99, 0.99, 199), 1e-6
+    below = stats.norm(0.4, np.exp(-0.3)).cdf
+    slope = (below(np.arctanh(a + step)) - below(np.arctanh(a - step))) / (2 * step)
+    np.testing.assert_allclose(dist.log_prob(a[:, None]), np.log(slope), rtol=1e-6, atol=1e-7)
+    total, _ = integrate.quad(lambda a: np.exp(dist.log_prob(np.array([a]))), -1, 1)
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_tanh_normal_is_finite_at_its_bounds():
+    for to in (lambda dist: dist, on_jax):
+        dist = to(TanhNormal(np.float32([0, 9]), np.float32([0, 1])))
+        assert np.isfinite(dist.log_prob(to(np.float32([1, 1])))).all()
+
+
+def test_kl_of_probabilities_is_scipys():
+    for kind in DISCRETE:
+        p, q = example(kind, (6,)), example(kind, (6,), seed=1)
+        expected = special.rel_entr(p.probs().astype(np.float64), q.probs().astype(np.float64)).sum(-1)
+        np.testing.assert_allclose(p.kl(q), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(p.kl(p), 0, atol=1e-6)
+
+
+def test_kl_is_finite_where_an_action_is_never_taken():
+    sure, other = EpsilonGreedy(np.float32([1, 0]), 0.0), EpsilonGreedy(np.float32([0, 1]), 0.0)
+    assert sure.kl(sure) == 0
+    assert 80 < sure.kl(other) < 90
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl_is_the_mean_difference_of_log_probabilities(kind):
+    p, q = many(example(kind)), many(example(kind, seed=1))
+    action = p.sample(draw(p, np.random.default_rng(5)))
+    difference = (p.log_prob(action) - q.log_prob(action)).astype(np.float64)
+    error = difference.std() / SAMPLES**0.5
+    assert abs(difference.mean() - example(kind).kl(example(kind, seed=1))) < 4 * error
+
+
+def test_the_module_does_without_jax():
+    program = """
+import sys
+import numpy as np
+from frugalrl.distributions import Categorical, EpsilonGreedy, Normal, TanhNormal, draw
+rng = np.random.default_rng(0)
+x = rng.standard_normal((5, 3), np.float32)
+for dist in (EpsilonGreedy(x, 0.1), Categorical(x), Normal(x, x), TanhNormal(x, x)):
+    dist.log_prob(dist.sample(draw(dist, rng))), dist.mode(), dist.kl(dist)
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)

@@ -115,7 +115,7 @@ def dqn(
 
     def apply(state: State, grads) -> State:
         h = state.hyper
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         shrink = jnp.minimum(1.0, h.max_grad_norm / jnp.maximum(norm, 1e-12))
         grads = jax.tree.map(lambda g: g * shrink, grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power

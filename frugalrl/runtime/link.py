@@ -48,28 +48,46 @@ def views(buffer: np.ndarray, spec: Fields) -> list[np.ndarray]:
 
 
 def slab(path: Path, nbytes: int) -> np.ndarray:
-    """A file of `nbytes` mapped into memory and shared with every process that maps it; created if it is not there."""
+    """A file of `nbytes` mapped into memory and shared with every process that maps it; created if it is not there.
+
+    Raises OSError if there is no room for it: found out at the first write, that would kill the process.
+    """
     if not path.exists():
         with open(path, "wb") as f:
             f.truncate(max(nbytes, 1))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(f.fileno(), 0, max(nbytes, 1))
     return np.asarray(np.memmap(path, np.uint8, "r+"))
 
 
-def shared_folder() -> Path:
-    """A new folder for slabs, in memory where the system offers that; `remove` it at the end.
+def shared_folder(nbytes: int) -> Path:
+    """A new folder for slabs of `nbytes` together, in memory where the system offers enough; `remove` it at the end.
 
     Folders of processes that no longer run (killed outright) are removed first.
     """
-    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-    for old in base.glob("frugalrl-*-*"):
-        pid = old.name.split("-")[1]
-        if pid.isdigit() and not _running(int(pid)):
-            remove(old)
+    for base in _bases():
+        for old in base.glob("frugalrl-*-*"):
+            pid = old.name.split("-")[1]
+            if pid.isdigit() and not _running(int(pid)):
+                remove(old)
+    base = next((b for b in _bases() if shutil.disk_usage(b).free > 2 * nbytes), _bases()[-1])
     return Path(tempfile.mkdtemp(prefix=f"frugalrl-{os.getpid()}-", dir=base))
+
+
+def _bases() -> list[Path]:
+    """Where slabs may be, the best place first. A container often has only 64 MB of shared memory."""
+    return [Path(p) for p in ("/dev/shm", tempfile.gettempdir()) if os.access(p, os.W_OK)]
 
 
 def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_own() -> None:
+    """Remove the folders of this process: for when it ends without unwinding."""
+    for base in _bases():
+        for folder in base.glob(f"frugalrl-{os.getpid()}-*"):
+            remove(folder)
 
 
 def _running(pid: int) -> bool:

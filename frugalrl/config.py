@@ -1,0 +1,214 @@
+"""What a run is: every choice that decides it, checked before anything is written or JAX is imported."""
+
+from __future__ import annotations
+
+import json
+import operator
+import pickle
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import catalog
+from .errors import BadFile, UsageError
+from .monitor import files
+from .types import Discrete
+
+FORMAT = 1  # of config.json
+RUNTIMES = ("auto", "compiled", "actors")
+MODES = ("fp32", "int8", "auto")
+CORRECTORS = ("auto", "none", "tis")
+PRECISIONS = ("fp32",)
+LOGS = ("none", "tensorboard")
+MOST = 2**31 - 1  # steps and seeds are int32 in the programs
+FRACTIONS = ("gamma", "tau", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
+
+
+class Config(NamedTuple):
+    """Everything that decides a run; config.json is this."""
+
+    agent: str
+    env: str
+    steps: int
+    seeds: int
+    seed: int
+    runtime: str
+    actors: str
+    correct: str
+    precision: str
+    hyper: dict[str, Any]
+    first_steps: int  # of the first `train`: what schedules are fractions of, also after `resume --steps`
+    log: str = "none"
+
+
+def configure(
+    agent: str,
+    env: str,
+    *,
+    steps: int | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    runtime: str = "auto",
+    hyper: Mapping[str, Any] | None = None,
+    actors: str = "fp32",
+    correct: str = "auto",
+    precision: str = "fp32",
+    log: str = "none",
+) -> Config:
+    """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
+    for name, value in (("agent", agent), ("environment", env)):
+        if not isinstance(value, str):
+            raise UsageError(f"the {name} is given by its name, got {value!r}")
+    default_steps, defaults = catalog.defaults(agent, env)
+    chosen = defaults | catalog.parse_hyper(agent, dict(hyper or {}))
+    steps = default_steps if steps is None else steps
+    if runtime == "auto":
+        runtime = "compiled" if catalog.has_twin(env) and actors == "fp32" else "actors"
+    if correct == "auto":
+        correct = "none"  # what every agent so far does of its own
+    steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
+    config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises UsageError if a run with these choices could not train."""
+    module = catalog.recipe(config.agent)
+    _among("--actors", config.actors, MODES)
+    _among("--correct", config.correct, CORRECTORS)
+    _among("--precision", config.precision, PRECISIONS)
+    _among("--runtime", config.runtime, RUNTIMES)
+    _among("--log", config.log, LOGS)
+    if config.log == "tensorboard" and find_spec("tensorboardX") is None:
+        raise UsageError("--log tensorboard needs a package that is not installed: pip install 'frugalrl[tensorboard]'")
+    _check_counts(config)
+    _check_hyper(config.hyper)
+    _check_pair(config, module)
+    _check_runtime(config)
+    starts = config.hyper.get("learning_starts", 0)
+    if config.steps <= starts:
+        raise UsageError(
+            f"--steps {config.steps} ends before learning starts at {starts}: more steps, or "
+            f"--hyper learning_starts={config.steps // 10}"
+        )
+
+
+def _whole(option: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{option} must be a whole number, got {value!r}") from None
+
+
+def _among(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value in known:
+        return
+    if value in catalog.LATER:
+        raise UsageError(f"{option} {value} is not there yet; today: {', '.join(known)}")
+    raise UsageError(f"{option} {value!r} does not exist: {catalog.nearest(str(value), known, 'there are')}")
+
+
+def _check_counts(config: Config) -> None:
+    for option, value in (("--steps", config.steps), ("--seeds", config.seeds), ("first_steps", config.first_steps)):
+        if not 1 <= _whole(option, value) <= MOST:
+            raise UsageError(f"{option} must be from 1 to {MOST}, got {value}")
+    if not 0 <= _whole("--seed", config.seed) <= MOST - config.seeds:
+        raise UsageError(f"--seed must be from 0 to {MOST - config.seeds}, got {config.seed}")
+
+
+def _check_hyper(hyper: dict[str, Any]) -> None:
+    """Numbers that would fail later or do nothing."""
+    for name, value in hyper.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not np.isfinite(value):
+            raise UsageError(f"--hyper {name}={value} must be a finite number")
+        least = 0 if isinstance(value, float) or name == "learning_starts" else 1
+        if value < least:
+            raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
+        if name in FRACTIONS and value > 1:
+            raise UsageError(f"--hyper {name}={value:g} must be from 0 to 1")
+        if value > MOST:
+            raise UsageError(f"--hyper {name}={value:g} must be at most {MOST}")
+    if hyper.get("buffer_size", 0) < hyper.get("batch_size", 0):
+        raise UsageError(f"--hyper buffer_size={hyper['buffer_size']} is smaller than batch_size={hyper['batch_size']}")
+
+
+def _check_pair(config: Config, module: ModuleType) -> None:
+    """That the agent can train on the environment, and that both can be made."""
+    obs, actions = catalog.spaces(config.env)
+    if not isinstance(actions, Discrete) and not catalog.AGENTS[config.agent].continuous:
+        able = [name for name, recipe in catalog.AGENTS.items() if recipe.continuous]
+        raise UsageError(
+            f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
+            + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")
+        )
+    static, _ = split(module, config.hyper)
+    try:
+        module.assemble(static, obs, actions)
+    except ValueError as error:
+        raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
+
+
+def _check_runtime(config: Config) -> None:
+    if config.runtime == "compiled" and config.actors != "fp32":
+        raise UsageError(f"--actors {config.actors} needs actor processes: use --runtime actors, or leave it out")
+    if config.runtime == "compiled" and not catalog.has_twin(config.env):
+        raise UsageError(f"{config.env} has no JAX twin, which --runtime compiled needs: use --runtime actors")
+    if config.runtime == "actors" and not _portable(catalog.registration(config.env)):
+        raise UsageError(
+            f"{config.env} is registered in the script itself, which actor processes do not run: register it in a "
+            f"module, m.py say, and call it m:{config.env}"
+        )
+
+
+def _portable(registration: Any) -> bool:
+    """Whether another process can make the environment from its registration."""
+    try:
+        return b"__main__" not in pickle.dumps(registration)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a lambda, say
+        return False
+
+
+def split(module: ModuleType, hyper: dict[str, Any]) -> tuple[Any, Any]:
+    """(Static, Hyper) of an agent from one dictionary of both."""
+    static = module.Static(**{k: v for k, v in hyper.items() if k in module.Static._fields})
+    return static, module.Hyper(**{k: v for k, v in hyper.items() if k in module.Hyper._fields})
+
+
+def write(folder: Path, config: Config) -> None:
+    """Write config.json, whole or not at all."""
+    files.replace(folder / "config.json", json.dumps({"format": FORMAT, **config._asdict()}, indent=1) + "\n")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has a config.json of this library: others have files of that name too."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "agent", "env", "hyper"} <= found.keys()
+
+
+def read(folder: Path) -> Config:
+    """config.json of a run folder. Raises BadFile if it is missing, damaged, or of another program."""
+    file = folder / "config.json"
+    if not file.exists():
+        raise BadFile(f"{folder} is not a run folder (no config.json); give the --out folder of a `frugal train`")
+    try:
+        found = json.loads(file.read_text())
+        if found.pop("format") != FORMAT:
+            raise ValueError("it was written by another version")
+        config = Config(**found)
+        hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
+        config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper))
+        check(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"
+        raise BadFile(f"{file} is damaged or not usable here ({reason}); restore it or train again") from None
+    return config
