@@ -6,7 +6,7 @@ All train at the settings of `peers/common.py`: the same network, batch, steps, 
 each four environment steps. Ours is the real command with 1, 8 and 32 seeds, in a new process with an empty cache of
 compiled programs. Contestants take turns in rounds; ratios are taken within a round.
 
-Our time is `wall_seconds` of the receipt: importing JAX, compilation, training, eleven evaluations and checkpoints. The
+Our time is `wall_seconds` of the receipt: importing JAX, compilation, training, all evaluations and checkpoints. The
 time of a peer is training alone: its imports and its evaluation are not counted, its compilation is. So the ratios are
 rather too small than too large. `process` rates are from the start of a process to its end, on both sides.
 """
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import matrix_product, rows
@@ -56,7 +57,7 @@ def hyper(settings: Settings) -> list[str]:
 def update_flops(settings: Settings) -> int:
     """Floating-point operations of one update, by FORMULA."""
     widths = (OBS, settings.width, settings.width, ACTIONS)
-    weights = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+    weights = [inputs * outputs for inputs, outputs in pairwise(widths)]
     return 2 * settings.batch * (4 * sum(weights) - weights[0])
 
 
@@ -109,8 +110,8 @@ def peak_gflops(quick: bool) -> float:
     """The rate of matrix products on all cores, measured now in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.jsonl")
-        line = [sys.executable, "-m", f"benchmarks.{matrix_product.NAME}", "--out", str(file), "--quick"]
-        subprocess.run(line, cwd=rows.ROOT, check=True, capture_output=True)
+        line = [sys.executable, "-m", f"benchmarks.{matrix_product.NAME}", "--out", str(file)]
+        subprocess.run([*line, "--quick"] if quick else line, cwd=rows.ROOT, check=True, capture_output=True)
         measured = rows.read(file)
     most = max(each["threads"] for each in measured)
     return max(each["gflops"]["median"] for each in measured if each["threads"] == most)
@@ -137,21 +138,14 @@ def _contestant(name: str, runs: list[dict], settings: Settings) -> rows.Row:
 
 
 def _ratios(name: str, rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: Settings) -> rows.Row:
-    def rate(each: dict, who: str, key: str = "steps_per_second") -> float:
-        return each[who][key]
+    def against(*peers: str) -> dict[str, dict]:
+        def times(key: str) -> dict[str, float]:
+            return rows.spread([each[name][key] / max(each[peer][key] for peer in peers) for each in rounds])
 
-    def against(peer: Callable[[dict, str], float]) -> dict[str, dict]:
-        keys = {"": "steps_per_second", "process_": "process_steps_per_second"}
-        return {
-            f"{prefix}times": rows.spread([rate(each, name, key) / peer(each, key) for each in rounds])
-            for prefix, key in keys.items()
-        }
+        return {"times": times("steps_per_second"), "process_times": times("process_steps_per_second")}
 
-    best = against(lambda each, key: max(rate(each, "sb3 x1", key), rate(each, "sb3 x2", key)))
-    single = against(lambda each, key: rate(each, "sb3 x1", key))
-    other = {}
-    if "cleanrl x1" in rounds[0]:
-        other = {"cleanrl": against(lambda each, key: rate(each, "cleanrl x1", key))}
+    best, single = against("sb3 x1", "sb3 x2"), against("sb3 x1")
+    other = {"cleanrl": against("cleanrl x1")} if "cleanrl x1" in rounds[0] else {}
     return rows.row(
         NAME,
         kind="ratios",

@@ -1,6 +1,6 @@
 """What does one policy call cost, in each engine, in fp32 and in int8?
 
-    python benchmarks/policy_call.py [--out FILE] [--quick]
+    python -m benchmarks.policy_call [--out FILE] [--quick]
 
 From observations in NumPy to outputs in NumPy, on one core: the process is bound to it before anything with threads
 is loaded. Contestants take turns in rounds. Ratios are taken within a round, against the same engine's fp32 and
@@ -10,13 +10,7 @@ highest are kept. A loop this tight finds everything in the cache: beside a real
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import os
-import platform
-from importlib import metadata
-from pathlib import Path
 from time import perf_counter
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -24,16 +18,19 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 BOUND = hasattr(os, "sched_setaffinity")
 if BOUND:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.environ["NPROC"] = "1"  # XLA's threads
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks import rows  # noqa: E402
 from frugalrl.levers.compress.engines import ENGINES, random_obs, random_weights, usable  # noqa: E402
 from frugalrl.levers.compress.quantise import int8  # noqa: E402
 from frugalrl.networks import mlp, nature_cnn  # noqa: E402
 from frugalrl.types import Box, Policy, Session  # noqa: E402
 
+NAME = "policy_call"
 NETS = {
     "64x64": (mlp((64, 64), 4), Box((8,))),
     "256x256": (mlp((256, 256), 6), Box((17,))),
@@ -42,31 +39,24 @@ NETS = {
 }
 BATCHES = (1, 8, 64)
 MODES = ("fp32", "int8")
-PACKAGES = ("frugalrl", "numpy", "jax", "ai-edge-litert", "onnxruntime", "openvino")
-OUT = Path(__file__).parent / "results" / "policy_call.jsonl"
+PACKAGES = ("onnxruntime", "openvino")  # engines that the base install does not have
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, help=f"where the rows go (JSON lines); default {OUT.name} in {OUT.parent.name}/"
-    )
-    parser.add_argument("--quick", action="store_true", help="only see that it works; writes nothing without --out")
-    args = parser.parse_args()
+    args = rows.parser(__doc__).parse_args()
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # or small networks would pay for a hand-over of threads
     rounds, turn = (2, 0.002) if args.quick else (9, 0.015)
-    rows = []
+    made = []
     for net in NETS:
         for batch in BATCHES:
-            rows += measured(net, batch, rounds, turn)
-            show(rows, net, batch)
-    out = args.out or (None if args.quick else OUT)
-    if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{len(rows)} rows in {out}")
+            made += measured(net, batch, rounds, turn)
+            show(made, net, batch)
+    path = rows.destination(NAME, args)
+    rows.write(path, made)
+    print(rows.said(path, made))
 
 
-def measured(net: str, batch: int, rounds: int, turn: float) -> list[dict]:
+def measured(net: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:
     """The rows of all engines and modes; each has `turn` seconds a round."""
     layers, obs = NETS[net]
     rng = np.random.default_rng(0)
@@ -92,54 +82,35 @@ def median_time(session: Session, x: np.ndarray, seconds: float) -> float:
     return float(np.median(times)) * 1e6
 
 
-def row(net: str, batch: int, who: tuple[str, str], times: list[dict]) -> dict:
+def row(net: str, batch: int, who: tuple[str, str], times: list[dict]) -> rows.Row:
     engine, mode = who
     fp32 = [{name: t for (name, m), t in each.items() if m == "fp32"} for each in times]
     us = [each[who] for each in times]
-    return {
-        "benchmark": "policy_call",
-        "net": net,
-        "inputs": NETS[net][1].shape,
-        "outputs": NETS[net][0][-1].features,
-        "batch": batch,
-        "engine": engine,
-        "mode": mode,
-        "us": round(float(np.median(us)), 3),
-        "times_same_engine_fp32": spread([a[engine] / t for a, t in zip(fp32, us, strict=True)]),
-        "times_best_fp32": spread([min(a.values()) / t for a, t in zip(fp32, us, strict=True)]),
-        "best_fp32": min(fp32[0], key=lambda name: np.median([each[name] for each in fp32])),
-        "rounds": len(times),
-        "threads": "bound to one core" if BOUND else "one, as far as each engine obeys",
-        "xla_async_dispatch": False,
-        "date": datetime.date.today().isoformat(),
-        "cpu": cpu(),
-        "versions": versions(),
-    }
-
-
-def spread(ratios: list[float]) -> dict[str, float]:
-    return {"median": round(float(np.median(ratios)), 3), "low": round(min(ratios), 3), "high": round(max(ratios), 3)}
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    return rows.row(
+        NAME,
+        PACKAGES,
+        net=net,
+        inputs=NETS[net][1].shape,
+        outputs=NETS[net][0][-1].features,
+        batch=batch,
+        engine=engine,
+        mode=mode,
+        us=rows.spread(us),
+        times_same_engine_fp32=rows.spread([a[engine] / t for a, t in zip(fp32, us, strict=True)]),
+        times_best_fp32=rows.spread([min(a.values()) / t for a, t in zip(fp32, us, strict=True)]),
+        best_fp32=min(fp32[0], key=lambda name: np.median([each[name] for each in fp32])),
+        rounds=len(times),
+        threads="bound to one core" if BOUND else "one, as far as each engine obeys",
+        xla_async_dispatch=False,
     )
 
 
-def versions() -> dict[str, str]:
-    installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed[name] for name in PACKAGES if name in installed}}
-
-
-def show(rows: list[dict], net: str, batch: int) -> None:
+def show(made: list[rows.Row], net: str, batch: int) -> None:
     print(f"\n{net}, batch {batch}".ljust(32) + "us     same engine    best fp32")
-    for each in rows:
+    for each in made:
         if (each["net"], each["batch"]) == (net, batch):
             ratios = f"{each['times_same_engine_fp32']['median']:12.2f}x{each['times_best_fp32']['median']:12.2f}x"
-            print(f"  {each['engine']:12} {each['mode']:6}{each['us']:12.1f}{ratios}", flush=True)
+            print(f"  {each['engine']:12} {each['mode']:6}{each['us']['median']:12.1f}{ratios}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,16 +117,26 @@ class Trained(NamedTuple):
     process_seconds: float  # from before Python starts to after it has ended
 
 
-def train(folder: Path, words: Sequence[str], cache: Path | None = None, **variables: str) -> Trained:
-    """Run `frugal train` with `words` in a process of its own, into `folder`, which is replaced.
+COMMAND = ("-m", "frugalrl.cli")
+
+
+def train(
+    folder: Path,
+    words: Sequence[str],
+    cache: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    program: Sequence[str] = COMMAND,
+) -> Trained:
+    """Run `frugal train` with `words` in a process of its own, into `folder`, which must not be there.
 
     `cache` is where compiled programs are kept, by default where any run keeps them; `variables` are set in the
-    environment of the process. Raises RuntimeError with what it printed if it fails.
+    environment of the process; `program` is what Python runs in place of `frugal`. Raises RuntimeError with what it
+    printed if it fails.
     """
-    line = [sys.executable, "-m", "frugalrl.cli", "train", *words, "--out", str(folder), "--force", "--quiet"]
-    places = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    line = [sys.executable, *program, "train", *words, "--out", str(folder), "--quiet"]
+    places = dict(variables or {}) | ({} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)})
     start = time.perf_counter()
-    done = subprocess.run(line, env=os.environ | places | variables, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(line, env=os.environ | places, cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"frugal train {shlex.join(words)} exited with {done.returncode}:\n{done.stderr[-2000:]}")

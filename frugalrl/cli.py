@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded; or it fights the actors for the cores
+
 from . import __version__, catalog
 from .errors import BadFile, RunFailed, Stopped, UsageError, one_line
 from .signals import EndAtOnce
@@ -24,9 +26,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that offer the nearest spelling."""
 
     def __init__(self, **options: Any):
-        super().__init__(
-            allow_abbrev=False, **options
-        )  # or a script breaks when an option with that beginning is added
+        super().__init__(allow_abbrev=False, **options)  # or a new option could break a script that shortens another
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)

@@ -238,7 +238,7 @@ def _host_weights(agent: Agent, state) -> tuple:
 
 def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], episodes: int) -> Episodes:
     parallel = min(episodes, EVAL_EPISODES)
-    session = engines.engine("numpy").build(card.layers, card.obs, parallel, "fp32")
+    session = engines.engine("litert").build(card.layers, card.obs, parallel, "fp32")
     session.load(weights())
 
     def act(obs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from . import distributions, networks
 from .distributions import draw
-from .errors import BadFile
+from .errors import BadFile, one_line
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {"epsilon_greedy": distributions.epsilon_greedy}
@@ -70,7 +71,7 @@ def write(folder: Path, card: Card, weights: list[tuple[Linear, ...]]) -> None:
         arrays = {f"{name}{i}": np.asarray(x) for i, layer in enumerate(params) for name, x in layer._asdict().items()}
         temporary = folder / f"seed-{k}.npz.part"
         with open(temporary, "wb") as f:
-            np.savez(f, **arrays)
+            np.savez(f, allow_pickle=False, **arrays)
         os.replace(temporary, folder / f"seed-{k}.npz")
     actions = card.actions._asdict() | {"kind": type(card.actions).__name__}
     described = card._asdict() | {
@@ -85,7 +86,7 @@ def write(folder: Path, card: Card, weights: list[tuple[Linear, ...]]) -> None:
 
 
 def _box(fields: dict) -> Box:
-    def tuples(x):
+    def tuples(x) -> Any:
         return tuple(tuples(y) for y in x) if isinstance(x, list) else x
 
     return Box(**{name: tuples(x) for name, x in fields.items()})
@@ -95,7 +96,9 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
     """Read a policy folder. Raises BadFile where there is none or it is damaged."""
     path = folder / "policy.json"
     if not path.exists():
-        raise BadFile(f"{folder} holds no policy (no policy.json); give the folder of a finished `frugal train`")
+        if (folder / "config.json").exists():
+            raise BadFile(f"{folder} holds no policy yet; go on with: frugal resume {folder}")
+        raise BadFile(f"{folder} holds no policy (no policy.json); give the folder of a `frugal train`")
     try:
         found = json.loads(path.read_text())
         seeds = found.pop("seeds")
@@ -104,36 +107,44 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         layers = layers_from_json(found["layers"])
         card = Card(**found | {"obs": _box(found["obs"]), "actions": space, "layers": layers})
         HEADS[card.head]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFile(f"{path} is damaged or not from FrugalRL ({error}); restore it or train again") from None
-    return card, [_weights(folder / f"seed-{k}.npz", card) for k in range(seeds)]
+        shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]
+        if not shapes or seeds < 1:
+            raise ValueError("it has no weights")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise BadFile(
+            f"{path} is damaged or not from FrugalRL ({one_line(error)}); restore it or train again"
+        ) from None
+    return card, [_weights(folder / f"seed-{k}.npz", shapes) for k in range(seeds)]
 
 
-def _weights(path: Path, card: Card) -> tuple[Linear, ...]:
-    shapes = [shape for _, shape in networks.weighted(card.layers, card.obs.shape)]
+def _weights(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Linear, ...]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             weights = tuple(Linear(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(shapes)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BadFile(f"{path} is damaged or missing ({error}); restore it or train again") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadFile(f"{path} is damaged or missing ({one_line(error)}); restore it or train again") from None
     for found, shape in zip(weights, shapes, strict=True):
-        if found.w.shape != shape or found.b.shape != shape[-1:]:
-            raise BadFile(f"{path} does not fit policy.json: a layer is {found.w.shape}, expected {shape}")
+        if found.w.shape != shape or found.b.shape != shape[-1:] or {x.dtype.name for x in found} != {"float32"}:
+            raise BadFile(f"{path} does not fit policy.json: a layer is {found.w.shape}, expected {shape} in float32")
     return weights
 
 
-class Actor(NamedTuple):
-    """A policy that acts on NumPy observations."""
+class Actor:
+    """A policy that acts on NumPy observations; `weights` holds one network for each training seed."""
 
-    card: Card
-    weights: list[tuple[Linear, ...]]
+    def __init__(self, card: Card, weights: list[tuple[Linear, ...]]):
+        self.card, self.weights = card, weights
+        self.sessions: dict[tuple[int, int], Session] = {}  # by batch and seed: an engine's sessions are of fixed batch
 
     def session(self, batch: int, seed: int = 0) -> Session:
+        """The network of a training seed in LiteRT, at fp32, for batches of this size."""
         from .levers.compress.engines import engine
 
-        session = engine("numpy").build(self.card.layers, self.card.obs, batch, "fp32")
-        session.load(self.weights[seed])
-        return session
+        if (batch, seed) not in self.sessions:
+            session = engine("litert").build(self.card.layers, self.card.obs, batch, "fp32")
+            session.load(self.weights[seed])
+            self.sessions[batch, seed] = session
+        return self.sessions[batch, seed]
 
     def predict(self, obs, *, seed: int = 0, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """The action for one observation, or the actions for a batch of them.

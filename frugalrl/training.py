@@ -244,11 +244,15 @@ def _run(
     meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
     with Stop(budget) as stop:
         with progress(config.steps * config.seeds, quiet=quiet) as bar:
-            bar.status("compiling (cached for next time)")
-            job = _prepare(config, bar.status)
+            held: list[str] = []  # a wrong call gets one line and no more
+            say: Callable[[str], None] = held.append
+            job = _prepare(config, lambda text: say(text))
             if stop.signum is not None:
                 raise Stopped(stop.signum, None, None if before is None else folder.path)
             begin()
+            say = bar.status
+            for text in (*held, "compiling (cached for next time)"):
+                say(text)
             sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
             for phase in job.phases:
                 sitting.run(phase)
@@ -289,7 +293,7 @@ class Sitting:
             with closing(cast(Generator, phase.moments(restore))) as moments:
                 for moment in moments:
                     self.meter.tick()
-                    self.steps |= dict.fromkeys(phase.seeds, moment.step)
+                    self.steps.update((seed, moment.step) for seed in phase.seeds)
                     if due and moment.step >= due[0]:
                         due = [s for s in due if s > moment.step]
                         final = moment.step >= self.config.steps

@@ -15,7 +15,9 @@ import pickle
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..distributions import draw
+from ..errors import one_line
 from ..types import Box, Linear, QuantLinear, Transition
 from .link import Field, Fields, mailbox, size, slab, views
 
@@ -49,6 +52,7 @@ class Spec(NamedTuple):
     packet: Fields  # of the mailbox: the weights, then the knobs, then the version
     kinds: tuple[str, ...]  # for each layer's weights: "Linear" or "QuantLinear"
     knobs: tuple[str, ...]
+    registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
 
 
 KINDS: dict[str, type] = {"Linear": Linear, "QuantLinear": QuantLinear}
@@ -73,12 +77,15 @@ def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str
     return tuple(weights), {name: x[()] for name, x in zip(knobs, rest, strict=False)}, int(rest[-1])
 
 
-def vector_env(env_id: str, num_envs: int, options: dict):
-    """Gymnasium's synchronous vector of environments, each reset within the step that ends its episode."""
+def vector_env(env: Any, num_envs: int, options: dict):
+    """Gymnasium's synchronous vector of environments, each reset within the step that ends its episode.
+
+    `env` is an id or an EnvSpec.
+    """
     import gymnasium
 
     return gymnasium.make_vec(
-        env_id,
+        env,
         num_envs,
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
@@ -109,7 +116,7 @@ class Worker:
     def __init__(self, spec: Spec):
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
-        self.envs = vector_env(spec.env_id, spec.num_envs, spec.env_options)
+        self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, spec.env_options)
         self.engine = importlib.import_module(spec.engine).ENGINE
         self.session = self.engine.build(spec.layers, spec.obs, spec.num_envs, spec.mode)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
@@ -168,14 +175,16 @@ class Worker:
 
 def serve(commands, replies) -> None:
     """Fill slots as their numbers come in, until the input closes."""
-    spec: Spec = pickle.loads(base64.b64decode(commands.readline()))
 
     def reply(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message).encode() + b"\n")
         replies.flush()
 
     try:
-        worker = Worker(spec)
+        first = commands.readline()
+        if not first.endswith(b"\n"):
+            return  # the Learner ended before it had begun
+        worker = Worker(pickle.loads(base64.b64decode(first)))
         worker.timer.lap("start")
         for line in commands:
             worker.timer.lap("waiting")
@@ -186,14 +195,25 @@ def serve(commands, replies) -> None:
             seconds = worker.timer.take()
             reply({"slot": int(line), "episodes": episodes, "seconds": seconds, "span": span, "refreshes": refreshes})
             worker.timer.lap("transport")
+        worker.envs.close()
     except BrokenPipeError:
         pass
-    except Exception:
-        reply({"error": traceback.format_exc()})
+    except Exception as error:
+        with suppress(BrokenPipeError):
+            reply({"error": one_line(error), "place": _place(error), "details": traceback.format_exc()})
+
+
+def _place(error: Exception) -> str:
+    """File, line and function where an error was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno} in {frame.name}"
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the Learner decides when to stop
+    # Ctrl-C and SIGTERM may reach the whole family; the Learner decides when to stop, and then closes the input.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # Gymnasium's have been shown once, by the Learner's process
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever an environment prints must not mix with the replies
     serve(sys.stdin.buffer, replies)

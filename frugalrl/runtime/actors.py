@@ -24,12 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import ActorFailed
 from ..types import Agent, Batch, Compressor, Memory, Packet, Transition, update
 from . import link
 from .actor import Spec, Timer, unroll_fields
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
 PATIENCE = 3  # times in a row that an actor may die without having delivered anything
+GRACE = 2.0  # seconds that the actors have to end by themselves
 
 
 class Plan(NamedTuple):
@@ -52,10 +54,6 @@ class Carry(NamedTuple):
     step: Any  # int32, environment steps added
 
 
-class ActorFailed(RuntimeError):
-    """An actor cannot run at all; the message ends with its own traceback."""
-
-
 class Message(NamedTuple):
     actor: int
     items: Transition  # [unroll, num_envs, ...], a copy
@@ -66,20 +64,26 @@ class Message(NamedTuple):
 class Fleet:
     """The actor processes: starts them, restarts the dead, and collects what they send."""
 
-    def __init__(self, spec: Spec, plan: Plan, seed: int, packet: list[np.ndarray], report: Callable[[str], None]):
+    def __init__(
+        self, spec: Spec, plan: Plan, seed: tuple[int, ...], packet: list[np.ndarray], report: Callable[[str], None]
+    ):
         self.plan, self.seed, self.report = plan, seed, report
-        self.folder = link.shared_folder()
-        self.spec = spec._replace(folder=str(self.folder), slots=plan.slots, packet=link.fields(packet))
-        self.layout = unroll_fields(self.spec)
-        self.mailbox = link.mailbox(self.folder / "mailbox", self.spec.packet)
-        self.mailbox.put(packet)
+        self.layout = unroll_fields(spec)
+        mail = link.fields(packet)
+        self.folder = link.shared_folder(plan.actors * plan.slots * link.size(self.layout) + 2 * link.size(mail))
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self.seconds: dict[str, float] = {}
         self.refreshes, self.restarts = 0, 0
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
+        self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
         self.processes: list[subprocess.Popen] = []
-        self.slots = [self._slots(i) for i in range(plan.actors)]
+        self.spec = spec._replace(
+            folder=str(self.folder), slots=plan.slots, packet=mail, registration=registration(spec.env_id)
+        )
         try:
+            self.mailbox = link.mailbox(self.folder / "mailbox", mail)
+            self.mailbox.put(packet)
+            self.slots = [self._slots(i) for i in range(plan.actors)]
             for i in range(plan.actors):
                 self.processes.append(self._start(i))
         except BaseException:
@@ -92,13 +96,15 @@ class Fleet:
         return [Transition(*link.views(buffer[k * each : (k + 1) * each], self.layout)) for k in range(self.plan.slots)]
 
     def _start(self, i: int) -> subprocess.Popen:
-        spec = self.spec._replace(slab=f"actor-{i}", seed=(self.seed, i, self.births[i]))
+        spec = self.spec._replace(slab=f"actor-{i}", seed=(*self.seed, i, self.births[i]))
         self.births[i] += 1
         process = subprocess.Popen(
-            [sys.executable, "-m", "frugalrl.runtime.actor"],
+            [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | ONE_THREAD,
+            # it finds the modules that this process finds: the user's environment may lie beside the user's script
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            process_group=0,  # out of reach of Ctrl-C, also while it still imports
         )
         threading.Thread(target=self._listen, args=(i, self.births[i], process), daemon=True).start()
         self._send(process, base64.b64encode(pickle.dumps(spec)))
@@ -132,9 +138,7 @@ class Fleet:
         if message is None:
             return self._restart(i)
         if "error" in message:
-            self.report(f"actor {i} failed: {message['error'].strip().splitlines()[-1]}")
-            if self.silent_deaths[i] + 1 >= PATIENCE:
-                raise ActorFailed(f"actor {i} failed {PATIENCE} times in a row:\n{message['error']}")
+            self.errors[i] = message
             return None  # the end of its output follows, and the restart with it
         self.silent_deaths[i] = 0
         for kind, seconds in message["seconds"].items():
@@ -145,28 +149,53 @@ class Fleet:
         return Message(i, items, message["episodes"], tuple(message["span"]))
 
     def _restart(self, i: int) -> int:
-        code = self.processes[i].wait()
+        code = _end(self.processes[i], perf_counter() + GRACE)
+        said, self.errors[i] = self.errors[i], None
+        reason = f"{said['error']} ({said['place']})" if said else f"exit code {code}"
         self.silent_deaths[i] += 1
         if self.silent_deaths[i] >= PATIENCE:
-            raise ActorFailed(f"actor {i} died {PATIENCE} times in a row before its first unroll (exit code {code})")
+            details = said["details"] if said else ""
+            raise ActorFailed(f"actor {i} failed {PATIENCE} times in a row before its first unroll: {reason}", details)
         self.restarts += 1
-        self.report(f"actor {i} died (exit code {code}) and was started anew; its unfinished unrolls are lost")
+        self.report(f"actor {i} died and was started anew, its unfinished unrolls are lost: {reason}")
         self.processes[i] = self._start(i)
         return i
 
     def close(self) -> None:
         """Close the actors' inputs, which ends them; whoever does not end is killed."""
-        for process in self.processes:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        for process in self.processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
+        deadline = perf_counter() + GRACE
+        try:
+            for process in self.processes:
+                _hang_up(process)
+            for process in self.processes:
+                _end(process, deadline)
+        finally:  # also when a second Ctrl-C comes in here
+            for process in self.processes:
                 process.kill()
-                process.wait()
-        link.remove(self.folder)
+            link.remove(self.folder)
+
+
+def registration(env_id: str) -> Any:
+    """Gymnasium's EnvSpec of an environment: an actor process may not have run what registered it."""
+    import gymnasium
+
+    return gymnasium.registry.get(env_id.rpartition(":")[2])
+
+
+def _hang_up(process: subprocess.Popen) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def _end(process: subprocess.Popen, deadline: float) -> int:
+    """Wait for a process until `deadline`, then kill it; returns its exit code."""
+    _hang_up(process)
+    try:
+        return process.wait(timeout=max(0.0, deadline - perf_counter()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def arrays_of(packet: Packet, version) -> list[np.ndarray]:
@@ -228,7 +257,8 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         init,
         jit(add, donate_argnums=0),
         jit(learn, donate_argnums=0),
-        jit(lambda c, stream: c._replace(memory=memory.cut(c.memory, stream)), donate_argnums=0),
+        # not donated: the caller can save what it last saw while an actor is started anew
+        jit(lambda c, stream: c._replace(memory=memory.cut(c.memory, stream))),
         jit(ship),
         jit(probe),
     )
@@ -250,15 +280,19 @@ def train(
 ) -> Iterator[Tick]:  # fmt: skip
     """Run until `steps` environment steps have been added, yielding after each message; close it to stop early.
 
-    `carry` may come from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so
-    that the caller can read what the actors spent.
+    It yields too after each second without a message, so that the caller can look whether to stop. `carry` may come
+    from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so that the caller
+    can read what the actors spent.
     """
     timer = timer or Timer()
     step = int(carry.step)
     if step >= steps:
         yield Tick(step, carry, {}, [], ())
         return
-    fleet = Fleet(spec, plan, seed, arrays_of(*jax.device_get(parts.ship(carry.state))), report)
+    if step:  # the episodes that were under way when it was saved are lost
+        for stream in range(plan.actors):
+            carry = parts.cut(carry, stream)
+    fleet = Fleet(spec, plan, (seed, step), arrays_of(*jax.device_get(parts.ship(carry.state))), report)
     if fleets is not None:
         fleets.append(fleet)
     timer.lap("start")
@@ -267,6 +301,7 @@ def train(
             message = fleet.receive(timeout=1.0)
             timer.lap("waiting")
             if message is None:
+                yield Tick(step, carry, {}, [], ())
                 continue
             if isinstance(message, int):
                 carry = parts.cut(carry, message)

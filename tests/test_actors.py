@@ -1,0 +1,484 @@
+"""The actors runtime: processes act while the Learner updates, the ratio is exact, and nothing that fails goes unseen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frugalrl import catalog, cli, rng
+from frugalrl.agents.dqn import Hyper, Static, assemble
+from frugalrl.distributions import epsilon_greedy
+from frugalrl.levers.compress import engines, quantise
+from frugalrl.memory import uniform
+from frugalrl.networks import weighted
+from frugalrl.runtime import actor, actors, link
+from frugalrl.types import Discrete, Transition
+from runs import checkpoints, has_rows, receipt, rows, running
+
+FAKE = Path(__file__).parent
+
+
+class Parts(NamedTuple):
+    """All that `actors.train` needs, at its smallest."""
+
+    learner: actors.Learner
+    plan: actors.Plan
+    spec: actor.Spec
+    carry: actors.Carry
+    memory: Any
+
+    def train(self, steps: int, **more):
+        return actors.train(self.learner, self.plan, self.spec, self.carry, steps=steps, seed=0, **more)
+
+
+def parts(env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidden=(8,), window=1, **plan) -> Parts:
+    obs, space = catalog.spaces(env_id)
+    assert isinstance(space, Discrete)
+    agent = assemble(Static(hidden=hidden), obs, space)
+    layers = agent.network.layers
+    assert layers is not None
+    numbers = actors.Plan(**{"num_envs": 2, "unroll": 8, "updates": 4, "warmup": 64} | plan)
+    zero, flag = jnp.float32(0), jnp.bool_(False)
+    first = jnp.zeros(obs.shape)
+    example = Transition(first, jnp.int32(0), zero, flag, flag, first, zero, jnp.int32(0))
+    memory = uniform(
+        example, 4000, 16, lanes=numbers.num_envs, unroll=numbers.unroll, window=window, streams=numbers.actors
+    )
+    learner = actors.learner(agent, memory, numbers, {"fp32": quantise.fp32, "int8": quantise.int8}[mode]())
+    spec = actor.Spec(
+        env_id=env_id, env_options={}, num_envs=numbers.num_envs, unroll=numbers.unroll, seed=(0,), folder="", slab="",
+        slots=numbers.slots, action=actor.Field((), "int32"), obs=obs, layers=layers, engine=engines.module(engine),
+        mode=mode, head=epsilon_greedy, packet=(), knobs=("epsilon",),
+        kinds=("QuantLinear" if mode == "int8" else "Linear",) * sum(1 for _ in weighted(layers, obs.shape)),
+    )  # fmt: skip
+    carry = jax.jit(learner.init)(rng.key(0), Hyper(total_steps=1000.0))
+    return Parts(learner, numbers, spec, carry, memory)
+
+
+def worker(made: Parts, folder: Path) -> tuple[actor.Worker, link.Mailbox]:
+    """An actor's inside, in this process, and the mailbox that it reads."""
+    arrays = packet_of(made, made.carry.state)
+    spec = made.spec._replace(folder=str(folder), slab="slab", packet=link.fields(arrays))
+    box = link.mailbox(folder / "mailbox", spec.packet)
+    box.put(arrays)
+    return actor.Worker(spec), box
+
+
+def packet_of(made: Parts, state) -> list[np.ndarray]:
+    return actors.arrays_of(*jax.device_get(made.learner.ship(state)))
+
+
+# what passes between the processes
+
+
+def test_the_newest_packet_wins(tmp_path):
+    spec = (link.Field((3,), "<f4"), link.Field((), "<i4"))
+    box, other = link.mailbox(tmp_path / "box", spec), link.mailbox(tmp_path / "box", spec)
+    assert other.newest() == 0
+    for k in range(1, 6):  # more than there are halves, and nobody reads meanwhile
+        box.put([np.full(3, k, np.float32), np.int32(-k)])
+    count, arrays = other.get()
+    assert count == other.newest() == 5
+    np.testing.assert_array_equal(arrays[0], [5, 5, 5])
+    assert arrays[1] == -5
+    box.put([np.zeros(3, np.float32), np.int32(0)])
+    np.testing.assert_array_equal(arrays[0], [5, 5, 5])  # what was read is a copy
+
+
+WRITER = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from frugalrl.runtime import link
+spec = (link.Field((4000,), "<f4"),) * 4
+box = link.mailbox(Path(sys.argv[1]), spec)
+end = time.monotonic() + 1.0
+k = 0
+while time.monotonic() < end:
+    k += 1
+    box.put([np.full(4000, k % 1000 + i, np.float32) for i in range(4)])
+"""
+
+
+def test_a_packet_is_never_read_in_halves(tmp_path):
+    spec = (link.Field((4000,), "<f4"),) * 4
+    box = link.mailbox(tmp_path / "box", spec)
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "box")])
+    seen = set()
+    while process.poll() is None:
+        count, arrays = box.get()
+        if count:
+            seen.add(count)
+            for i, x in enumerate(arrays):
+                assert (x == count % 1000 + i).all()
+    assert process.wait() == 0
+    assert len(seen) > 20
+
+
+def test_slabs_are_aligned_and_refuse_a_full_disk(tmp_path, monkeypatch):
+    spec = (link.Field((3,), "<f4"), link.Field((2, 2), "bool"), link.Field((), "<i4"))
+    views = link.views(link.slab(tmp_path / "slab", link.size(spec)), spec)
+    assert [x.shape for x in views] == [(3,), (2, 2), ()]
+    assert all(x.ctypes.data % link.ALIGN == 0 for x in views)
+    monkeypatch.setattr(os, "posix_fallocate", partial(_no_space))
+    with pytest.raises(OSError, match="No space"):
+        link.slab(tmp_path / "other", 100)
+
+
+def _no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_folders_of_dead_processes_are_swept_and_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "_bases", lambda: [tmp_path])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = f"frugalrl-{dead.pid}-a", f"frugalrl-{os.getppid()}-b", "frugalrl-mine", "other-1-a"
+    for name in names:
+        (tmp_path / name).mkdir()
+    made = link.shared_folder(100)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], made.name])
+    link.remove_own()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_shared_memory_that_is_too_small_is_not_used(tmp_path, monkeypatch):
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    monkeypatch.setattr(link, "_bases", lambda: [small, large])
+    monkeypatch.setattr("shutil.disk_usage", lambda p: type("", (), {"free": 64e6 if p == small else 1e12}))
+    assert link.shared_folder(100).parent == small
+    assert link.shared_folder(60_000_000).parent == large
+
+
+# what an actor does
+
+
+def test_transitions_are_what_happened(tmp_path):
+    made = parts()
+    actor_, _ = worker(made, tmp_path)
+    ended, steps = [], []
+    for _ in range(6):
+        ended += actor_.unroll(actor_.slots[0])
+        steps.append(Transition(*(x.copy() for x in actor_.slots[0])))
+    t = Transition(*(np.concatenate(x) for x in zip(*steps, strict=True)))  # [48, 2, ...]
+    done = t.terminated | t.truncated
+    assert done.any()
+    assert not (t.terminated & t.truncated).any()
+    np.testing.assert_array_equal(t.next_obs[..., 0], t.obs[..., 0])  # one instance
+    np.testing.assert_array_equal(t.next_obs[..., 1], t.obs[..., 1])  # of the same episode, also where it ends
+    np.testing.assert_array_equal(t.next_obs[..., 2], t.obs[..., 2] + 1)
+    np.testing.assert_allclose(t.reward, t.next_obs[..., 2] + 0.1 * t.action, rtol=1e-6)
+    np.testing.assert_array_equal(t.terminated, (t.obs[..., 1] % 2 == 0) & (t.next_obs[..., 2] == 5))
+    np.testing.assert_array_equal(t.truncated, t.next_obs[..., 2] == 7)
+    np.testing.assert_array_equal(t.obs[1:][~done[:-1]], t.next_obs[:-1][~done[:-1]])
+    fresh = t.obs[1:][done[:-1]]  # after an end: the first observation of the next episode
+    assert (fresh[:, 2] == 0).all()
+    np.testing.assert_array_equal(fresh[:, 1], t.obs[:-1][done[:-1]][:, 1] + 1)
+
+    ends = [(t.reward[i : j + 1, lane].sum(), j + 1 - i) for lane in range(2) for i, j in _spans(done[:, lane])]
+    np.testing.assert_allclose(sorted(ended), sorted(ends), atol=1e-3)
+
+
+def _spans(done: np.ndarray) -> list[tuple[int, int]]:
+    """First and last step of each finished episode of a lane."""
+    last = np.flatnonzero(done)
+    return list(zip([0, *(last[:-1] + 1)], last, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "engine"), [("fp32", "numpy"), ("fp32", "litert"), ("int8", "litert"), ("int8", "numpy")]
+)
+def test_log_probs_are_those_of_the_compressed_policy_of_that_version(mode, engine, tmp_path, monkeypatch):
+    if mode not in engines.engine(engine).modes:
+        pytest.skip(f"{engine} does not run {mode}")
+    monkeypatch.setattr(actor, "REFRESH_SHARE", 1e9)  # every packet is taken
+    made = parts(mode=mode, engine=engine)
+    actor_, box = worker(made, tmp_path)
+    generator, log_probs = np.random.default_rng(0), []
+    for version in range(4):
+        state = made.carry.state._replace(
+            version=jnp.int32(version),
+            params=jax.tree.map(lambda x: x + generator.standard_normal(x.shape, np.float32), made.carry.state.params),
+            hyper=made.carry.state.hyper._replace(total_steps=jnp.float32(100)),
+        )
+        box.put(packet_of(made, state))
+        slot = actor_.slots[0]
+        actor_.unroll(slot)
+        assert (slot.version == version).all()
+        packet, _ = jax.device_get(made.learner.ship(state))
+        session = engines.engine(engine).build(made.spec.layers, made.spec.obs, 2, mode)
+        session.load(packet.weights)
+        outputs = np.stack([session.run(slot.obs[t]) for t in range(8)])
+        dist = epsilon_greedy(outputs, packet.knobs)
+        np.testing.assert_array_equal(slot.log_prob, dist.log_prob(slot.action))
+        log_probs.append(slot.log_prob.copy())
+    assert len(np.unique(log_probs)) > 4  # the policies do differ
+
+
+def test_refreshing_takes_a_bounded_share_of_an_actors_time(tmp_path):
+    actor_, box = worker(parts(), tmp_path)
+    load, loads = actor_.session.load, []
+
+    def slow(weights):
+        time.sleep(0.004)
+        loads.append(time.perf_counter())
+        load(weights)
+
+    actor_.session = actor_.session._replace(load=slow)
+    arrays, began = box.get()[1], time.perf_counter()
+    while time.perf_counter() - began < 1.0:
+        box.put(arrays)
+        actor_.unroll(actor_.slots[0])
+    assert 2 <= len(loads) <= 7
+    assert all(b - a > 0.1 for a, b in pairwise(loads))
+
+
+def test_an_actor_whose_learner_is_gone_ends_without_a_word():
+    for said in (b"", b"aGFsZiBhIHNwZWM", b"\n"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "frugalrl.runtime.actor"], input=said, capture_output=True, timeout=60
+        )
+        if said.endswith(b"\n"):
+            assert b"EOFError" in ended.stdout  # told to whoever reads its replies
+        else:
+            assert ended.stdout == b""
+        assert ended.stderr == b""
+
+
+# actors and Learner together
+
+
+def test_both_actors_act_while_the_learner_updates():
+    made = parts("fake_env:Slow-v0", updates=300, hidden=(64, 64), warmup=0)
+    acting, learning = [], []
+    for tick in made.train(600):
+        if tick.spans:
+            acting.append(tick.spans[0])
+            learning.append(tick.spans[1])
+    assert {i for i, _, _ in acting} == {0, 1}
+
+    def overlap(begin, end):
+        return {i for i, a, b in acting if a < end and b > begin}
+
+    both = [span for span in learning[2:-6] if overlap(*span) == {0, 1}]
+    assert len(both) > len(learning[2:-6]) / 2
+    assert all(a <= b for _, a, b in acting)
+    assert all(b <= c for (_, b), (c, _) in pairwise(learning))  # one Learner
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_actor_waits_when_its_slots_are_full(slots):
+    made, fleets, ticks = parts(slots=slots, warmup=0), [], []
+    for tick in made.train(640, fleets=fleets):
+        if tick.spans:
+            ticks.append(tick)
+            time.sleep(0.02)  # a slow Learner
+            assert fleets[0].inbox.qsize() <= 2 * slots
+    for i in range(2):
+        mine = [(k, tick.spans[0]) for k, tick in enumerate(ticks) if tick.spans[0][0] == i]
+        for (freed, _), (_, (_, began, _)) in zip(mine, mine[slots:], strict=False):
+            if freed > 0:  # a slot is filled anew only after its message has been taken, so after the tick before that
+                assert began > ticks[freed - 1].spans[1][1]
+    assert fleets[0].seconds["waiting"] > 0.3
+
+
+@pytest.mark.parametrize("mode", ["fp32", "int8"])
+def test_the_ratio_of_updates_to_steps_is_exact(mode):
+    made = parts(mode=mode, updates=3, warmup=64)
+    last, total, seen = None, 0, []
+    for tick in made.train(320):
+        if tick.spans:
+            total += 16
+            assert tick.step == total == int(tick.carry.step)
+            updates = max(0, total - 64) // 16 * 3
+            assert int(tick.carry.state.version) == updates
+            assert bool(tick.metrics) == (updates > 0)
+            seen.append(tick.step)
+        last = tick
+    assert last is not None
+    assert seen == list(range(16, 321, 16))
+
+
+def windows(made: Parts, carry: actors.Carry, draws: int = 40) -> Transition:
+    """Windows sampled from memory, [draws, time, ...]."""
+    batches = [made.memory.sample(carry.memory, rng.key(k)).data for k in range(draws)]
+    return Transition(*(np.concatenate(x) for x in zip(*jax.device_get(batches), strict=True)))
+
+
+def assert_windows_hold_together(t: Transition) -> None:
+    """What follows in a window follows in the environment, unless the step before says that its episode ended."""
+    done = (t.terminated | t.truncated)[:, :-1]
+    np.testing.assert_array_equal(t.obs[:, 1:][~done], t.next_obs[:, :-1][~done])
+
+
+def test_memory_holds_what_the_actors_sent():
+    made = parts(window=3)
+    *_, tick = made.train(320)
+    t = windows(made, tick.carry)
+    assert_windows_hold_together(t)
+    assert len(np.unique(t.obs[..., 0])) == 4  # two actors with two environments
+    assert t.version.max() > 0
+    assert (t.log_prob <= 0).all()
+
+
+def test_a_killed_actor_is_replaced_and_its_stream_is_cut():
+    made, fleets, said = parts("fake_env:Slow-v0", window=3), [], []
+    for tick in made.train(2400, fleets=fleets, report=said.append):
+        if tick.step == 160 and tick.spans:
+            os.kill(fleets[0].processes[tick.spans[0][0]].pid, signal.SIGKILL)
+        last = tick
+    assert fleets[0].restarts == 1
+    assert len(said) == 1
+    assert "died and was started anew, its unfinished unrolls are lost: exit code -9" in said[0]
+    assert last.step == 2400
+    t = windows(made, last.carry, 200)
+    assert len(np.unique(t.obs[..., 0])) == 6  # of two actors, and of the one that came later
+    assert_windows_hold_together(t)
+    assert not any(running(p.pid) for p in fleets[0].processes)
+    assert not fleets[0].folder.exists()
+
+
+def test_a_resumed_run_cuts_its_streams_and_draws_other_numbers():
+    made, fleets = parts(window=3), []
+    *_, first = made.train(320, fleets=fleets)
+    made = made._replace(carry=first.carry)
+    *_, second = made.train(640, fleets=fleets)
+    assert second.step == 640
+    assert_windows_hold_together(windows(made, second.carry, 200))
+    assert fleets[0].seed != fleets[1].seed
+
+
+def test_a_finished_run_starts_no_actor():
+    made, fleets = parts(), []
+    *_, first = made.train(64, fleets=fleets)
+    ticks = list(made._replace(carry=first.carry).train(64, fleets=fleets))
+    assert [tick.step for tick in ticks] == [64]
+    assert len(fleets) == 1
+
+
+def test_a_stuck_environment_does_not_keep_the_run_from_being_stopped():
+    fleets = []
+    ticks = parts("fake_env:Stuck-v0").train(320, fleets=fleets)
+    began = time.monotonic()
+    assert next(ticks).step == 0
+    ticks.close()
+    assert time.monotonic() - began < 1 + actors.GRACE + 2
+    assert not any(running(p.pid) for p in fleets[0].processes)
+    assert not fleets[0].folder.exists()
+
+
+@pytest.mark.parametrize("engine", ["numpy", "litert"])
+def test_actors_do_not_import_jax(engine):
+    *_, tick = parts("fake_env:NoJax-v0", engine=engine).train(32)
+    assert tick.step == 32
+
+
+def test_what_an_environment_prints_does_not_disturb(capfd):
+    *_, tick = parts("fake_env:Chatty-v0").train(64)
+    assert tick.step == 64
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "an environment that talks" in said.err
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"), [("BrokenReset", "ValueError: no game"), ("BrokenStep", "ValueError: the wheel came off")]
+)
+def test_an_environment_that_always_fails_ends_the_run(env, reason):
+    said = []
+    with pytest.raises(
+        actors.ActorFailed, match=f"failed 3 times in a row before its first unroll: {reason}"
+    ) as failed:
+        list(parts(f"fake_env:{env}-v0").train(320, report=said.append))
+    assert "fake_env.py:" in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert failed.value.details.startswith("Traceback")
+    assert 2 <= len(said) <= 4
+
+
+# whole runs
+
+
+WORDS = ("--steps", "1280", "--hyper", "hidden=8", "batch_size=16", "learning_starts=128", "train_freq=16")
+
+
+@pytest.mark.parametrize("env", ["BrokenReset", "BrokenStep"])
+def test_a_run_that_cannot_begin_is_one_line(env, tmp_path, capfd):
+    assert cli.main(["train", "dqn", f"fake_env:{env}-v0", *WORDS, "--quiet", "--out", str(tmp_path / "run")]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "ValueError" in said.err
+    assert f"frugal resume {tmp_path / 'run'}" in said.err
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_breaks_off_keeps_what_it_had(tmp_path, monkeypatch, capfd):
+    out, flag = tmp_path / "run", tmp_path / "flags" / "up"
+    flag.parent.mkdir()
+    monkeypatch.setenv("FAKE_ENV_FLAG", str(flag))
+    words = ["train", "dqn", "fake_env:Flagged-v0", *WORDS, "--steps", "12800"]
+    assert cli.main([*words, "--quiet", "--out", str(out)]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "ValueError: the flag is up" in said
+    assert len(checkpoints(out)) == 1
+    assert not receipt(out)["finished"]
+    assert has_rows(out, 1)
+    kept = rows(out)
+    flag.unlink()
+    flag.parent.rmdir()
+    assert cli.main(["resume", str(out), "--quiet"]) == 0
+    assert rows(out)[: len(kept)] == kept
+    steps = [row["step"] for row in rows(out)]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 10
+    assert receipt(out)["actors"]["restarts"] >= 2
+
+
+def test_an_environment_that_cannot_be_evaluated_is_one_line(tmp_path, capfd):
+    out = tmp_path / "run"
+    assert cli.main(["train", "dqn", "fake_env:BrokenOutside-v0", *WORDS, "--quiet", "--out", str(out)]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "the evaluation at step 128 failed: ValueError: nobody may look" in said
+    assert len(checkpoints(out)) == 1
+
+
+def test_the_receipt_tells_what_the_actors_did(tmp_path):
+    out = tmp_path / "run"
+    assert cli.main(["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--quiet", "--out", str(out)]) == 0
+    made = receipt(out)
+    assert made["actors"]["mode"] == "int8"
+    assert made["actors"]["processes"] == 2
+    assert made["actors"]["restarts"] == 0
+    assert made["actors"]["refreshes"] >= 2
+    assert made["actors"]["packet_bytes"] > 0
+    assert all(made["time_split"][name] is not None for name in ("environment", "inference", "transport", "learner"))
+    assert [row["step"] for row in rows(out)] == [128 * (k + 1) for k in range(10)]
+
+
+def test_seeds_train_one_after_the_other(tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--seeds", "2", "--seed", "5", "--quiet", "--out", str(out)]
+    assert cli.main(words) == 0
+    seeds = [row["seed"] for row in rows(out)]
+    assert seeds == [5] * 10 + [6] * 10
+    assert len(receipt(out)["returns"]["per_seed"]) == 2
+    assert list(takewhile(lambda seed: seed == 5, seeds)) == [5] * 10
+    with np.load(out / "policy" / "seed-0.npz") as a, np.load(out / "policy" / "seed-1.npz") as b:
+        assert all((a[name] != b[name]).all() for name in a if name.startswith("w"))

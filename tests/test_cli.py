@@ -1,0 +1,511 @@
+"""The command line: what each command does on a tiny run, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frugalrl import catalog, checkpoint, cli, training
+from runs import TINY, checkpoints, command, receipt, rows, timeless
+
+CARTPOLE = ("train", "dqn", "CartPole-v1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def wrong(capfd):
+    """A function that makes a wrong call and returns the one line it gets."""
+
+    def call(*words: object) -> str:
+        assert cli.main([str(word) for word in words]) == 2
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("frugal: ")
+        assert said.err.count("\n") == 1, said.err
+        assert "Traceback" not in said.err
+        return said.err
+
+    return call
+
+
+def everything(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_a_run_leaves_what_the_contract_promises(finished):
+    for name in ("config.json", "rows.jsonl", "receipt.json", "report.html", "policy/policy.json", "policy/seed-0.npz"):
+        assert (finished / name).is_file()
+    assert [path.name for path in checkpoints(finished)] == ["3000"]
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["agent"], config["env"], config["steps"]) == ("dqn", "CartPole-v1", 3000)
+    assert config["hyper"]["hidden"] == [16]
+    assert config["hyper"]["learning_rate"] == catalog.defaults("dqn", "CartPole-v1")[1]["learning_rate"]
+    steps = [row["step"] for row in rows(finished)]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 10
+    assert steps[-1] == 3000
+    assert receipt(finished)["finished"]
+    assert receipt(finished)["returns"]["per_seed"] == [rows(finished)[-1]["episode_return"]]
+
+
+def test_training_says_what_it_reached_and_what_to_do_next(tmp_path, capfd):
+    assert cli.main([*CARTPOLE, *TINY, "--out", str(tmp_path / "a")]) == 0
+    said = capfd.readouterr()
+    assert "compiling" in said.err
+    assert "dqn on CartPole-v1, 1 seed, compiled" in said.out
+    for words in (f"frugal eval {tmp_path / 'a'}", "frugal export", f"frugal resume {tmp_path / 'a'} --steps 6000"):
+        assert words in said.out
+
+
+def test_quiet_prints_nothing(tmp_path, capfd):
+    assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(tmp_path / "a")]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_prints_nothing_in_the_actors_runtime(tmp_path, capfd):
+    words = [*CARTPOLE, *TINY, "--quiet", "--actors", "int8", "--out", str(tmp_path / "a")]
+    assert cli.main(words) == 0
+    assert capfd.readouterr() == ("", "")
+    assert receipt(tmp_path / "a")["actors"]["mode"] == "int8"
+
+
+def test_without_out_the_run_folder_is_named_and_numbered(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert cli.main([*CARTPOLE, *TINY, "--quiet"]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["dqn-CartPole-v1", "dqn-CartPole-v1-2"]
+
+
+def test_the_same_call_gives_the_same_rows(finished, tmp_path):
+    assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(tmp_path / "a")]) == 0
+    assert timeless(rows(tmp_path / "a")) == timeless(rows(finished))
+
+
+def test_hidden_sets_the_widths(tmp_path):
+    words = [*CARTPOLE, *TINY[:-3], "hidden=32,24", "learning_starts=500", "--quiet", "--out", str(tmp_path / "a")]
+    assert cli.main(words) == 0
+    with np.load(tmp_path / "a" / "policy" / "seed-0.npz") as arrays:
+        assert [arrays[f"w{i}"].shape for i in range(3)] == [(4, 32), (32, 24), (24, 2)]
+
+
+def test_eval_plays_the_policy(finished, capfd):
+    assert cli.main(["eval", str(finished), "--episodes", "3"]) == 0
+    assert "seed 0: mean greedy return" in capfd.readouterr().out
+
+
+def test_eval_on_the_held_out_seeds_agrees_with_itself_and_not_with_other_seeds(finished, capfd):
+    said = []
+    for more in ([], [], ["--seed", "5"]):
+        assert cli.main(["eval", str(finished), "--episodes", "5", *more]) == 0
+        said.append(capfd.readouterr().out)
+    assert said[0] == said[1] != said[2]
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "policy.onnx"), ("litert", "policy.tflite")])
+def test_export_writes_a_file(run, capfd, form, name):
+    if form == "onnx":
+        pytest.importorskip("onnx")
+    assert cli.main(["export", str(run), "--format", form]) == 0
+    assert capfd.readouterr().out.strip() == str(run / name)
+    assert (run / name).stat().st_size > 100
+    assert cli.main(["export", str(run), "--format", form, "--out", str(run / "mine")]) == 0
+    assert (run / "mine").is_file()
+
+
+def test_report_is_written_again(run, capfd):
+    (run / "report.html").unlink()
+    assert cli.main(["report", str(run)]) == 0
+    assert (run / "report.html").is_file()
+
+
+def test_resume_of_a_finished_run_says_so(run, capfd):
+    before = everything(run)
+    assert cli.main(["resume", str(run)]) == 0
+    assert "is finished" in capfd.readouterr().out
+    assert cli.main(["resume", str(run), "--steps", "3000"]) == 0
+    assert everything(run) == before
+
+
+def test_resume_goes_on_to_more_steps(run, capfd):
+    before, cost = rows(run), receipt(run)
+    assert cli.main(["resume", str(run), "--steps", "5000", "--quiet"]) == 0
+    after = rows(run)
+    assert after[: len(before)] == before
+    assert [row["step"] for row in after[len(before) :]] == [3500, 4000, 4500, 5000]
+    assert checkpoints(run)[-1].name == "5000"
+    made, config = receipt(run), json.loads((run / "config.json").read_text())
+    assert (made["steps"], made["finished"]) == (5000, True)
+    assert (config["steps"], config["first_steps"]) == (5000, 3000)
+    for name in ("wall_seconds", "cpu_seconds", "evaluation_seconds"):
+        assert made[name] > cost[name]
+    assert cli.main(["eval", str(run), "--episodes", "2"]) == 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(run, finished):
+    for path in (run / "checkpoints", run / "policy"):
+        shutil.rmtree(path)
+    (run / "receipt.json").unlink()
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    assert timeless(rows(run)) == timeless(rows(finished))
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_receipt_is_completed(run, finished):
+    shutil.rmtree(run / "policy")
+    (run / "receipt.json").unlink()
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    assert rows(run) == rows(finished)
+    assert receipt(run)["finished"]
+    with np.load(run / "policy" / "seed-0.npz") as new, np.load(finished / "policy" / "seed-0.npz") as old:
+        for name in old:
+            np.testing.assert_array_equal(new[name], old[name])
+
+
+def test_force_replaces_a_run_and_nothing_else(run):
+    (run / "notes.txt").write_text("mine")
+    (run / "policy.onnx").write_text("of the old run")
+    words = [*CARTPOLE, *TINY, "--quiet", "--force", "--seed", "3", "--out", str(run)]
+    assert cli.main(words) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+    assert not (run / "policy.onnx").exists()
+    assert {row["seed"] for row in rows(run)} == {3}
+    assert len(rows(run)) == 10
+
+
+def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
+    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(tmp_path / "a")]
+    assert cli.main(words) == 0
+    said = capfd.readouterr()
+    assert said.err.count("\n") == 1
+    assert f"frugal resume {tmp_path / 'a'}" in said.err
+    assert len(checkpoints(tmp_path / "a")) == 1
+    assert not receipt(tmp_path / "a")["finished"]
+    assert cli.main(["eval", str(tmp_path / "a"), "--episodes", "1"]) == 0
+
+
+def test_agents_envs_and_bench_list_what_there_is(capfd):
+    assert cli.main(["agents"]) == 0
+    assert "--hyper learning_rate=0.001" in capfd.readouterr().out
+    assert cli.main(["envs"]) == 0
+    assert "CartPole-v1" in capfd.readouterr().out
+    assert cli.main(["bench"]) == 0
+    assert "policy_call" in capfd.readouterr().out
+
+
+def test_help_names_every_command(capfd):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    said = capfd.readouterr().out
+    assert all(name in said for name in cli.COMMANDS)
+
+
+WRONG_CALLS = {
+    "agent": (("train", "dqm", "CartPole-v1"), "did you mean dqn?"),
+    "environment": (("train", "dqn", "CartPol-v1"), "did you mean CartPole-v1?"),
+    "case of the environment": (("train", "dqn", "cartpole-V1"), "did you mean CartPole-v1?"),
+    "version that is not there": (("train", "dqn", "LunarLander-v99"), "did you mean LunarLander-v3?"),
+    "version that is gone": (("train", "dqn", "LunarLander-v2"), "did you mean LunarLander-v3?"),
+    "namespace": (("train", "dqn", "Nowhere/CartPole-v1"), "did you mean CartPole-v1?"),
+    "no environment": (("train", "dqn", ""), "unknown environment ''"),
+    "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
+    "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
+    "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
+    "continuous actions": (("train", "dqn", "Pendulum-v1"), "no agent takes continuous actions yet"),
+    "observations": (("train", "dqn", "FrozenLake-v1"), "FrugalRL takes arrays"),
+    "runtime": ((*CARTPOLE, "--runtime", "compled"), "did you mean compiled?"),
+    "later runtime": ((*CARTPOLE, "--runtime", "ray"), "not there yet"),
+    "no twin": (("train", "dqn", "fake_env:Walk-v0", "--runtime", "compiled"), "use --runtime actors"),
+    "compiled int8": ((*CARTPOLE, "--runtime", "compiled", "--actors", "int8"), "use --runtime actors"),
+    "actors": ((*CARTPOLE, "--actors", "int9"), "did you mean int8?"),
+    "later actors": ((*CARTPOLE, "--actors", "half"), "not there yet; today: fp32, int8, auto"),
+    "correct": ((*CARTPOLE, "--correct", "tiss"), "did you mean tis?"),
+    "later correct": ((*CARTPOLE, "--correct", "vtrace"), "not there yet"),
+    "precision": ((*CARTPOLE, "--precision", "fp32x"), "did you mean fp32?"),
+    "later precision": ((*CARTPOLE, "--precision", "fp16"), "not there yet"),
+    "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),
+    "later log": ((*CARTPOLE, "--log", "wandb"), "not there yet"),
+    "hyper name": ((*CARTPOLE, "--hyper", "learningrate=1"), "did you mean learning_rate?"),
+    "hyper word": ((*CARTPOLE, "--hyper", "learning_rate=abc"), "write for example learning_rate="),
+    "hyper nan": ((*CARTPOLE, "--hyper", "learning_rate=nan"), "finite"),
+    "hyper inf": ((*CARTPOLE, "--hyper", "batch_size=inf"), "write for example batch_size="),
+    "hyper negative": ((*CARTPOLE, "--hyper", "learning_rate=-1"), "at least 0"),
+    "hyper above one": ((*CARTPOLE, "--hyper", "gamma=1.5"), "from 0 to 1"),
+    "hyper fraction": ((*CARTPOLE, "--hyper", "batch_size=1.5"), "write for example batch_size="),
+    "hyper flag": ((*CARTPOLE, "--hyper", "double=maybe"), "write for example double="),
+    "hyper choice": ((*CARTPOLE, "--hyper", "loss=hubber"), "huber, mse"),
+    "hyper without value": ((*CARTPOLE, "--hyper", "gamma"), "--hyper takes name=value"),
+    "no width": ((*CARTPOLE, "--hyper", "hidden=0"), "write for example hidden="),
+    "n_step": ((*CARTPOLE, "--hyper", "n_step=0"), "at least 1"),
+    "n_step beyond memory": ((*CARTPOLE, "--hyper", "n_step=500", "buffer_size=400"), "too small"),
+    "memory": ((*CARTPOLE, "--hyper", "buffer_size=10", "batch_size=32"), "smaller than batch_size=32"),
+    "ratio": ((*CARTPOLE, "--hyper", "num_envs=3", "train_freq=4"), "use num_envs=1"),
+    "negative steps": ((*CARTPOLE, "--steps", "-5"), "--steps must be from 1"),
+    "no steps": ((*CARTPOLE, "--steps", "0"), "--steps must be from 1"),
+    "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: invalid int value: 'abc'"),
+    "too many steps": ((*CARTPOLE, "--steps", "3000000000"), "--steps must be from 1 to 2147483647"),
+    "too few steps": ((*CARTPOLE, "--steps", "100"), "ends before learning starts"),
+    "no seeds": ((*CARTPOLE, "--seeds", "0"), "--seeds must be from 1"),
+    "negative seed": ((*CARTPOLE, "--seed", "-1"), "--seed must be from 0"),
+    "large seed": ((*CARTPOLE, "--seed", "2147483647"), "--seed must be from 0"),
+    "no budget": ((*CARTPOLE, "--budget", "0"), "--budget must be more than 0"),
+    "budget nan": ((*CARTPOLE, "--budget", "nan"), "--budget must be more than 0"),
+    "missing words": (("train", "dqn"), "required: ENV"),
+    "one word too many": ((*CARTPOLE, "now"), "unexpected argument 'now'"),
+    "option": ((*CARTPOLE, "--stepz", "5"), "unknown option --stepz: did you mean --steps?"),
+    "shortened option": ((*CARTPOLE, "--step", "5"), "unknown option --step: did you mean --steps?"),
+    "later option": ((*CARTPOLE, "--lockstep"), "not there yet"),
+    "command": (("trian", "dqn", "CartPole-v1"), "did you mean train?"),
+    "later command": (("pbt", "dqn", "CartPole-v1"), "not there yet"),
+    "run": (("eval", "nowhere"), "holds no policy"),
+    "run to resume": (("resume", "nowhere"), "not a run folder"),
+    "run to export": (("export", "nowhere", "--format", "onnx"), "holds no policy"),
+    "format": (("export", "nowhere", "--format", "onx"), "did you mean onnx?"),
+    "no format": (("export", "nowhere"), "required: --format"),
+    "report": (("report", "nowhere"), "not a folder"),
+    "bench": (("bench", "policy_cal"), "did you mean policy_call?"),
+    "no episodes": (("eval", "nowhere", "--episodes", "0"), "--episodes must be at least 1"),
+    "eval seed": (("eval", "nowhere", "--seed", "-1"), "--seed must not be negative"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_a_wrong_call_gets_one_line_and_writes_nothing(case, wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words, hint = WRONG_CALLS[case]
+    assert hint in wrong(*words)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "actors"])
+def test_numbers_that_do_not_go_together_write_nothing_in_any_runtime(runtime, wrong, tmp_path):
+    out = tmp_path / "run"
+    for bad, hint in ((("num_envs=3", "train_freq=64"), "whole rounds"), (("n_step=2000",), "too small")):
+        words = (*CARTPOLE, "--runtime", runtime, "--out", out, "--hyper", "buffer_size=1000", *bad)
+        assert hint in wrong(*words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("runtime", "numbers"), [("compiled", (3, 4)), ("actors", (3, 32)), ("actors", (4, 40))])
+def test_the_advice_about_the_ratio_of_updates_is_right(runtime, numbers, wrong):
+    num_envs, train_freq = numbers
+    line = wrong(*CARTPOLE, "--runtime", runtime, "--hyper", f"num_envs={num_envs}", f"train_freq={train_freq}")
+    name, value = line.rpartition("use ")[2].split("=")
+    better = {"num_envs": num_envs, "train_freq": train_freq, name: int(value)}
+    config = training.configure("dqn", "CartPole-v1", runtime=runtime, hyper=better)
+    assert training._prepare(config, lambda text: None).phases
+
+
+def test_tensorboard_that_is_not_installed_is_refused_before_anything_is_written(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("frugalrl.config.find_spec", lambda name: None)
+    assert "pip install 'frugalrl[tensorboard]'" in wrong(*CARTPOLE, "--log", "tensorboard", "--out", tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(wrong, tmp_path, monkeypatch):
+    def make(found):
+        import gymnasium
+
+        raise gymnasium.error.DependencyNotInstalled("no Box2D")
+
+    monkeypatch.setattr("gymnasium.make", make)
+    assert "pip install 'frugalrl[box2d]'" in wrong("train", "dqn", "LunarLander-v3", "--out", tmp_path / "a")
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "proc", "long"])
+def test_an_out_that_cannot_be_written_is_refused(place, wrong, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    places = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "run", "proc": Path("/proc/frugal")}
+    out = places.get(place, tmp_path / ("x" * 300))
+    assert "--out" in wrong(*CARTPOLE, *TINY, "--out", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(run, wrong, tmp_path):
+    before = everything(run)
+    assert "--force" in wrong(*CARTPOLE, *TINY, "--out", run)
+    assert everything(run) == before
+
+
+@pytest.mark.parametrize("config", [None, "{}", '{"model_type": "bert"}', "not JSON"])
+def test_force_does_not_replace_what_is_not_a_run(config, wrong, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    before = everything(tmp_path)
+    assert "not a run folder" in wrong(*CARTPOLE, *TINY, "--force", "--out", tmp_path)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", ["num_envs=3", "n_step=200000", "loss=no"])
+def test_force_destroys_nothing_if_the_new_run_cannot_start(bad, run, wrong):
+    before = everything(run)
+    wrong(*CARTPOLE, *TINY, "--force", "--out", run, "--hyper", bad)
+    assert everything(run) == before
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+@pytest.mark.parametrize("name", ["policy.json", "seed-0.npz"])
+def test_a_truncated_policy_is_refused(name, share, run, wrong):
+    file = run / "policy" / name
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    for words in (("eval", run), ("export", run, "--format", "litert")):
+        assert f"{file} is damaged" in wrong(*words)
+    assert not (run / "policy.tflite").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": "x"}, {"seeds": 0}, {"layers": []}, {"layers": 3}, {"layers": [["Os", {}]]}, {"obs": {}},
+        {"head": "no"}, {"head": []}, {"actions": {"kind": "Discrete"}}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_policy_card_that_makes_no_sense_is_refused(change, run, wrong):
+    file = run / "policy" / "policy.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert f"{file} is damaged" in wrong("eval", run)
+
+
+def test_weights_are_never_unpickled(run, wrong, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    file = run / "policy" / "seed-0.npz"
+    with np.load(file) as arrays:
+        weights = dict(arrays) | {"w0": np.array([Bomb()], dtype=object)}
+    np.savez(file, **weights)
+    assert "is damaged" in wrong("eval", run)
+    np.array([Bomb()], dtype=object).dump(file)
+    assert "is damaged" in wrong("eval", run)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_another_network_are_refused(run, wrong):
+    file = run / "policy" / "seed-0.npz"
+    with np.load(file) as arrays:
+        weights = {name: np.zeros([2 * n for n in x.shape], np.float32) for name, x in arrays.items()}
+    np.savez(file, **weights)
+    assert "does not fit" in wrong("eval", run)
+
+
+def test_a_policy_of_another_environment_is_refused(run, wrong):
+    file = run / "policy" / "policy.json"
+    file.write_text(file.read_text().replace("CartPole-v1", "Acrobot-v1"))
+    assert "does not fit Acrobot-v1" in wrong("eval", run)
+
+
+@pytest.mark.parametrize("text", ["", '{"format": 1', "[]", '{"format": 99}', '{"format": 1, "agent": "dqn"}'])
+def test_a_damaged_config_is_refused(text, run, wrong):
+    (run / "config.json").write_text(text)
+    assert f"{run / 'config.json'} is damaged" in wrong("resume", run)
+
+
+@pytest.mark.parametrize(
+    "change", [{"agent": "dqm"}, {"steps": "many"}, {"steps": 3.5}, {"hyper": 3}, {"hyper": {"gamma": "x"}}, {"x": 1}]
+)
+def test_a_config_that_makes_no_sense_is_refused(change, run, wrong):
+    file = run / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert f"{file} is damaged or not usable" in wrong("resume", run, "--steps", "5000")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"finished": true}', "null and void"])
+def test_a_damaged_receipt_is_refused(text, run, wrong):
+    (run / "receipt.json").write_text(text)
+    assert "receipt.json is damaged" in wrong("resume", run, "--steps", "5000")
+
+
+def test_damaged_rows_are_refused(run, wrong):
+    file = run / "rows.jsonl"
+    file.write_text("not a row\n" + file.read_text())
+    before = file.read_text()
+    assert "rows.jsonl is damaged" in wrong("resume", run, "--steps", "5000", "--quiet")
+    assert file.read_text() == before
+
+
+def test_a_damaged_checkpoint_is_refused(run, wrong):
+    for file in checkpoints(run)[-1].rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    line = wrong("resume", run, "--steps", "5000", "--quiet")
+    assert f"{checkpoints(run)[-1]} is damaged or of another run" in line
+    assert "remove it" in line
+
+
+def test_a_checkpoint_of_a_wider_network_is_refused(run, wrong):
+    file = run / "config.json"
+    config = json.loads(file.read_text())
+    config["hyper"]["hidden"] = [24]
+    file.write_text(json.dumps(config))
+    assert "is damaged or of another run" in wrong("resume", run, "--steps", "5000", "--quiet")
+
+
+def test_what_an_interrupted_save_left_is_swept(tmp_path):
+    for name in ("7.orbax-checkpoint-tmp", "5.removed"):
+        (tmp_path / name).mkdir()
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"x": np.arange(3)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    assert checkpoint.steps(tmp_path) == [2, 3]
+
+
+def test_resume_refuses_fewer_steps_and_changes_nothing(run, wrong):
+    before = everything(run)
+    for steps in ("2000", "-1"):
+        assert "give at least that" in wrong("resume", run, "--steps", steps)
+    assert everything(run) == before
+
+
+def test_export_and_video_to_a_folder_that_is_not_there(run, wrong):
+    assert "nowhere" in wrong("export", run, "--format", "litert", "--out", run / "nowhere" / "x.tflite")
+    assert "nowhere" in wrong("eval", run, "--video", run / "nowhere" / "x.gif")
+    assert "write a .gif" in wrong("eval", run, "--video", run / "x.mp4")
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capfd):
+    def save(folder, step, tree):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(tmp_path / "a")]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "No space left on device" in said
+    assert f"frugal resume {tmp_path / 'a'}" in said
+    assert len(rows(tmp_path / "a")) == 10
+
+
+@pytest.mark.parametrize("words", [("agents",), ("--help",)])
+def test_a_reader_that_leaves_early_is_no_error(words):
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert err == b""
+    assert process.returncode == 0
+
+
+def test_a_wrong_call_does_not_import_jax():
+    code = "import sys; from frugalrl.cli import main; main(['train', 'dqn']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

@@ -1,0 +1,247 @@
+"""The laws that every agent keeps under every lever: one table of agents by levers, one test a law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frugalrl import checkpoint, rng
+from frugalrl.distributions import Categorical, draw
+from frugalrl.levers.compress import quantise
+from frugalrl.levers.compress.engines import engine
+from frugalrl.levers.compress.simulate import compressed
+from frugalrl.levers.correct import corrected, none, truncated
+from frugalrl.runtime import actor, compiled, link
+from frugalrl.runtime.actors import arrays_of
+from frugalrl.types import Agent, Batch, Policy, update
+from small import HYPER, OBS, bits, random_batch, random_state, small_dqn, small_run, start
+
+KEY = jax.random.key(0)
+ITERATIONS, MEMBERS = 20, 3
+
+
+class Learner(NamedTuple):
+    """An agent and the number of consecutive steps it learns from."""
+
+    agent: Agent
+    window: int
+
+
+class Lever(NamedTuple):
+    pull: Callable[[Agent], Agent]
+    identity: bool = False  # gives the same program
+    neutral: bool = False  # gives the same numbers on data of the agent's own policy
+
+
+AGENTS = {"dqn": Learner(small_dqn(), 1), "dqn, 3 steps": Learner(small_dqn(), 3)}
+LEVERS = {
+    "none": Lever(lambda agent: agent, identity=True, neutral=True),
+    "fp32 actors": Lever(lambda agent: compressed(agent, quantise.fp32()), identity=True, neutral=True),
+    "int8 actors": Lever(lambda agent: compressed(agent, quantise.int8())),
+    "no correction": Lever(lambda agent: corrected(agent, none()), neutral=True),
+    "truncated ratios": Lever(lambda agent: corrected(agent, truncated()), neutral=True),
+    "both": Lever(lambda agent: compressed(corrected(agent, truncated()), quantise.int8())),
+}
+CELLS = [(name, lever) for name in AGENTS for lever in LEVERS]
+TABLE = pytest.mark.parametrize(("name", "lever"), CELLS)
+IDENTITIES = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].identity])
+NEUTRALS = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].neutral])
+# Cells whose runs are compiled in every test session; an identity lever's run is the run of "none" as a program.
+USUAL = {("dqn", "none"), ("dqn", "int8 actors"), ("dqn, 3 steps", "truncated ratios"), ("dqn, 3 steps", "both")}
+RUNS = pytest.mark.parametrize(
+    ("name", "lever"), [cell if cell in USUAL else pytest.param(*cell, marks=pytest.mark.long) for cell in CELLS]
+)
+
+
+def pulled(name: str, lever: str) -> Learner:
+    learner = AGENTS[name]
+    return learner._replace(agent=LEVERS[lever].pull(learner.agent))
+
+
+class Population(NamedTuple):
+    """A run, three warmed-up members of it [members, ...], and its programs, compiled once for all tests."""
+
+    run: compiled.Run
+    carry: Any
+    programs: compiled.Programs
+
+
+@cache
+def population(name: str, lever: str) -> Population:
+    run = small_run(*pulled(name, lever))
+    carry = start(run, MEMBERS)
+    return Population(run, carry, compiled.Programs(run, carry))
+
+
+def on_policy(learner: Learner, state: Any) -> Batch:
+    """A batch whose actions the agent itself chose."""
+    agent, batch = learner.agent, random_batch(window=learner.window)
+    policy = agent.policy(state)
+    log_prob = jax.vmap(jax.vmap(lambda obs, action: agent.dist(policy, obs, KEY).log_prob(action)))
+    return batch._replace(data=batch.data._replace(log_prob=log_prob(batch.data.obs, batch.data.action)))
+
+
+@IDENTITIES
+def test_an_identity_lever_gives_the_same_program(name, lever):
+    before, after = AGENTS[name], pulled(name, lever)
+    state, batch = random_state(before.agent), random_batch(window=before.window)
+    asked = {"init": (KEY, HYPER), "policy": (state,), "grad": (state, batch, KEY), "apply": (state, state.params)}
+    for part, arguments in asked.items():
+        programs = [str(jax.make_jaxpr(getattr(learner.agent, part))(*arguments)) for learner in (before, after)]
+        assert programs[0] == programs[1], part
+    runs = [small_run(*learner) for learner in (before, after)]
+    carry = jax.eval_shape(runs[0].init, KEY, HYPER)
+    assert str(jax.make_jaxpr(runs[0].advance)(carry, 3)) == str(jax.make_jaxpr(runs[1].advance)(carry, 3))
+
+
+@NEUTRALS
+def test_a_neutral_lever_gives_the_same_numbers(name, lever):
+    before, after = AGENTS[name], pulled(name, lever)
+    state = random_state(before.agent)
+    batch = on_policy(before, state)
+    expected, got = (update(learner.agent, state, batch, KEY) for learner in (before, after))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert bits(before.agent.policy(state)) == bits(after.agent.policy(state))
+
+
+@TABLE
+def test_a_lever_leaves_what_is_not_its_own(name, lever):
+    before, after = AGENTS[name].agent, pulled(name, lever).agent
+    own = {"int8 actors": {"policy"}, "fp32 actors": {"policy"}, "both": {"policy", "grad"}}.get(lever, {"grad"})
+    for part in set(Agent._fields) - (own if lever != "none" else set()):
+        assert getattr(before, part) is getattr(after, part), part
+
+
+@TABLE
+def test_a_state_keeps_its_dtypes_and_structure(name, lever):
+    agent, window = pulled(name, lever)
+    before = jax.eval_shape(agent.init, KEY, HYPER)
+    after, _ = jax.eval_shape(lambda state, batch: update(agent, state, batch, KEY), before, random_batch(window=window))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+def advanced(programs: compiled.Programs, carry: Any, width: int, segments: list[int]) -> tuple[Any, dict]:
+    """The carry and metrics after `segments`, with `width` members in a program at a time."""
+    seeds = carry.iteration.shape[0]
+    for chunk in {s.stop - s.start for s in compiled.chunks(seeds, width)} - set(programs.compiled):
+        programs.prepare(chunk)
+    for tick in compiled.train(programs, compiled.Way(width, 1), jax.tree.map(jnp.copy, carry), segments):
+        last = tick.carry(), tick.metrics
+    return last
+
+
+@RUNS
+def test_a_member_of_a_population_is_the_run_alone(name, lever):
+    """Bit for bit: learner, memory, environments and metrics."""
+    _, carry, programs = population(name, lever)
+    together = advanced(programs, carry, MEMBERS, [ITERATIONS])
+    assert together[0].state.version.tolist() == [ITERATIONS] * MEMBERS
+    for i in range(MEMBERS):
+        part = slice(i, i + 1)
+        alone = advanced(programs, compiled.take(carry, part), 1, [ITERATIONS])
+        assert bits(compiled.take(together, part)) == bits(alone)
+
+
+def test_the_way_of_batching_changes_nothing():
+    """Chunks of another width, a remainder, segments of other lengths."""
+    _, carry, programs = population("dqn, 3 steps", "truncated ratios")
+    expected = bits(advanced(programs, carry, MEMBERS, [ITERATIONS])[0].state)
+    for width in (1, 2):
+        for segments in ([ITERATIONS], [1, 8, ITERATIONS]):
+            assert bits(advanced(programs, carry, width, segments)[0].state) == expected
+
+
+@RUNS
+def test_resumed_equals_never_stopped(name, lever, tmp_path):
+    run, carry, programs = population(name, lever)
+    carry = compiled.take(carry, slice(1))
+    half = advanced(programs, carry, 1, [ITERATIONS // 2])[0]
+    expected = advanced(programs, carry, 1, [ITERATIONS // 2, ITERATIONS])
+    checkpoint.save(tmp_path, 40, half)
+    begin = jax.vmap(lambda seed: run.init(rng.key(seed), HYPER))
+    restored = checkpoint.restore(tmp_path, 40, jax.eval_shape(begin, jnp.arange(1)))
+    assert bits(restored) == bits(half)
+    assert bits(advanced(programs, restored, 1, [ITERATIONS])) == bits(expected)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_two_seeds_differ_in_every_weight(name):
+    agent = AGENTS[name].agent
+    params = jax.vmap(lambda seed: agent.init(rng.key(seed), HYPER).params)(jnp.arange(2))
+    for layer in params:
+        assert (layer.w[0] != layer.w[1]).all()
+        assert (layer.b == 0).all()
+
+
+MODES = {"fp32": quantise.fp32, "int8": quantise.int8}
+
+
+class Ends(NamedTuple):
+    """What the learner's program computes for some observations, and what reaches the other end of the wire."""
+
+    policy: Policy  # of the simulated wire
+    outputs: np.ndarray  # of that policy
+    obs: np.ndarray
+    weights: tuple  # out of the mailbox
+    knobs: dict
+    version: int
+
+    def run(self, name: str, mode: str) -> np.ndarray:
+        """The outputs of an engine that was loaded from the mailbox."""
+        session = engine(name).build(small_dqn().network.layers, OBS, len(self.obs), mode)
+        session.load(self.weights)
+        return session.run(self.obs)
+
+
+def ends(mode: str, folder: Path) -> Ends:
+    agent, compressor = small_dqn(), MODES[mode]()
+    state = random_state(agent)._replace(version=jnp.int32(17))
+    policy = compressed(agent, compressor).policy(state)
+    obs = np.random.default_rng(0).standard_normal((512, 4), np.float32)
+    outputs = jax.jit(jax.vmap(lambda x: agent.dist(policy, x, KEY).values))(obs)
+
+    arrays = arrays_of(*jax.device_get((jax.jit(compressor.encode)(agent.policy(state)), state.version)))
+    link.mailbox(folder / "mailbox", link.fields(arrays)).put(arrays)
+    _, received = link.mailbox(folder / "mailbox", link.fields(arrays)).get()
+    kind = {"fp32": "Linear", "int8": "QuantLinear"}[mode]
+    return Ends(policy, np.asarray(outputs), obs, *actor.unflatten(received, (kind,) * 2, ("epsilon",)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_simulated_wire_acts_as_the_real_one(mode, tmp_path):
+    head, sent = small_dqn().head, ends(mode, tmp_path)
+    assert sent.version == 17
+    assert bits(sent.knobs) == bits(sent.policy.knobs)
+    outputs = sent.run("numpy", mode)
+    np.testing.assert_allclose(outputs, sent.outputs, rtol=1e-4, atol=1e-5)
+    real, simulated = head(outputs, sent.knobs), head(sent.outputs, sent.policy.knobs)
+    noise = draw(real, np.random.default_rng(1))
+    action = real.sample(noise)
+    np.testing.assert_array_equal(action, simulated.sample(noise))
+    np.testing.assert_array_equal(real.mode(), simulated.mode())
+    np.testing.assert_allclose(real.log_prob(action), simulated.log_prob(action), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_litert_acts_nearly_as_the_simulated_wire(mode, tmp_path):
+    """It rounds activations too, so it may differ: by less than 0.01 nats, the outputs taken as logits."""
+    sent = ends(mode, tmp_path)
+    outputs = sent.run("litert", mode)
+    assert Categorical(sent.outputs).kl(Categorical(outputs)).max() < 1e-2
+    assert (sent.outputs.argmax(-1) == outputs.argmax(-1)).mean() > 0.98
+
+
+def test_int8_is_not_the_full_policy(tmp_path):
+    """Else the two tests above would show nothing."""
+    full, small = (ends(mode, tmp_path / mode) for mode in MODES if not (tmp_path / mode).mkdir())
+    assert abs(full.outputs - small.outputs).max() > 1e-3

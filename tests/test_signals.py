@@ -1,0 +1,218 @@
+"""Ctrl-C, SIGTERM and kill -9 at several moments of a run: one line, nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frugalrl import cli, training
+from frugalrl.errors import Stopped
+from frugalrl.signals import Stop
+from runs import (
+    actors_of, checkpoints, finish, has_rows, interrupt, receipt, rows, running, shared_folders, start,
+    timeless, wait_for,
+)  # fmt: skip
+
+STEPS = "40000"
+HYPER = ("--hyper", "hidden=16", "batch_size=32", "learning_starts=500")
+RUNTIMES = ("compiled", "actors")
+
+
+def train(runtime: str, out: Path, *more: str) -> subprocess.Popen:
+    words = ["train", "dqn", "CartPole-v1", "--steps", STEPS, "--runtime", runtime, "--out", out, "--quiet"]
+    return start(*words, *HYPER, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert finish(train("compiled", out)) == (0, "", "")
+    return out
+
+
+def assert_nothing_runs(pid: int, actors: list[int]) -> None:
+    wait_for(lambda: not any(map(running, actors)), seconds=10)
+    assert shared_folders(pid) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_saves_the_run_and_resume_finishes_it(runtime, signum, code, tmp_path, whole):
+    out = tmp_path / "run"
+    process = train(runtime, out)
+    wait_for(lambda: has_rows(out, 2))
+    actors = actors_of(process.pid)
+    interrupt(process, signum)
+    ended = finish(process)
+    assert ended.code == code
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith("frugal: stopped at step ")
+    assert ended.err.endswith(f"saved, go on with: frugal resume {out}\n")
+    assert len(actors) == (2 if runtime == "actors" else 0)
+    assert_nothing_runs(process.pid, actors)
+
+    saved, before = int(checkpoints(out)[-1].name), rows(out)
+    assert not receipt(out)["finished"]
+    assert receipt(out)["steps"] == saved < int(STEPS)
+    assert cli.main(["resume", str(out), "--quiet"]) == 0
+    assert receipt(out)["finished"]
+    steps = [row["step"] for row in rows(out)]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 10
+    assert rows(out)[: len(before)] == before
+    if runtime == "compiled":
+        assert timeless(rows(out)) == timeless(rows(whole))
+
+
+@pytest.mark.parametrize("stops", [1, 4, 5, 7])
+def test_a_compiled_run_stopped_at_any_moment_has_the_rows_of_one_that_was_not(stops, tmp_path, monkeypatch):
+    def run(out, asked):
+        with monkeypatch.context() as patch:
+            patch.setattr(Stop, "asked", asked)
+            return training.train("dqn", "CartPole-v1", steps=5000, hyper={"hidden": (16,)}, out=tmp_path / out)
+
+    looks = []
+    run("whole", lambda stop: None)
+    with pytest.raises(Stopped):
+        run("stopped", lambda stop: looks.append(0) or (2 if len(looks) == stops else None))
+    training.resume(tmp_path / "stopped")
+    assert timeless(rows(tmp_path / "stopped")) == timeless(rows(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.2])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_signal_at_the_beginning_ends_the_run_cleanly(runtime, seconds, tmp_path):
+    out = tmp_path / "run"
+    process = train(runtime, out)
+    time.sleep(seconds)  # Python starts, imports, compiles
+    interrupt(process)
+    ended = finish(process)
+    assert ended.code == 130 or (ended.code == -signal.SIGINT and seconds < 0.5)  # Python itself was not up yet
+    if ended.code == 130:
+        assert ended.err.startswith("frugal: ")
+        assert ended.err.count("\n") == 1
+    assert_nothing_runs(process.pid, [])
+    assert not out.exists() or checkpoints(out)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_second_ctrl_c_ends_the_run_at_once(runtime, tmp_path):
+    out = tmp_path / "run"
+    process = start("train", "dqn", "CartPole-v1", "--runtime", runtime, "--steps", "2000000", "--out", out, *HYPER,
+                    "batch_size=512", "--quiet")  # fmt: skip
+    wait_for((out / "config.json").exists)
+    actors = wait_for(lambda: actors_of(process.pid)) if runtime == "actors" else []
+    interrupt(process)
+    time.sleep(0.35)
+    began = time.monotonic()
+    if process.poll() is None:
+        interrupt(process)
+    ended = finish(process)
+    assert time.monotonic() - began < 2
+    assert ended.code == 130
+    assert ended.err.count("\n") == 1
+    assert_nothing_runs(process.pid, actors)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_wrapper_sends_twice_is_one_signal(signum, tmp_path):
+    out = tmp_path / "run"
+    process = train("compiled", out)
+    wait_for(lambda: has_rows(out, 1))
+    for _ in range(3):
+        interrupt(process, signum)
+        time.sleep(0.02)
+    ended = finish(process)
+    assert ended.code == 128 + signum
+    assert "saved" in ended.err
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_run_that_was_killed_resumes(runtime, tmp_path, whole):
+    out = tmp_path / "run"
+    process = train(runtime, out)
+    wait_for(lambda: has_rows(out, 1))
+    actors = actors_of(process.pid)
+    process.kill()
+    finish(process)
+    wait_for(lambda: not any(map(running, actors)), seconds=10)  # they see that nobody reads any more
+    assert len(shared_folders(process.pid)) == (runtime == "actors")
+    assert checkpoints(out) == []
+    assert cli.main(["resume", str(out), "--quiet"]) == 0  # from the beginning
+    assert len(rows(out)) == 10
+    if runtime == "compiled":
+        assert timeless(rows(out)) == timeless(rows(whole))
+    else:
+        assert shared_folders(process.pid) == []  # swept by the next run
+
+
+def test_the_state_is_saved_now_and_then(tmp_path, monkeypatch):
+    """What a run that is killed resumes from."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    found = []
+    monkeypatch.setattr(
+        training.Sitting, "_show", lambda *_: found.append((checkpoints(out), (out / "receipt.json").exists()))
+    )
+    out = tmp_path / "run"
+    training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=out)
+    assert [len(saved) for saved, _ in found][:4] == [0, 1, 2, 2]
+    assert found[1][1]
+
+
+def test_a_library_call_gets_stopped_and_gives_the_signals_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    real = training.Sitting._show
+
+    def show(sitting, *more):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(sitting, *more)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(training.Sitting, "_show", show)
+        training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=tmp_path / "run")
+    assert stopped.value.signum == signal.SIGINT
+    assert f"frugal resume {tmp_path / 'run'}" in str(stopped.value)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_signal_is_pythons_own_in_a_library_call():
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked() == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)  # the echo of the first
+        stop.at -= 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.asked() is None
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_budget_asks_to_stop():
+    stop = Stop(budget=0.5 / 60)
+    assert stop.asked() is None
+    stop.deadline = time.perf_counter() - 1
+    assert stop.asked() == 0
+
+
+def test_ctrl_c_in_a_command_that_does_not_train(tmp_path):
+    code = "import frugalrl.cli as c, signal\n"
+    code += "def agents(a): signal.raise_signal(signal.SIGINT)\n"
+    code += "c.COMMANDS['agents'] = agents; raise SystemExit(c.main())"
+    ended = subprocess.run([sys.executable, "-c", code, "agents"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "frugal: interrupted\n")
