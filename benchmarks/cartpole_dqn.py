@@ -45,6 +45,9 @@ def hyper(settings: Settings) -> list[str]:
         "gradient_steps": 1,
         "learning_rate": settings.learning_rate,
         "gamma": settings.gamma,
+        "double": "false",
+        "n_step": 1,
+        "loss": "mse",  # as CleanRL has it; it costs the same, and Huber's does not learn at these settings
         "tau": 1.0,
         "target_update_interval": settings.target_every,
         "exploration_initial_eps": settings.epsilon_start,

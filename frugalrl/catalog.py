@@ -20,13 +20,21 @@ class Recipe(NamedTuple):
 
 AGENTS = {"dqn": Recipe("frugalrl.agents.dqn", "Q-learning with replay and a target network; discrete actions")}
 
+# Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values
+# grow
+# without end; long returns, because one step at a time 100 steps of value take 100 target updates.
+_CONTROL = {"loss": "mse", "learning_rate": 5e-4, "double": True, "n_step": 10}
+
 # of each agent and environment: training steps, and what differs from the agent's own defaults
 DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values grow
-    # without end; long returns, because one step at a time 100 steps of value take 100 target updates.
-    ("dqn", "CartPole-v1"): (50_000, {"loss": "mse", "learning_rate": 5e-4, "double": True, "n_step": 10}),
-    ("dqn", "Acrobot-v1"): (200_000, {}),
-    ("dqn", "MountainCar-v0"): (300_000, {}),
+    ("dqn", "CartPole-v1"): (50_000, _CONTROL),
+    ("dqn", "Acrobot-v1"): (100_000, _CONTROL),
+    # finds the goal in about half of the seeds only: nothing but chance leads there
+    ("dqn", "MountainCar-v0"): (
+        200_000,
+        _CONTROL
+        | {"hidden": (128, 128), "learning_rate": 1e-3, "target_update_interval": 500, "exploration_fraction": 0.5},
+    ),
     ("dqn", "LunarLander-v3"): (
         300_000,
         {

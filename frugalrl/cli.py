@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def _every_action(self, found) -> list[argparse.Action]:
         parsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        chosen = parsers[0].choices.get(getattr(found, "command", None)) if parsers else None
+        chosen = parsers[0].choices.get(getattr(found, "command", None) or "") if parsers else None
         return chosen._actions if chosen is not None else self._actions
 
 
@@ -128,10 +129,12 @@ def _finished(result, quiet: bool) -> None:
     if quiet:
         return
     receipt.show(result.receipt, sys.stdout)
+    hidden = Path(sys.argv[0]).name == "frugal" and not shutil.which("frugal")  # its environment is not activated
+    me = sys.argv[0] if hidden else "frugal"
     print(
         f"\nreport: {result.folder / 'report.html'}\nnext:\n"
-        f"  frugal eval {result.folder}\n  frugal export {result.folder} --format onnx\n"
-        f"  frugal resume {result.folder} --steps {2 * result.receipt['steps']}"
+        f"  {me} eval {result.folder}\n  {me} export {result.folder} --format onnx\n"
+        f"  {me} resume {result.folder} --steps {2 * result.receipt['steps']}"
     )
 
 
@@ -167,7 +170,7 @@ def evaluate(a: argparse.Namespace) -> None:
         means.append(float(np.mean(played.returns)))
         spread = f", standard deviation {np.std(played.returns):.1f}"
         print(f"seed {k}: mean greedy return {means[-1]:.1f} over {a.episodes} episodes{spread}")
-        if frames:
+        if frames and a.video is not None:
             _write_gif(a.video, frames)
     interval = bootstrap(means)
     if interval.low is not None:
@@ -185,7 +188,7 @@ def _writer_of(path: Path):
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--video {path}: there is no folder {path.parent}")
     try:
-        from PIL import Image
+        from PIL import Image  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("--video needs Pillow, which is not installed: pip install pillow") from None
     return Image
@@ -255,7 +258,8 @@ def bench(a: argparse.Namespace) -> int:
     import subprocess
 
     folder = Path(__file__).parent.parent / "benchmarks"
-    known = {p.stem: p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")}
+    shared = ("__init__", "rows")  # by the benchmarks
+    known = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem not in shared}
     if not known:
         raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")
     if a.name is None:

@@ -399,6 +399,7 @@ class Sitting:
             per_seed=[last[seed] for seed in sorted(last)],
             cost=self.meter.finish(),
             finished=finished,
+            episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
             **_added(account, self.before),
         )
         if self.folder.path is not None:

@@ -1,7 +1,7 @@
 """Environments so small that their action values are known.
 
-The first five are Andy Jones' probes (andyljones.com/posts/rl-debugging.html): each needs one more thing to work than the
-one before it. The sixth never ends and is only cut off.
+The first five are Andy Jones' probes (andyljones.com/posts/rl-debugging.html): each needs one more thing to work than
+the one before it. The sixth never ends and is only cut off.
 """
 
 from __future__ import annotations

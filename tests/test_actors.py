@@ -1,4 +1,4 @@
-"""The actors runtime: processes act while the Learner updates, the ratio is exact, and nothing that fails goes unseen."""
+"""The actors runtime: processes act while the Learner updates, the ratio is exact, no failure goes unseen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import checkpoints, has_rows, receipt, rows, running
 
 from frugalrl import catalog, cli, rng
 from frugalrl.agents.dqn import Hyper, Static, assemble
@@ -25,7 +26,6 @@ from frugalrl.memory import uniform
 from frugalrl.networks import weighted
 from frugalrl.runtime import actor, actors, link
 from frugalrl.types import Discrete, Transition
-from runs import checkpoints, has_rows, receipt, rows, running
 
 FAKE = Path(__file__).parent
 

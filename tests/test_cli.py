@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import TINY, checkpoints, command, receipt, rows, timeless
 
 from frugalrl import catalog, checkpoint, cli, training
-from runs import TINY, checkpoints, command, receipt, rows, timeless
 
 CARTPOLE = ("train", "dqn", "CartPole-v1")
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import bits, random_batch, random_state, small_dqn
 
 from frugalrl.levers.correct import corrected, none, truncated
 from frugalrl.types import Agent, Info
-from small import bits, random_batch, random_state, small_dqn
 
 KEY = jax.random.key(0)
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import HYPER, OBS, bits, random_batch, random_state, small_dqn
 
 from frugalrl.agents.dqn import LOSSES, OPTIMIZERS, Hyper, State, Static, assemble
 from frugalrl.losses import squared
 from frugalrl.types import Agent, Batch, Box, Discrete, update
-from small import HYPER, OBS, bits, random_batch, random_state, small_dqn
 
 KEY = jax.random.key(0)
 GAMMA = float(np.float32(HYPER.gamma))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from small import bits
 
 from frugalrl.memory import packing, uniform
 from frugalrl.types import Batch, Memory, Transition
-from small import bits
 
 UNLIKELY = 1e-3  # seeds are fixed, so a test either passes for ever or fails for ever
 EXAMPLE = Transition(
@@ -177,7 +177,9 @@ def test_packing_keeps_every_bit(obs, lead):
     def transition(lead):
         flag, number = words(lead, "bool"), words(lead, "float32")
         seen = words((*lead, 3, 2), obs)
-        return Transition(seen, words(lead, "int32"), number, flag, ~flag, seen[..., ::-1], number, words(lead, "int32"))
+        return Transition(
+            seen, words(lead, "int32"), number, flag, ~flag, seen[..., ::-1], number, words(lead, "int32")
+        )
 
     example = jax.tree.map(lambda x: jnp.zeros_like(jnp.asarray(x)), transition(()))
     packed, items = packing(example), jax.tree.map(np.asarray, transition(lead))

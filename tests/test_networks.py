@@ -48,7 +48,9 @@ def given(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> np.n
 
 
 def some_weights(layers: tuple, shape: tuple[int, ...]) -> tuple[Linear, ...]:
-    return tuple(Linear(given(s, seed=i), given(s[-1:], seed=50 + i)) for i, (_, s) in enumerate(weighted(layers, shape)))
+    return tuple(
+        Linear(given(s, seed=i), given(s[-1:], seed=50 + i)) for i, (_, s) in enumerate(weighted(layers, shape))
+    )
 
 
 def count(layers: tuple, obs: Box) -> int:
@@ -96,7 +98,7 @@ def test_a_max_pool_is_one_by_its_definition():
 
 @pytest.mark.parametrize("features", range(1, 2 * NARROW))
 def test_a_narrow_dense_layer_computes_the_same(features):
-    """Up to NARROW columns the product is taken column by column; numbers and gradients are those of a matrix product."""
+    """Up to NARROW columns the product is taken column by column; it and its gradients are a matrix product's."""
     layers = (Dense(features, relu=False),)
     params, x = some_weights(layers, (33,)), given((33,), seed=9)
     apply = network(layers, Box((33,))).apply
@@ -139,13 +141,15 @@ def test_known_parameter_counts():
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_impala_is_as_deep_as_in_the_paper(width):
-    """The 15 layers of Espeholt et al. 2018 are convolutions: 3 stacks of 1 + 2 x 2. A hidden and an output layer follow."""
+    """The 15 layers of Espeholt et al. 2018 are convolutions: 3 stacks of 1 + 2 x 2; two dense layers follow."""
     layers = [layer for layer, _ in weighted(impala_resnet(6, width), FRAMES.shape)]
     assert [type(layer) for layer in layers] == [Conv] * 15 + [Dense] * 2
     assert [layer.features for layer in layers[:15]] == [16 * width] * 5 + [32 * width] * 10
 
 
-@pytest.mark.parametrize("layers", [minatar_cnn(6), nature_cnn(6), impala_resnet(6)], ids=["minatar", "nature", "impala"])
+@pytest.mark.parametrize(
+    "layers", [minatar_cnn(6), nature_cnn(6), impala_resnet(6)], ids=["minatar", "nature", "impala"]
+)
 def test_pixels_become_floats(layers):
     obs = FRAMES if layers[0] == Scale(1 / 255) else Box((10, 10, 4), "bool", 0, 1)
     net = network(layers, obs)

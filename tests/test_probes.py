@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import GAMMA, PROBES
 
 from frugalrl import rng
 from frugalrl.agents.dqn import Hyper, Static, assemble
@@ -15,7 +16,6 @@ from frugalrl.levers.correct import corrected, truncated
 from frugalrl.memory import uniform
 from frugalrl.runtime.compiled import Plan, run
 from frugalrl.types import Transition
-from probes import GAMMA, PROBES
 
 ITERATIONS = 1000
 HYPER = Hyper(learning_rate=1e-2, gamma=GAMMA, target_update_interval=80, total_steps=4 * ITERATIONS)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import receipt, rows
 
 import frugalrl
 from frugalrl.errors import BadFile, UsageError
-from runs import receipt, rows
 
 SMALL = {"steps": 3000, "hyper": {"hidden": (16,), "batch_size": 32, "learning_starts": 500}}
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import bits
 
 from frugalrl import rng
-from small import bits
 
 SEEDS = (0, 1, 2**31 - 1)
 SHAPES = ((), (7,), (2, 3, 4))

@@ -10,14 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import (
+    actors_of,
+    checkpoints,
+    finish,
+    has_rows,
+    interrupt,
+    receipt,
+    rows,
+    running,
+    shared_folders,
+    start,
+    timeless,
+    wait_for,
+)  # fmt: skip
 
 from frugalrl import cli, training
 from frugalrl.errors import Stopped
 from frugalrl.signals import Stop
-from runs import (
-    actors_of, checkpoints, finish, has_rows, interrupt, receipt, rows, running, shared_folders, start,
-    timeless, wait_for,
-)  # fmt: skip
 
 STEPS = "40000"
 HYPER = ("--hyper", "hidden=16", "batch_size=32", "learning_starts=500")

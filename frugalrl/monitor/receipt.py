@@ -145,9 +145,14 @@ def return_text(receipt: Mapping[str, Any]) -> str:
     if interval is None:
         return "not evaluated"
     runs = len((receipt.get("returns") or {}).get("per_seed") or [])
+    episodes = receipt.get("episodes_per_seed")
+    played = f"{episodes} greedy episodes" + (" a seed" if runs > 1 else "") if episodes else ""
     if interval.low is None:
-        return f"{words.interval(interval)} (one seed: no interval)" if runs == 1 else words.interval(interval)
-    return f"{words.interval(interval)} (IQM and 95 % interval over {runs} seeds)"
+        about = ["one seed: no interval"] if runs == 1 else []
+    else:
+        about = [f"IQM and 95 % interval over {runs} seeds"]
+    about = "; ".join([played] * bool(played) + about)
+    return f"{words.interval(interval)} ({about})" if about else words.interval(interval)
 
 
 def time_shares(receipt: Mapping[str, Any]) -> list[tuple[str, float, float]]:

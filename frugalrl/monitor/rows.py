@@ -52,7 +52,8 @@ def keep_until(path: str | os.PathLike, step: int, seeds: Container[int] | None 
     parsed = _parsed(path)
 
     def stays(row: dict[str, Any]) -> bool:
-        return row.get("step", 0) <= step or (seeds is not None and row.get("seed") not in seeds)
+        others = seeds is not None and row.get("seed") not in seeds  # type: ignore[operator]
+        return row.get("step", 0) <= step or others
 
     kept = [line for row, line in parsed if stays(row)]
     if len(kept) < len(parsed):

@@ -251,7 +251,7 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
         return first.obs, outputs, policy.knobs, log_ratio
 
-    single = {"xla_cpu_multi_thread_eigen": False}  # the other cores belong to the actors
+    single = {"xla_cpu_multi_thread_eigen": False}  # for the actors' sake; XLA splits wide products all the same
     jit = partial(jax.jit, compiler_options=single if jax.default_backend() == "cpu" else None)
     return Learner(
         init,

@@ -188,7 +188,8 @@ class Programs:
             return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype)
 
         mapped = jax.jit(jax.vmap(self.run.advance, (0, None)), donate_argnums=0)
-        # one program, one thread: the other cores run other seeds, and small products only lose by being split
+        # the other cores run other seeds, and small products only lose by being split; XLA splits wide ones all the
+        # same
         options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
         lowered = mapped.lower(jax.tree.map(shape, self.carry), jnp.int32(1))
         self.compiled[width] = lowered.compile(compiler_options=options)
@@ -205,7 +206,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fastest(programs: Programs, carry: Carry, seconds: float = 0.3) -> tuple[Way, dict[str, float]]:
+def fastest(programs: Programs, carry: Carry, seconds: float = 0.8) -> tuple[Way, dict[str, float]]:
     """Measure the ways to batch on copies of `carry` [seeds, ...]: the best, and microseconds per iteration of each.
 
     The programs must have been prepared. `seconds` is for all measurements together.
