@@ -3,6 +3,8 @@
 They work on NumPy arrays (in an actor process, which does not import JAX) and on JAX arrays (inside a training program)
 alike, because randomness comes in as an argument: `draw` says which noise a sample needs, `sample` is a pure function
 of it. Arrays may have any leading axes; the last axis of the parameters is the action's.
+
+The walk of an observation to a gradient goes on in `memory.py`, `add`.
 """
 
 from __future__ import annotations

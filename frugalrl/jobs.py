@@ -118,10 +118,10 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         if config.seeds > 1:
             report(f"batching: {way}")
         iterations = max(1, -(-(config.steps - step_of(0)) // per_iteration))
-        done = int(carry.iteration[0])
         marks = [-(-(step - step_of(0)) // per_iteration) for step in milestones(config.steps, EVALUATIONS * SEGMENTS)]
-        first = min(done + 1, iterations)  # so that the time of the first update is known
-        ticks = compiled.train(programs, way, carry, [first, *marks, iterations])
+        # The first segment is one iteration, so that the time of the first update is known. Segments are the same whether
+        # resumed or not, since a row's metrics are means over the last one.
+        ticks = compiled.train(programs, way, carry, [1, *marks, iterations])
         del carry
         evaluator = None
         for tick in ticks:

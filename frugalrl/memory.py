@@ -1,4 +1,7 @@
-"""Where transitions wait to be learned from: a ring of steps, sampled as windows of consecutive steps."""
+"""Where transitions wait to be learned from: a ring of steps, sampled as windows of consecutive steps.
+
+The walk of an observation to a gradient goes on in `agents/dqn.py`, `grad`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The layer records import nothing; JAX is loaded only by `network`. Weights are a flat tuple of `Linear`, one for each
 layer that has any, in the order in which the layers are applied (a `Residual` is entered before the layer after it).
+
+The walk of an observation to a gradient goes on in `distributions.py`, `sample`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ IN_ACTOR = getattr(sys.modules["__main__"].__spec__, "name", None) == "frugalrl.
 
 
 class Walk(gymnasium.Env):
-    """Observations tell instance, episode and time; episodes terminate after 5 steps and are truncated after 7 by turns.
+    """Observations tell instance, episode and time; episodes terminate after 5 steps or are cut off after 7, by turns.
 
     The reward is the time plus a tenth of the action.
     """

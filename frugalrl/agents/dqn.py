@@ -1,4 +1,7 @@
-"""DQN: Q-learning with a replay memory and a target network (Mnih et al. 2015)."""
+"""DQN: Q-learning with a replay memory and a target network (Mnih et al. 2015).
+
+The walk of an observation to a gradient, which began in `envs/`, ends in `grad`.
+"""
 
 from __future__ import annotations
 

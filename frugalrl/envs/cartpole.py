@@ -1,4 +1,7 @@
-"""CartPole-v1 in JAX: keep a pole upright on a cart by pushing the cart left or right."""
+"""CartPole-v1 in JAX: keep a pole upright on a cart by pushing the cart left or right.
+
+The walk of an observation to a gradient begins in `advance` and goes on in `runtime/compiled.py`, `collect`.
+"""
 
 from __future__ import annotations
 

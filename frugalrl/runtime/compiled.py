@@ -2,6 +2,8 @@
 
 Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured at the
 start; it changes the speed and not one bit of the result, because every way maps (a single seed too) and never unrolls.
+
+The walk of an observation to a gradient comes here from `envs/`, to `collect`, and goes on in `networks.py`, `apply`.
 """
 
 from __future__ import annotations
