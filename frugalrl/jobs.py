@@ -119,8 +119,8 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
             report(f"batching: {way}")
         iterations = max(1, -(-(config.steps - step_of(0)) // per_iteration))
         marks = [-(-(step - step_of(0)) // per_iteration) for step in milestones(config.steps, EVALUATIONS * SEGMENTS)]
-        # The first segment is one iteration, so that the time of the first update is known. Segments are the same whether
-        # resumed or not, since a row's metrics are means over the last one.
+        # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
+        # over its last segment: a resumed run must have the same ones.
         ticks = compiled.train(programs, way, carry, [1, *marks, iterations])
         del carry
         evaluator = None

@@ -1,4 +1,4 @@
-"""A program is traced once for all values of its hyper-parameters and any number of iterations, and promotes nothing."""
+"""A program is traced once for all hyper-parameters and any number of iterations, and promotes nothing."""
 
 from __future__ import annotations
 
