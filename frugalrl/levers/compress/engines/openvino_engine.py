@@ -56,7 +56,7 @@ def _openvino() -> Any:
     """The package without its telemetry, which reports each import over the network, from a forked process."""
     # as if it were not installed: OpenVINO then uses a stub
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     return openvino
 
