@@ -309,9 +309,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:
         with EndAtOnce() if argv is None and words[:1] in (["train"], ["resume"]) else nullcontext():
-            code = _command(words)
-        sys.stdout.flush()
-        return code
+            try:
+                return _command(words)
+            finally:
+                sys.stdout.flush()  # here, so that a reader that has left is noticed here, after --help too
     except (UsageError, BadFile) as error:
         return _say(error, 2)
     except Stopped as error:

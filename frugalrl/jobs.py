@@ -81,7 +81,8 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     assert env is not None
     unroll = max(static.train_freq // static.num_envs, 1)
     per_iteration = unroll * static.num_envs
-    updates = _whole_ratio(per_iteration * static.gradient_steps, static.train_freq, static)
+    advice = f"num_envs={gcd(static.num_envs, static.train_freq)}"
+    updates = _whole_ratio(per_iteration * static.gradient_steps, static, advice)
     warmup = -(-static.learning_starts // per_iteration)
     plan = compiled.Plan(static.num_envs, unroll, updates, warmup)
     memory = uniform(
@@ -168,10 +169,11 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     chosen = engines.choose(timings, config.actors)  # type: ignore[arg-type]
     report(f"actors: {chosen.mode} on {chosen.engine}, {chosen.microseconds:.1f} us a call of {static.num_envs}")
     per_message = UNROLL * static.num_envs
+    advice = f"train_freq={gcd(per_message * static.gradient_steps, static.train_freq)}"
     plan = actors.Plan(
         num_envs=static.num_envs,
         unroll=UNROLL,
-        updates=_whole_ratio(per_message * static.gradient_steps, static.train_freq, static),
+        updates=_whole_ratio(per_message * static.gradient_steps, static, advice),
         warmup=static.learning_starts,
     )
     memory = uniform(
@@ -330,13 +332,14 @@ class Ledger:
         }
 
 
-def _whole_ratio(updates: int, steps: int, static) -> int:
-    if updates % steps:
+def _whole_ratio(updates: int, static, advice: str) -> int:
+    """How often `updates` holds train_freq. Raises UsageError if that is not a whole number."""
+    if updates % static.train_freq:
         raise UsageError(
             f"num_envs={static.num_envs} and train_freq={static.train_freq} do not make whole rounds of updates: "
-            f"use num_envs={gcd(static.num_envs, static.train_freq)}"
+            f"use {advice}"
         )
-    return updates // steps
+    return updates // static.train_freq
 
 
 def seconds_since_start() -> float | None:

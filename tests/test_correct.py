@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small import bits, random_batch, random_state, small_dqn
 
+from frugalrl.distributions import Categorical
 from frugalrl.levers.correct import corrected, none, truncated
 from frugalrl.types import Agent, Info
 
@@ -93,7 +94,9 @@ def test_only_the_weight_changes_and_what_was_in_it_is_kept():
 
 
 def test_no_gradient_flows_through_a_weight():
+    """Of a policy whose log-probabilities have a slope, which those of EpsilonGreedy have not."""
     agent = small_dqn()
+    agent = agent._replace(dist=lambda policy, obs, key: Categorical(small_dqn().dist(policy, obs, key).values))
     state, batch = random_state(agent), random_batch(window=3)
 
     def total(params):

@@ -165,6 +165,18 @@ def test_kl_of_probabilities_is_scipys():
         np.testing.assert_allclose(p.kl(p), 0, atol=1e-6)
 
 
+def test_kl_of_normals_is_the_closed_form():
+    def normal(mean, std):
+        return Normal(np.array([mean, 0.5]), np.log([std, 2.0]))  # the second dimension is the same in all
+
+    for kind in (Normal, TanhNormal):
+        wide, shifted, standard = (kind(*normal(*p)) for p in ((0.0, 2.0), (1.0, 1.0), (0.0, 1.0)))
+        assert standard.kl(wide) == pytest.approx(np.log(2) + 1 / 8 - 1 / 2)
+        assert wide.kl(standard) == pytest.approx(-np.log(2) + 4 / 2 - 1 / 2)
+        assert shifted.kl(standard) == pytest.approx(1 / 2)
+        assert shifted.kl(wide) == pytest.approx(np.log(2) + 2 / 8 - 1 / 2)
+
+
 def test_kl_is_finite_where_an_action_is_never_taken():
     sure, other = EpsilonGreedy(np.float32([1, 0]), 0.0), EpsilonGreedy(np.float32([0, 1]), 0.0)
     assert sure.kl(sure) == 0

@@ -1,0 +1,110 @@
+"""The compiled run collects with fresh random numbers, learns as often as planned, and counts its episodes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import ACTIONS, HYPER, OBS, small_dqn
+
+from frugalrl import rng
+from frugalrl.envs.autoreset import autoreset
+from frugalrl.memory import Ring, packing, uniform
+from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways
+from frugalrl.types import Box, Discrete, Env, Transition
+
+PLAN = Plan(num_envs=3, unroll=2, updates=4, warmup=5)
+LENGTH, ITERATIONS = 4, 6  # of an episode; of training
+EXAMPLE = Transition(
+    obs=jnp.zeros(OBS.shape),
+    action=jnp.int32(0),
+    reward=jnp.float32(0),
+    terminated=jnp.bool_(False),
+    truncated=jnp.bool_(False),
+    next_obs=jnp.zeros(OBS.shape),
+    log_prob=jnp.float32(0),
+    version=jnp.int32(0),
+)
+
+
+def counting() -> Env:
+    """Every step is worth 1, an episode is four steps long, and an observation is the episode's number and the step."""
+
+    def start(key: jax.Array) -> jax.Array:
+        return jnp.stack([jax.random.uniform(key), jnp.float32(0)])
+
+    def advance(state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        state = state.at[1].add(1)
+        return state, jnp.float32(1), state[1] >= LENGTH
+
+    return autoreset(start, advance, lambda s: jnp.concatenate([s, s]), Box((4,)), Discrete(ACTIONS), 100)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Transition, Carry, dict]:
+    """The transitions [time, envs, ...] of a run that explores all the time, its carry and its metrics."""
+    memory = uniform(EXAMPLE, 500, 8, lanes=3, unroll=2)
+    runs: Run = run(small_dqn(), counting(), memory, PLAN)
+
+    @jax.jit
+    def live(key):
+        return runs.advance(runs.init(key, HYPER._replace(exploration_final_eps=1.0)), jnp.int32(ITERATIONS))
+
+    carry, metrics = live(rng.key(0))
+    return unpacked(carry.memory), carry, jax.device_get(metrics)
+
+
+def unpacked(ring: Ring) -> Transition:
+    steps = int(ring.position[0])
+    return jax.tree.map(lambda x: np.asarray(x)[0, :steps], packing(EXAMPLE).unpack(ring.rows))
+
+
+def test_no_two_iterations_draw_the_same_numbers(trained):
+    """Of actions, environments and warm-up."""
+    data, _, _ = trained
+    actions = data.action.reshape(PLAN.warmup + ITERATIONS, -1).tolist()
+    assert len(set(map(tuple, actions[: PLAN.warmup]))) > 3  # of 5, each six coins
+    assert len(set(map(tuple, actions[PLAN.warmup :]))) > 4
+    starts = data.obs[..., 0][data.obs[..., 1] == 0]
+    assert len(set(starts.tolist())) == len(starts) > 3
+
+
+def test_transitions_follow_one_another(trained):
+    """The next observation of a step is the observation of the one after it, or the last of its episode."""
+    data, _, _ = trained
+    np.testing.assert_array_equal(data.next_obs[..., 1], data.obs[..., 1] + 1)
+    np.testing.assert_array_equal(data.next_obs[..., 0], data.obs[..., 0])
+    np.testing.assert_array_equal(data.terminated, data.next_obs[..., 1] == LENGTH)
+    going_on = ~data.terminated[:-1]
+    np.testing.assert_array_equal(data.obs[1:][going_on], data.next_obs[:-1][going_on])
+    assert (data.obs[1:][~going_on][:, 1] == 0).all()
+
+
+def test_the_versions_are_of_the_policy_that_acted(trained):
+    data, carry, _ = trained
+    expected = [0] * PLAN.warmup + [i * PLAN.updates for i in range(ITERATIONS)]
+    np.testing.assert_array_equal(data.version[:, 0], np.repeat(expected, PLAN.unroll))
+    assert carry.state.version == ITERATIONS * PLAN.updates
+    np.testing.assert_allclose(data.log_prob, np.log(1 / ACTIONS), rtol=1e-6)
+
+
+def test_episodes_are_counted(trained):
+    data, carry, metrics = trained
+    assert metrics["train_return"] == metrics["train_length"] == LENGTH
+    steps = (PLAN.warmup + ITERATIONS) * PLAN.unroll
+    np.testing.assert_array_equal(carry.episodes.length, steps % LENGTH)
+    np.testing.assert_array_equal(carry.episodes.ret, steps % LENGTH)
+    assert carry.episodes.finished == 0  # all were reported
+    assert data.terminated.sum() == steps // LENGTH * PLAN.num_envs
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 7, 8, 24, 100])
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_every_way_covers_every_seed_once(seeds, cores):
+    for way in ways(seeds, cores):
+        assert 1 <= way.threads <= cores
+        assert 1 <= way.width <= seeds
+        covered = [i for part in chunks(seeds, way.width) for i in range(seeds)[part]]
+        assert covered == list(range(seeds))
+    assert {Way(1, min(seeds, cores)), Way(seeds, 1)} <= set(ways(seeds, cores))
