@@ -331,7 +331,10 @@ def _command(words: Sequence[str]) -> int:
         if words[0] in catalog.LATER_COMMANDS:
             raise UsageError(f"{words[0]} is not there yet; commands are: {', '.join(COMMANDS)}")
         raise UsageError(f"unknown command {words[0]!r}: {catalog.nearest(words[0], COMMANDS, 'commands are')}")
-    a = parser().parse_args(words)
+    try:
+        a = parser().parse_args(words)
+    except SystemExit as ended:  # argparse has shown the help or the version
+        return int(ended.code or 0)
     if a.command is None:
         parser().print_help()
         return 2

@@ -59,6 +59,7 @@ def test_a_signal_in_the_middle_saves_the_run_and_resume_finishes_it(runtime, si
     process = train(runtime, out)
     wait_for(lambda: has_rows(out, 2))
     actors = actors_of(process.pid)
+    assert all(os.getpgid(pid) != process.pid for pid in actors)  # a terminal's Ctrl-C does not reach them
     interrupt(process, signum)
     ended = finish(process)
     assert ended.code == code
@@ -191,6 +192,26 @@ def test_a_library_call_gets_stopped_and_gives_the_signals_back(tmp_path):
     assert stopped.value.signum == signal.SIGINT
     assert f"frugal resume {tmp_path / 'run'}" in str(stopped.value)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_run_is_prepared_leaves_what_was_there(signum, tmp_path, monkeypatch):
+    out, prepare = tmp_path / "run", training._prepare
+    training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def interrupted(*words):
+        signal.raise_signal(signum)
+        return prepare(*words)
+
+    monkeypatch.setattr(training, "_prepare", interrupted)
+    for call in (
+        lambda: training.train("dqn", "CartPole-v1", steps=4000, out=out, force=True),
+        lambda: training.resume(out, steps=4000),
+    ):
+        with pytest.raises(Stopped, match="stopped before it began"):
+            call()
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_second_signal_is_pythons_own_in_a_library_call():
