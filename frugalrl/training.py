@@ -256,7 +256,10 @@ def _run(
             sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
             for phase in job.phases:
                 sitting.run(phase)
-        return sitting.finish()
+        try:
+            return sitting.finish()
+        except OSError as error:  # a full disk, after the last checkpoint
+            raise RunFailed(one_line(error), folder.path) from error
 
 
 class Sitting:

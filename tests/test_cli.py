@@ -482,17 +482,27 @@ def test_export_and_video_to_a_folder_that_is_not_there(run, wrong):
     assert "write a .gif" in wrong("eval", run, "--video", run / "x.mp4")
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capfd):
-    def save(folder, step, tree):
+@pytest.mark.parametrize(
+    "writer", ["frugalrl.checkpoint.save", "frugalrl.training.write", "frugalrl.monitor.report.report"]
+)
+def test_a_full_disk_is_one_line(writer, tmp_path, monkeypatch, capfd):
+    def write(*what):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(writer, write)
     assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(tmp_path / "a")]) == 1
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "No space left on device" in said
     assert f"frugal resume {tmp_path / 'a'}" in said
     assert len(rows(tmp_path / "a")) == 10
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, capfd):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="the checkpoint .*5 cannot be written"):
+        checkpoint.save(tmp_path / "file", 5, {"x": np.arange(3)})
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("words", [("agents",), ("--help",)])

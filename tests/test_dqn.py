@@ -94,10 +94,10 @@ PARTS = ("init", "policy", "dist", "grad", "apply")
 
 def programs(agent: Agent, window: int = 1) -> dict[str, str]:
     """The jaxpr of each part."""
-    state, batch = random_state(agent), random_batch(window=window)
-    grads, policy = state.params, agent.policy(state)
-    arguments = {"init": (KEY, HYPER), "policy": (state,), "grad": (state, batch, KEY), "apply": (state, grads)}
-    arguments["dist"] = (policy, batch.data.obs[0, 0], KEY)
+    state, batch = jax.eval_shape(agent.init, KEY, HYPER), random_batch(window=window)
+    policy, obs = jax.eval_shape(agent.policy, state), jnp.zeros(OBS.shape)
+    arguments = {"init": (KEY, HYPER), "policy": (state,), "dist": (policy, obs, KEY)}
+    arguments |= {"grad": (state, batch, KEY), "apply": (state, state.params)}
     return {part: str(jax.make_jaxpr(getattr(agent, part))(*arguments[part])) for part in PARTS}
 
 
@@ -128,7 +128,7 @@ def test_a_switch_changes_its_parts_and_no_other(name):
 
 
 def test_the_optimizer_changes_no_gradient_and_no_policy():
-    adam, rms = (assemble(Static(optimizer=name), OBS, Discrete(2)) for name in ("adam", "rmsprop"))
+    adam, rms = (small_dqn(optimizer=OPTIMIZERS[name]()) for name in ("adam", "rmsprop"))
     batch, states = random_batch(), [random_state(agent) for agent in (adam, rms)]
     assert bits([adam.grad(states[0], batch, KEY), adam.policy(states[0])]) == bits(
         [rms.grad(states[1], batch, KEY), rms.policy(states[1])]

@@ -54,7 +54,7 @@ TABLE = pytest.mark.parametrize(("name", "lever"), CELLS)
 IDENTITIES = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].identity])
 NEUTRALS = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].neutral])
 # Cells whose runs are compiled in every test session; an identity lever's run is the run of "none" as a program.
-USUAL = {("dqn", "none"), ("dqn", "int8 actors"), ("dqn, 3 steps", "truncated ratios"), ("dqn, 3 steps", "both")}
+USUAL = {("dqn", "none"), ("dqn, 3 steps", "both")}
 RUNS = pytest.mark.parametrize(
     ("name", "lever"), [cell if cell in USUAL else pytest.param(*cell, marks=pytest.mark.long) for cell in CELLS]
 )
@@ -160,7 +160,7 @@ def test_a_member_of_a_population_is_the_run_alone(name, lever):
 
 def test_the_way_of_batching_changes_nothing():
     """Chunks of another width, segments of other lengths: not one bit of learner, memory or environments."""
-    _, carry, programs = population("dqn, 3 steps", "truncated ratios")
+    _, carry, programs = population("dqn, 3 steps", "both")
     expected = bits(advanced(programs, carry, MEMBERS, [ITERATIONS])[0]._replace(episodes=0))
     for width, segments in ((MEMBERS, [1, 8, ITERATIONS]), (2, [ITERATIONS]), (2, [7, ITERATIONS])):
         assert bits(advanced(programs, carry, width, segments)[0]._replace(episodes=0)) == expected

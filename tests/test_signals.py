@@ -178,20 +178,21 @@ def test_the_state_is_saved_now_and_then(tmp_path, monkeypatch):
     assert found[1][1]
 
 
-def test_a_library_call_gets_stopped_and_gives_the_signals_back(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    real = training.Sitting._show
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_library_call_gets_stopped_and_gives_the_signals_back(runtime, tmp_path, monkeypatch):
+    before, show = signal.getsignal(signal.SIGINT), training.Sitting._show
 
-    def show(sitting, *more):
-        os.kill(os.getpid(), signal.SIGINT)
-        return real(sitting, *more)
+    def interrupted(*words):
+        signal.raise_signal(signal.SIGINT)
+        return show(*words)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
-        patch.setattr(training.Sitting, "_show", show)
-        training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=tmp_path / "run")
+    monkeypatch.setattr(training.Sitting, "_show", interrupted)
+    with pytest.raises(Stopped, match=f"frugal resume {tmp_path / 'run'}") as stopped:
+        training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, runtime=runtime, out=tmp_path / "run")
     assert stopped.value.signum == signal.SIGINT
-    assert f"frugal resume {tmp_path / 'run'}" in str(stopped.value)
     assert signal.getsignal(signal.SIGINT) is before
+    assert actors_of(os.getpid()) == []  # also while somebody holds on to the error
+    assert shared_folders(os.getpid()) == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
