@@ -6,8 +6,10 @@ convolutions run in float32 with dequantised weights.
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +27,8 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
 
     def load(weights: tuple) -> None:
         nonlocal call
-        call = _caller(model(layers, obs, batch, received(weights, mode)), x)
+        with signal_stack_kept():
+            call = _caller(model(layers, obs, batch, received(weights, mode)), x)
 
     return Session(load, lambda obs: call(obs))
 
@@ -50,6 +53,24 @@ def _caller(model: bytes, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         return output.data.copy()
 
     return call
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Give the thread its alternate signal stack back.
+
+    Compiling a model sets one up, which is unmapped with the model and stays set: the next signal, Ctrl-C say, would
+    crash the process.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    sigaltstack, found = ctypes.CDLL(None).sigaltstack, ctypes.create_string_buffer(64)  # more than any stack_t
+    sigaltstack(None, found)
+    try:
+        yield
+    finally:
+        sigaltstack(found, None)
 
 
 def _openvino() -> Any:
