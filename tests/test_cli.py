@@ -500,7 +500,7 @@ def test_a_full_disk_is_one_line(writer, tmp_path, monkeypatch, capfd):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, capfd):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="the checkpoint .*5 cannot be written"):
+    with pytest.raises(OSError, match=r"the checkpoint .*5 cannot be written"):
         checkpoint.save(tmp_path / "file", 5, {"x": np.arange(3)})
     assert capfd.readouterr() == ("", "")
 
