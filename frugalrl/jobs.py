@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import gcd
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +26,8 @@ from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .levers.compress import engines, quantise
 from .levers.correct import corrected, truncated
 from .memory import uniform
-from .monitor import quality
+from .monitor import files, quality
+from .monitor.machine import hardware, versions
 from .networks import weighted
 from .policy import Card
 from .runtime import actor, actors, compiled
@@ -107,17 +112,26 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         start = perf_counter()
         shapes = jax.eval_shape(begin, seeds, hypers)
         programs = compiled.Programs(run, shapes)
-        with ThreadPoolExecutor() as pool:  # compilation takes one core a program
+        found = remembered_way(config)
+        options = compiled.ways(config.seeds, compiled.cores()) if found is None else [found]
+        with ThreadPoolExecutor(2) as pool:
             starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile())
-            widths = [way.width for way in compiled.ways(config.seeds, compiled.cores())]
-            list(pool.map(programs.prepare, widths))
+            list(pool.map(programs.prepare, {way.width for way in options}))
             starter = starter.result()
         spent["compile"] += perf_counter() - start
         carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore(shapes)
-        way, measured = compiled.fastest(programs, carry)
-        spent["batching"] = {"way": str(way), "microseconds_per_iteration": measured}
+        del starter
+        way, measured = options[0], {}
+        if len(options) > 1:
+            measured = compiled.fastest(programs, carry, options)
+            way = min(options, key=measured.__getitem__)
+            remember_way(config, way)
+        spent["batching"] = {
+            "way": str(way),
+            "microseconds_per_iteration": {str(way): round(value, 1) for way, value in measured.items()},
+        }
         if config.seeds > 1:
-            report(f"batching: {way}")
+            report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, -(-(config.steps - step_of(0)) // per_iteration))
         marks = [-(-(step - step_of(0)) // per_iteration) for step in milestones(config.steps, EVALUATIONS * SEGMENTS)]
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
@@ -147,6 +161,27 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         }
 
     return Job([Phase("all", range(config.seeds), moments)], card, account)
+
+
+def _way_file(config: Config) -> Path:
+    """Where the way to batch the seeds of a run is remembered: a file for each program and machine."""
+    what = config._replace(steps=0, seed=0, log="", first_steps=0)
+    told = json.dumps([what, versions(), hardware(), compiled.cores()], sort_keys=True, default=str)
+    return Path(cache_folder(), "ways", hashlib.sha256(told.encode()).hexdigest()[:32] + ".json")
+
+
+def remember_way(config: Config, way: compiled.Way) -> None:
+    with suppress(OSError):  # then it is measured again next time
+        files.replace(_way_file(config), json.dumps(way._asdict()))
+
+
+def remembered_way(config: Config) -> compiled.Way | None:
+    """The way measured by an earlier run of this program on this machine, if any."""
+    try:
+        way = compiled.Way(**json.loads(_way_file(config).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return way if way in compiled.ways(config.seeds, compiled.cores()) else None
 
 
 def _evaluate_on_twin(evaluator: Callable, state: Callable[[], Any], episodes: int) -> Episodes:

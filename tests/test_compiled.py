@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small import ACTIONS, HYPER, OBS, small_dqn
 
-from frugalrl import rng
+from frugalrl import jobs, rng
+from frugalrl.config import configure
 from frugalrl.envs.autoreset import autoreset
 from frugalrl.memory import Ring, packing, uniform
 from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways
@@ -108,3 +109,20 @@ def test_every_way_covers_every_seed_once(seeds, cores):
         covered = [i for part in chunks(seeds, way.width) for i in range(seeds)[part]]
         assert covered == list(range(seeds))
     assert {Way(1, min(seeds, cores)), Way(seeds, 1)} <= set(ways(seeds, cores))
+
+
+def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):
+    """Otherwise a busy moment could choose another, and with it another last bit."""
+    monkeypatch.setattr(jobs, "cache_folder", lambda: str(tmp_path))
+    config = configure("dqn", "CartPole-v1", seeds=4)
+    options = ways(4, jobs.compiled.cores())
+    assert jobs.remembered_way(config) is None
+    for way in options:
+        jobs.remember_way(config, way)
+        assert jobs.remembered_way(config._replace(steps=7, seed=3)) == way
+        assert jobs.remembered_way(config._replace(seeds=8)) is None
+        assert jobs.remembered_way(config._replace(hyper=config.hyper | {"hidden": (8,)})) is None
+    for bad in ("", "[1]", '{"width": 3, "threads": 1}', '{"width": "4", "threads": 1}'):
+        (file,) = (tmp_path / "ways").iterdir()
+        file.write_text(bad)
+        assert jobs.remembered_way(config) is None

@@ -158,11 +158,12 @@ def test_a_member_of_a_population_is_the_run_alone(name, lever):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_the_way_of_batching_changes_nothing():
-    """Chunks of another width, segments of other lengths: not one bit of learner, memory or environments."""
+@pytest.mark.parametrize("width", [MEMBERS, 2])
+def test_segments_of_other_lengths_change_nothing(width):
+    """Not one bit of learner, memory or environments."""
     _, carry, programs = population("dqn, 3 steps", "both")
-    expected = bits(advanced(programs, carry, MEMBERS, [ITERATIONS])[0]._replace(episodes=0))
-    for width, segments in ((MEMBERS, [1, 8, ITERATIONS]), (2, [ITERATIONS]), (2, [7, ITERATIONS])):
+    expected = bits(advanced(programs, carry, width, [ITERATIONS])[0]._replace(episodes=0))
+    for segments in ([1, 8, ITERATIONS], [7, ITERATIONS]):
         assert bits(advanced(programs, carry, width, segments)[0]._replace(episodes=0)) == expected
 
 

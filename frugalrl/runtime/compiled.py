@@ -1,7 +1,7 @@
 """One training run as pure functions of (key, hyper): environment, memory and learner in a single XLA program.
 
-Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured at the
-start; it changes the speed and not one bit of the result, because every way maps (a single seed too) and never unrolls.
+Many seeds are a mapped axis of that program. How many are mapped together, and on how many threads, is measured once
+on a machine and remembered, because the last bit of a sum may depend on how many seeds share a program.
 
 The walk of an observation to a gradient comes here from `envs/`, to `collect`, and goes on in `networks.py`, `apply`.
 """
@@ -159,10 +159,11 @@ class Way(NamedTuple):
 def ways(seeds: int, cores: int) -> list[Way]:
     """The ways worth measuring: all seeds in one vmap, chunks that keep every core busy, one by one.
 
-    `lax.map` over seeds is not among them: it is "one by one" on a single core.
+    Widths divide the number of seeds: a remainder would need a program of its own. `lax.map` over seeds is not among
+    them: it is "one by one" on a single core.
     """
     fair = min(CHUNK, -(-seeds // cores))
-    even = max(w for w in range(1, fair + 1) if seeds % w == 0)  # a remainder would need a program of its own
+    even = max(w for w in range(1, fair + 1) if seeds % w == 0)
     widths = {seeds, even, 1}
     return sorted({Way(w, min(cores, -(-seeds // w))) for w in widths}, reverse=True)
 
@@ -208,28 +209,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fastest(programs: Programs, carry: Carry, seconds: float = 0.8) -> tuple[Way, dict[str, float]]:
-    """Measure the ways to batch on copies of `carry` [seeds, ...]: the best, and microseconds per iteration of each.
+def fastest(programs: Programs, carry: Carry, options: list[Way], seconds: float = 0.8) -> dict[Way, float]:
+    """Microseconds that an iteration of one seed takes each way, measured on copies of `carry` [seeds, ...].
 
     The programs must have been prepared. `seconds` is for all measurements together.
     """
     seeds = carry.iteration.shape[0]
-    options = ways(seeds, cores())
-    if len(options) == 1:
-        return options[0], {}
-    best = {way: float("inf") for way in options}
-    for attempt in range(4):  # in turns, so that a busy moment of the machine hits all of them; the first warms up
-        for way in options:
-            trial = [take(carry, part) for part in chunks(seeds, way.width)[: way.threads]]
-            trial = jax.block_until_ready(jax.tree.map(jnp.copy, trial))
-            count = sum(c.iteration.shape[0] for c in trial)
-            iterations = 8 if attempt == 0 else max(8, int(seconds / len(options) / 3 * 1e6 / best[way] / count))
-            with ThreadPoolExecutor(way.threads) as pool:
+    best = dict.fromkeys(options, float("inf"))
+    trials = {way: [take(carry, part) for part in chunks(seeds, way.width)[: way.threads]] for way in options}
+    trials = jax.block_until_ready(jax.tree.map(jnp.copy, trials))
+    with ThreadPoolExecutor(max(way.threads for way in options)) as pool:
+        for attempt in range(4):  # in turns, so that a busy moment of the machine hits all of them
+            for way in options:
+                count = way.width * len(trials[way])
+                iterations = 8 if attempt == 0 else max(8, int(seconds / len(options) / 3 * 1e6 / best[way] / count))
                 start = perf_counter()
-                list(pool.map(partial(programs, iterations=iterations), trial))
+                done = list(pool.map(partial(programs, iterations=iterations), trials[way]))
                 microseconds = (perf_counter() - start) / iterations / count * 1e6
-            best[way] = microseconds if attempt <= 1 else min(best[way], microseconds)
-    return min(options, key=lambda way: best[way]), {str(way): round(value, 1) for way, value in best.items()}
+                trials[way] = [c for c, _ in done]
+                # the first attempt warms up
+                best[way] = microseconds if attempt <= 1 else min(best[way], microseconds)
+    return best
 
 
 class Tick(NamedTuple):
