@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     """Out of memory, into `Agent.grad`."""
 
     data: Transition  # [batch, time, ...]
-    weight: Any  # [batch]; prioritised replay and a Corrector both multiply it
+    weight: Any  # [batch]; prioritised replay and `levers.correct.corrected` both multiply it
     index: Any  # [batch]; where the windows came from, for Memory.update
 
 

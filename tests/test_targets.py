@@ -36,7 +36,7 @@ def assert_close(got: Target, target, advantage, **tolerance) -> None:
     assert got.target.dtype == got.advantage.dtype == np.float32
 
 
-UNLIMITED = {
+AS_RLAX = {  # which has truncated ratios but no truncated products
     "state": {
         "none": lambda_return,
         "tis": tis(inf),
@@ -51,14 +51,14 @@ UNLIMITED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in UNLIMITED.items() for name in table])
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in AS_RLAX.items() for name in table])
 def test_a_corrector_is_rlaxs(kind, name):
     """Over terminations and truncations; `oracles/rlax_targets.py` made the numbers."""
     cases = [case for case in RLAX["cases"] if case["kind"] == kind]
-    corrector = jax.jit(UNLIMITED[kind][name])
+    corrector = jax.jit(AS_RLAX[kind][name])
     assert len(cases) == 3
     for case in cases:
-        assert set(UNLIMITED[kind]) == set(case["targets"]["1.0"])
+        assert set(AS_RLAX[kind]) == set(case["targets"]["1.0"])
         trace = Trace(**{k: np.asarray(v, np.bool_ if k == "ended" else np.float32) for k, v in case["trace"].items()})
         for lambda_, expected in case["targets"].items():
             assert_close(corrector(trace, jnp.float32(lambda_)), *expected[name], rtol=2e-5, atol=1e-5)
@@ -104,14 +104,20 @@ def mixtures_of_n_steps(trace: Trace, lambda_: float) -> np.ndarray:
     return np.array(returns)
 
 
-def by_sums(kind: str, name: str, trace: Trace, lambda_: float) -> tuple[np.ndarray, np.ndarray]:
+class Caps(NamedTuple):
+    rho_bar: float = 1.0  # of V-trace, and the limit of truncated importance sampling
+    c_bar: float = 1.0
+    pg_rho_bar: float = 1.0
+
+
+def by_sums(kind: str, name: str, caps: Caps, trace: Trace, lambda_: float) -> tuple[np.ndarray, np.ndarray]:
     """(target, advantage) of one trace as the papers write them."""
     rho, first = np.exp(trace.log_ratio), {"state": 0, "action": 1}[kind]
     power = lambda s, t: lambda_ ** (t - s)
     weights = {
-        "tis": lambda s, t: power(s, t) * min(1.5, prod(rho[s + first : t + 1])),
-        "vtrace": lambda s, t: power(s, t) * prod(np.minimum(0.9, rho[s:t])) * min(1.5, rho[t]),
-        "retrace": lambda s, t: power(s, t) * prod(np.minimum(0.9, rho[s + 1 : t + 1])),
+        "tis": lambda s, t: power(s, t) * min(caps.rho_bar, prod(rho[s + first : t + 1])),
+        "vtrace": lambda s, t: power(s, t) * prod(np.minimum(caps.c_bar, rho[s:t])) * min(caps.rho_bar, rho[t]),
+        "retrace": lambda s, t: power(s, t) * prod(np.minimum(caps.c_bar, rho[s + 1 : t + 1])),
         "tree-backup": lambda s, t: power(s, t) * prod(trace.prob[s + 1 : t + 1]),
     }
     if name == "none":
@@ -123,10 +129,11 @@ def by_sums(kind: str, name: str, trace: Trace, lambda_: float) -> tuple[np.ndar
     goes_on = ~trace.ended[:-1]
     following = trace.bootstrap.copy()
     following[:-1] += np.where(goes_on, lambda_ * (target[1:] - trace.bootstrap[:-1]), 0)
-    return target, np.minimum(1.2, rho) * (trace.reward + trace.discount * following - trace.value)
+    return target, np.minimum(caps.pg_rho_bar, rho) * (trace.reward + trace.discount * following - trace.value)
 
 
-OTHERWISE = {  # with arguments that differ from each other and from the defaults
+OTHER_CAPS = Caps(1.5, 0.9, 1.2)
+OTHERWISE = {
     "state": {"none": lambda_return, "tis": tis(1.5), "vtrace": vtrace(1.5, 0.9, 1.2)},
     "action": {
         "none": lambda_return,
@@ -137,14 +144,16 @@ OTHERWISE = {  # with arguments that differ from each other and from the default
 }
 
 
-@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize(
+    ("steps", "correctors", "caps"), [(1, TABLES, Caps()), (7, TABLES, Caps()), (7, OTHERWISE, OTHER_CAPS)]
+)
 @TABLE
-def test_a_corrector_is_the_sum_of_its_paper(kind, name, steps):
+def test_a_corrector_is_the_sum_of_its_paper(kind, name, steps, correctors, caps):
     traces = random_traces(kind, steps)
-    corrector = mapped(OTHERWISE[kind][name])
+    corrector = mapped(correctors[kind][name])
     wide = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(np.float64), traces)
     for lambda_ in (0.0, 0.7, 1.0):
-        rows = [by_sums(kind, name, Trace(*row), lambda_) for row in zip(*wide, strict=True)]
+        rows = [by_sums(kind, name, caps, Trace(*row), lambda_) for row in zip(*wide, strict=True)]
         target, advantage = map(np.stack, zip(*rows, strict=True))
         assert_close(corrector(traces, jnp.float32(lambda_)), target, advantage, rtol=1e-4, atol=1e-5)
 
