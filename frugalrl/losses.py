@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .types import Target, Trace
+
 
 class NStep(NamedTuple):
     reward: jax.Array  # scalar, discounted sum of rewards up to the bootstrap
@@ -29,6 +31,30 @@ def n_step(rewards: jax.Array, terminated: jax.Array, truncated: jax.Array, gamm
     reward = jnp.sum(jnp.where(alive, powers * rewards, 0.0))
     discount = gamma ** (last + 1).astype(rewards.dtype)
     return NStep(reward, jnp.where(terminated[last], 0.0, discount), last)
+
+
+def backward(delta: jax.Array, decay: jax.Array) -> jax.Array:
+    """The sums delta_t + decay_t (delta_t+1 + decay_t+1 (...)) to the last step, each argument [time]."""
+
+    def step(later, now):
+        total = now[0] + now[1] * later
+        return total, total
+
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+
+
+def lambda_return(trace: Trace, lambda_: float | jax.Array) -> Target:
+    """The lambda-return, for data of the agent's own policy: a Corrector that corrects nothing.
+
+    G_t = r_t + gamma_t ((1 - lambda) b_t + lambda G_t+1), where b bootstraps; an ended step, and the last one, has only
+    b. With state values it is TD(lambda) (Sutton 1988), and the advantage G - V is the generalised one of Schulman et
+    al. 2016, equation 16. With action values it is Peng's Q(lambda) (Peng and Williams 1996); lambda 1 is the n-step
+    return.
+    """
+    mix = jnp.where(trace.ended, 0.0, lambda_).at[-1].set(0.0)
+    bootstrap = trace.discount * (1 - mix) * trace.bootstrap
+    target = jax.lax.stop_gradient(backward(trace.reward + bootstrap, trace.discount * mix))
+    return Target(target, target - jax.lax.stop_gradient(trace.value))
 
 
 def huber(error: jax.Array) -> jax.Array:

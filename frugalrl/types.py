@@ -62,8 +62,34 @@ class Batch(NamedTuple):
     """Out of memory, into `Agent.grad`."""
 
     data: Transition  # [batch, time, ...]
-    weight: Any  # [batch]; prioritised replay and a Corrector both multiply it
+    weight: Any  # [batch]; prioritised replay and `levers.correct.corrected` both multiply it
     index: Any  # [batch]; where the windows came from, for Memory.update
+
+
+class Trace(NamedTuple):
+    """Consecutive steps of one stream, as a Corrector reads them: all [time], float32 but for `ended`.
+
+    `value` is what is learned: V(obs), or Q(obs, action) of the action taken. `bootstrap` is what `next_obs`, before
+    any auto-reset, is worth to the agent's own policy: V(next_obs), or the mean of Q(next_obs, .) over that policy.
+    """
+
+    reward: Any
+    discount: Any  # gamma, and 0 where the step terminated
+    ended: Any  # bool, terminated or truncated: the next step belongs to another episode
+    value: Any
+    bootstrap: Any
+    log_ratio: Any  # log-probability of the action, the agent's own policy minus the one that acted
+    prob: Any = None  # probability of the action under the agent's own policy; only tree-backup reads it
+
+
+class Target(NamedTuple):
+    """What the steps of a Trace should be worth, [time]; no gradient flows through it."""
+
+    target: Any  # for `value`
+    advantage: Any  # target - value; of state values, what multiplies the gradient of the action's log-probability
+
+
+Corrector = Callable[[Trace, Any], Target]  # (trace, lambda), for one trace; the caller maps it
 
 
 class Env(NamedTuple):
