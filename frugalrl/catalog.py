@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from .envs.twins import TWINS
 from .errors import UsageError, one_line
-from .types import Box, Discrete, Space
+from .types import Box, Discrete, Recipe, Space
 
 
-class Recipe(NamedTuple):
-    module: str  # holds Static, Hyper and assemble
+class Entry(NamedTuple):
+    module: str
+    name: str  # of its Recipe there
     summary: str
-    continuous: bool = False  # takes continuous actions too
+    discrete: bool = True  # takes discrete actions
+    continuous: bool = False
 
 
-AGENTS = {"dqn": Recipe("frugalrl.agents.dqn", "Q-learning with replay and a target network; discrete actions")}
+AGENTS = {
+    "dqn": Entry("frugalrl.agents.dqn", "recipe", "Q-learning with replay and a target network"),
+    "ppo": Entry("frugalrl.agents.ppo", "ppo", "policy gradient, clipped, several passes over a rollout", True, True),
+    "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),
+    "impala": Entry("frugalrl.agents.ppo", "impala", "policy gradient, actors that do not wait, V-trace", True, True),
+    "ptr-ppo": Entry("frugalrl.agents.ppo", "ptr_ppo", "ppo with a replay of rollouts by priority", True, True),
+}
 
 # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values
 # grow
@@ -64,7 +71,7 @@ FAMILIES = (
     Family("box2d", "Box2D", ("LunarLander-v3",)),
 )
 # promised by the design, not there yet
-LATER = ("bf16", "fp16", "half", "half+int8", "auto", "ray", "vtrace", "retrace", "tree-backup", "wandb", "trackio")
+LATER = ("bf16", "fp16", "half", "half+int8", "auto", "ray", "wandb", "trackio")
 LATER_COMMANDS = ("pbt", "compare", "study", "studies", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 
@@ -77,11 +84,11 @@ def nearest(word: str, known, kind: str) -> str:
     return f"did you mean {hit}?" if hit else f"{kind}: {', '.join(sorted(known)[:12])}"
 
 
-def recipe(agent: str) -> ModuleType:
-    """The module of an agent. Raises UsageError for an unknown one."""
+def recipe(agent: str) -> Recipe:
+    """The Recipe of an agent. Raises UsageError for an unknown one."""
     if agent not in AGENTS:
         raise UsageError(f"unknown agent {agent!r}: {nearest(agent, AGENTS, 'agents are')}")
-    return import_module(AGENTS[agent].module)
+    return getattr(import_module(AGENTS[agent].module), AGENTS[agent].name)
 
 
 def registration(env_id: str) -> Any:
@@ -130,10 +137,10 @@ def spaces(env_id: str) -> tuple[Box, Space]:
     raise UsageError(f"{env_id} has actions of kind {type(actions).__name__}; FrugalRL takes Discrete and Box")
 
 
-def hyper_fields(module: ModuleType) -> dict[str, Any]:
+def hyper_fields(recipe: Recipe) -> dict[str, Any]:
     """Name and default of everything `--hyper` may set for an agent: its Static, then its Hyper."""
     derived = ("total_steps", "steps_per_update")  # follow from --steps and the ratio of updates
-    both = module.Static._field_defaults | module.Hyper._field_defaults
+    both = recipe.static._asdict() | recipe.hyper._asdict()
     return {name: value for name, value in both.items() if name not in derived}
 
 
@@ -161,7 +168,7 @@ def _convert(agent: str, name: str, value: Any, known: dict[str, Any]) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if isinstance(default, str):
             return str(value)
-        if name in recipe(agent).Static._fields:
+        if name in recipe(agent).static._fields:
             return _whole(value)
         return float(value)
     except (ValueError, TypeError, KeyError, OverflowError):

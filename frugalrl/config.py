@@ -8,20 +8,25 @@ import pickle
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import catalog
 from .errors import BadFile, UsageError
+from .losses import lambda_return
 from .monitor import files
-from .types import Discrete
+from .types import Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
 MODES = ("fp32", "int8", "auto")
-CORRECTORS = ("auto", "none", "tis")
+# for what an agent has: state values, action values along a rollout, or a weight for each of its samples
+CORRECTORS = {
+    "state": ("none", "tis", "vtrace"),
+    "action": ("none", "tis", "retrace", "tree-backup"),
+    "weight": ("none", "tis"),
+}
 PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
@@ -69,7 +74,7 @@ def configure(
     if runtime == "auto":
         runtime = "compiled" if catalog.has_twin(env) and actors == "fp32" else "actors"
     if correct == "auto":
-        correct = "none"  # what every agent so far does of its own
+        correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log)
     check(config)
@@ -78,17 +83,17 @@ def configure(
 
 def check(config: Config) -> None:
     """Raises UsageError if a run with these choices could not train."""
-    module = catalog.recipe(config.agent)
+    recipe = catalog.recipe(config.agent)
     _among("--actors", config.actors, MODES)
-    _among("--correct", config.correct, CORRECTORS)
+    _check_corrector(config, recipe)
     _among("--precision", config.precision, PRECISIONS)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)
     if config.log == "tensorboard" and find_spec("tensorboardX") is None:
         raise UsageError("--log tensorboard needs a package that is not installed: pip install 'frugalrl[tensorboard]'")
     _check_counts(config)
-    _check_hyper(config.hyper)
-    _check_pair(config, module)
+    _check_hyper(config.hyper, catalog.hyper_fields(recipe))
+    _check_pair(config, recipe)
     _check_runtime(config)
     starts = config.hyper.get("learning_starts", 0)
     if config.steps <= starts:
@@ -121,25 +126,33 @@ def _check_counts(config: Config) -> None:
         raise UsageError(f"--seed must be from 0 to {MOST - config.seeds}, got {config.seed}")
 
 
-def _check_hyper(hyper: dict[str, Any]) -> None:
+def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Numbers that would fail later or do nothing."""
     for name, value in hyper.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not np.isfinite(value):
             raise UsageError(f"--hyper {name}={value} must be a finite number")
-        least = 0 if isinstance(value, float) or name == "learning_starts" else 1
+        least = 0 if isinstance(value, float) or name == "learning_starts" or defaults[name] == 0 else 1
         if value < least:
             raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
         if name in FRACTIONS and value > 1:
             raise UsageError(f"--hyper {name}={value:g} must be from 0 to 1")
         if value > MOST:
             raise UsageError(f"--hyper {name}={value:g} must be at most {MOST}")
-    if hyper.get("buffer_size", 0) < hyper.get("batch_size", 0):
+    if hyper.get("buffer_size", hyper.get("batch_size", 0)) < hyper.get("batch_size", 0):
         raise UsageError(f"--hyper buffer_size={hyper['buffer_size']} is smaller than batch_size={hyper['batch_size']}")
 
 
-def _check_pair(config: Config, module: ModuleType) -> None:
+def _check_corrector(config: Config, recipe: Recipe) -> None:
+    known = {name for names in CORRECTORS.values() for name in names}
+    _among("--correct", config.correct, ("auto", *sorted(known)))
+    able = CORRECTORS[recipe.values]
+    if config.correct not in able:
+        raise UsageError(f"--correct {config.correct} is not for {config.agent}, which takes: {', '.join(able)}")
+
+
+def _check_pair(config: Config, recipe: Recipe) -> None:
     """That the agent can train on the environment, and that both can be made."""
     obs, actions = catalog.spaces(config.env)
     if not isinstance(actions, Discrete) and not catalog.AGENTS[config.agent].continuous:
@@ -148,9 +161,9 @@ def _check_pair(config: Config, module: ModuleType) -> None:
             f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
             + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")
         )
-    static, _ = split(module, config.hyper)
+    static, _ = split(recipe, config.hyper)
     try:
-        module.assemble(static, obs, actions)
+        recipe.assemble(static, obs, actions, lambda_return)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
 
@@ -175,10 +188,12 @@ def _portable(registration: Any) -> bool:
         return False
 
 
-def split(module: ModuleType, hyper: dict[str, Any]) -> tuple[Any, Any]:
-    """(Static, Hyper) of an agent from one dictionary of both."""
-    static = module.Static(**{k: v for k, v in hyper.items() if k in module.Static._fields})
-    return static, module.Hyper(**{k: v for k, v in hyper.items() if k in module.Hyper._fields})
+def split(recipe: Recipe, hyper: dict[str, Any]) -> tuple[Any, Any]:
+    """(static, hyper) of an agent from one dictionary of both."""
+    return tuple(
+        record._replace(**{name: value for name, value in hyper.items() if name in record._fields})
+        for record in (recipe.static, recipe.hyper)
+    )
 
 
 def write(folder: Path, config: Config) -> None:

@@ -115,6 +115,11 @@ class Categorical(NamedTuple):
         return (self.probs() * (self.log_probs() - other.log_probs())).sum(-1)
 
 
+def categorical(outputs: Array, knobs: dict) -> Categorical:
+    """The `head` of agents whose network gives the logits of discrete actions."""
+    return Categorical(outputs)
+
+
 class Normal(NamedTuple):
     """Independent normals; log_prob, entropy and kl are summed over the last axis."""
 
@@ -144,6 +149,11 @@ class Normal(NamedTuple):
         xp = _xp(self.mean)
         ratio, gap = xp.exp(self.log_std - other.log_std), (self.mean - other.mean) / xp.exp(other.log_std)
         return (other.log_std - self.log_std + 0.5 * (ratio * ratio + gap * gap) - 0.5).sum(-1)
+
+
+def gaussian(outputs: Array, knobs: dict) -> Normal:
+    """The `head` of agents whose network gives the means of actions; knobs holds `log_std` [dims]."""
+    return Normal(outputs, knobs["log_std"])
 
 
 class TanhNormal(NamedTuple):

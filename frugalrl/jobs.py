@@ -13,7 +13,7 @@ from functools import partial
 from math import gcd
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,19 @@ import numpy as np
 
 from . import catalog, rng
 from .catalog import UsageError
+from .config import split
 from .envs.twins import twin
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .levers.compress import engines, quantise
-from .levers.correct import corrected, truncated
-from .memory import uniform
+from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
+from .losses import lambda_return
 from .monitor import files, quality
 from .monitor.machine import hardware, versions
 from .networks import weighted
 from .policy import Card
 from .runtime import actor, actors, compiled
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Discrete, Transition
+from .types import Agent, Cadence, Discrete, Recipe, Transition
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 UNROLL = 16  # steps of each environment in a message of an actor
@@ -55,19 +56,38 @@ def set_up_jax() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def records(config: Config) -> tuple[Agent, Any, Any, Card]:
-    """(agent, static, hyper, card) of a run, the derived hyper-parameters filled in."""
-    module = catalog.recipe(config.agent)
-    static = module.Static(**{k: v for k, v in config.hyper.items() if k in module.Static._fields})
-    hyper = module.Hyper(**{k: v for k, v in config.hyper.items() if k in module.Hyper._fields})
-    hyper = hyper._replace(total_steps=config.first_steps, steps_per_update=static.train_freq / static.gradient_steps)
+class Parts(NamedTuple):
+    """The records of a run, whatever its runtime."""
+
+    recipe: Recipe
+    agent: Agent
+    static: Any
+    hyper: Any
+    card: Card
+    cadence: Cadence
+
+
+def records(config: Config) -> Parts:
+    """The records of a run; `with_schedule` fills in the hyper-parameters that follow from its runtime."""
+    recipe = catalog.recipe(config.agent)
+    static, hyper = split(recipe, config.hyper)
     obs, space = catalog.spaces(config.env)
-    agent = module.assemble(static, obs, space)
-    if config.correct == "tis":
-        agent = corrected(agent, truncated())
+    tables = {"state": STATE_VALUES, "action": ACTION_VALUES}
+    if recipe.values in tables:
+        agent = recipe.assemble(static, obs, space, tables[recipe.values][config.correct])
+    else:
+        agent = recipe.assemble(static, obs, space, lambda_return)
+        agent = corrected(agent, truncated()) if config.correct == "tis" else agent
     assert agent.network.layers is not None
-    card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, {"epsilon": 0.0})
-    return agent, static, hyper, card
+    knobs = jax.eval_shape(lambda: agent.policy(agent.init(jax.random.key(0), hyper)).knobs)
+    greedy = {name: np.zeros(x.shape).tolist() for name, x in knobs.items()}
+    card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy)
+    return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
+
+
+def with_schedule(hyper: Any, config: Config, steps_per_update: float) -> Any:
+    """Schedules count environment steps, an agent its updates."""
+    return hyper._replace(total_steps=config.first_steps, steps_per_update=steps_per_update)
 
 
 def example(card: Card) -> Transition:
@@ -81,19 +101,16 @@ def example(card: Card) -> Transition:
 def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     """All seeds in the `compiled` runtime."""
     set_up_jax()
-    agent, static, hyper, card = records(config)
+    recipe, agent, static, hyper, card, cadence = records(config)
     env = twin(config.env)
     assert env is not None
-    unroll = max(static.train_freq // static.num_envs, 1)
+    unroll = cadence.rollout or max(cadence.steps // static.num_envs, 1)
     per_iteration = unroll * static.num_envs
-    advice = f"num_envs={gcd(static.num_envs, static.train_freq)}"
-    updates = _whole_ratio(per_iteration * static.gradient_steps, static, advice)
-    warmup = -(-static.learning_starts // per_iteration)
-    plan = compiled.Plan(static.num_envs, unroll, updates, warmup)
-    memory = uniform(
-        example(card), static.buffer_size, static.batch_size, lanes=static.num_envs, unroll=unroll, window=static.n_step
-    )
-    run = compiled.run(agent, env, memory, plan)
+    updates = _whole_ratio(per_iteration, cadence, f"num_envs={gcd(static.num_envs, cadence.steps)}")
+    warmup = -(-cadence.starts // per_iteration)
+    hyper = with_schedule(hyper, config, per_iteration / updates)
+    memory = recipe.memory(static, example(card), lanes=static.num_envs, unroll=unroll, streams=1)
+    run = compiled.run(agent, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
     players = on_twin(agent, env, EVAL_EPISODES)
@@ -198,26 +215,18 @@ def _weights_per_seed(agent: Agent, state: Callable[[], Any], seeds: int) -> lis
 def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     """The seeds one after the other in the `actors` runtime, each with all the cores."""
     set_up_jax()
-    agent, static, hyper, card = records(config)
+    recipe, agent, static, hyper, card, cadence = records(config)
+    plan = _actors_plan(static, cadence)
     modes = ("fp32", "int8") if config.actors == "auto" else (config.actors,)
-    timings = engines.measure(card.layers, card.obs, static.num_envs, modes)
+    timings = engines.measure(card.layers, card.obs, plan.num_envs, modes)
     chosen = engines.choose(timings, config.actors)  # type: ignore[arg-type]
-    report(f"actors: {chosen.mode} on {chosen.engine}, {chosen.microseconds:.1f} us a call of {static.num_envs}")
-    per_message = UNROLL * static.num_envs
-    advice = f"train_freq={gcd(per_message * static.gradient_steps, static.train_freq)}"
-    plan = actors.Plan(
-        num_envs=static.num_envs,
-        unroll=UNROLL,
-        updates=_whole_ratio(per_message * static.gradient_steps, static, advice),
-        warmup=static.learning_starts,
-    )
-    memory = uniform(
-        example(card), static.buffer_size, static.batch_size,
-        lanes=plan.num_envs, unroll=plan.unroll, window=static.n_step, streams=plan.actors,
-    )  # fmt: skip
+    report(f"actors: {chosen.mode} on {chosen.engine}, {chosen.microseconds:.1f} us a call of {plan.num_envs}")
+    messages = plan.actors if plan.waits else 1  # before the updates
+    hyper = with_schedule(hyper, config, messages * plan.unroll * plan.num_envs / plan.updates)
+    memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors)
     learner = actors.learner(agent, memory, plan, COMPRESSORS[chosen.mode]())
     spec = _actor_spec(config, agent, card, plan, chosen)
-    ledger = Ledger(agent, card, chosen, static.batch_size)
+    ledger = Ledger(agent, card, chosen)
 
     def phase(k: int) -> Phase:
         def moments(restore: Restore | None) -> Iterator[Moment]:
@@ -244,6 +253,25 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     return Job([phase(k) for k in range(config.seeds)], card, lambda: ledger.account(plan, timings))
 
 
+def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
+    """How two actor processes and a Learner take turns."""
+    count = actors.Plan().actors
+    if not cadence.rollout:
+        steps = UNROLL * static.num_envs
+        advice = f"train_freq={gcd(steps * cadence.updates, cadence.steps)}"
+        updates = _whole_ratio(steps, cadence, advice)
+        return actors.Plan(count, static.num_envs, UNROLL, updates, cadence.starts)
+    if static.num_envs % count:
+        raise ValueError(
+            f"{static.num_envs} environments cannot be shared by {count} actors: for example "
+            f"--hyper num_envs={count * (static.num_envs // count + 1)}"
+        )
+    return actors.Plan(
+        count, static.num_envs // count, cadence.rollout, cadence.updates, 0,
+        slots=1 if cadence.waits else 2, waits=cadence.waits,
+    )  # fmt: skip
+
+
 def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: engines.Timing) -> actor.Spec:
     one = card.actions
     action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
@@ -266,6 +294,7 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
         packet=(),
         kinds=(quantised,) * sum(1 for _ in weighted(card.layers, card.obs.shape)),
         knobs=tuple(sorted(card.knobs)),
+        waits=plan.waits,
     )
 
 
@@ -288,9 +317,8 @@ def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], e
 class Ledger:
     """Keeps what the `actors` runtime spends and what its Monitor sees, over all seeds of a run."""
 
-    def __init__(self, agent: Agent, card: Card, chosen: engines.Timing, batch: int):
-        self.agent, self.chosen = agent, chosen
-        self.session = engines.engine(chosen.engine).build(card.layers, card.obs, batch, chosen.mode)
+    def __init__(self, agent: Agent, card: Card, chosen: engines.Timing):
+        self.agent, self.card, self.chosen = agent, card, chosen
         self.timer, self.fleets = actor.Timer(), []
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
         self.looked_at, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
@@ -307,6 +335,8 @@ class Ledger:
             "learn": (carry, items, stream), "add": (carry, items, stream), "cut": (carry, stream),
             "ship": (carry.state,), "probe": (carry,),
         }  # fmt: skip
+        seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
+        self.session = engines.engine(self.chosen.engine).build(self.card.layers, self.card.obs, seen, self.chosen.mode)
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
         with ThreadPoolExecutor() as pool:
             done = dict(zip(jobs, pool.map(lambda x: x.compile(), lowered), strict=True))
@@ -367,14 +397,14 @@ class Ledger:
         }
 
 
-def _whole_ratio(updates: int, static, advice: str) -> int:
-    """How often `updates` holds train_freq. Raises UsageError if that is not a whole number."""
-    if updates % static.train_freq:
+def _whole_ratio(steps: int, cadence: Cadence, advice: str) -> int:
+    """Learner updates that go with `steps` environment steps. Raises UsageError if that is not a whole number."""
+    if steps * cadence.updates % cadence.steps:
         raise UsageError(
-            f"num_envs={static.num_envs} and train_freq={static.train_freq} do not make whole rounds of updates: "
+            f"{steps} environment steps at a time and train_freq={cadence.steps} do not make whole rounds of updates: "
             f"use {advice}"
         )
-    return updates // static.train_freq
+    return steps * cadence.updates // cadence.steps
 
 
 def seconds_since_start() -> float | None:

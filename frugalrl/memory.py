@@ -1,4 +1,5 @@
-"""Where transitions wait to be learned from: a ring of steps, sampled as windows of consecutive steps.
+"""Where transitions wait to be learned from: a ring of steps, sampled as windows of consecutive steps, and rollouts,
+dealt out to the updates of one iteration.
 
 The walk of an observation to a gradient goes on in `agents/dqn.py`, `grad`.
 """
@@ -6,7 +7,7 @@ The walk of an observation to a gradient goes on in `agents/dqn.py`, `grad`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,14 @@ class Ring(NamedTuple):
 class Packing(NamedTuple):
     """How a transition becomes one row of 32-bit words and one of bytes (pixels), and back, bit for bit."""
 
-    pack: Callable[[Transition], tuple]  # transition, leaves with leading axes -> rows [leading axes, width]
-    unpack: Callable[[tuple], Transition]
+    pack: Callable[[Any], tuple]  # a record, leaves with leading axes -> rows [leading axes, width]
+    unpack: Callable[[tuple], Any]
     widths: tuple  # ((dtype, width), ...)
 
 
-def packing(example: Transition) -> Packing:
-    """Packing for transitions shaped as `example` (one, without leading axes): uint8, bool, or 32 bits a value."""
-    leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, example))
+def packing(example: Any) -> Packing:
+    """Packing for records shaped as `example` (one, without leading axes): uint8, bool, or 32 bits a value."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, example))
     kinds = [jnp.uint8 if leaf.dtype in (jnp.uint8, jnp.bool_) else jnp.uint32 for leaf in leaves]
     # flags ride along as words where there are no bytes anyway: one array to read instead of two
     if all(leaf.dtype != jnp.uint8 for leaf in leaves):
@@ -106,7 +107,7 @@ def uniform(
         )
         return Ring(rows, ring.position.at[stream].add(unroll))
 
-    def sample(ring: Ring, key: jax.Array) -> Batch:
+    def sample(ring: Ring, key: jax.Array, number: int | jax.Array) -> Batch:
         filled = jnp.minimum(ring.position, slots)
         starts = jnp.maximum(filled - (window - 1), 0) * lanes  # windows each stream offers
         ends = jnp.cumsum(starts)
@@ -137,4 +138,117 @@ def uniform(
             )
         )
 
-    return Memory(init, add, sample, update, cut)
+    return Memory(init, add, lambda ring, key, prepare: (ring, sample), update, cut)
+
+
+class Rollouts(NamedTuple):
+    """The last rollouts of every stream and lane."""
+
+    rows: tuple  # an array [streams, slots, time, lanes, width] for each storage type
+    position: jax.Array  # int32 [streams]; rollouts of each lane ever written
+    newest: jax.Array  # int32, the stream that was written last
+    priority: jax.Array  # float32 [streams, slots, lanes]; how likely each is replayed; 0 where there is none
+
+
+def rollouts(
+    example: Transition, *, lanes: int, unroll: int, streams: int = 1, epochs: int = 1, minibatches: int = 1,
+    whole: bool = False, alone: bool = False, capacity: int = 0, beside: int = 0, passes: int = 0,
+    priority: Callable[[Transition, Any], jax.Array] | None = None,
+) -> Memory:  # fmt: skip
+    """Rollouts of `unroll` steps, learned from in the iteration that brings them and, if asked for, replayed.
+
+    The updates of an iteration are `epochs` passes over the new rollouts of all streams (of the newest stream only, if
+    `alone`), each in `minibatches`; a sample is a single step, shuffled, or a `whole` rollout. Of the `capacity`
+    rollouts kept, `beside` old ones are added to each new one (Espeholt et al. 2018, section 5.2.2, whose half of each
+    batch is 1), or there are `passes` further passes, over as many old rollouts each as there are new ones (Liang et
+    al. 2021). Which are replayed is drawn in proportion to `priority` of (rollout, extra), each [time, ...], as it was
+    when they were last dealt; without it all are alike.
+    """
+    new = lanes * (1 if alone else streams)
+    unit = 1 if whole else unroll
+    slots = max(capacity // (streams * lanes), 1)
+    if beside and passes:
+        raise ValueError("replayed rollouts are learned from beside the new ones or in passes of their own, not both")
+    if new * (1 + beside) * unit % minibatches:
+        raise ValueError(
+            f"{new * (1 + beside) * unit} samples cannot be dealt in {minibatches} equal minibatches; "
+            "give a number that divides them"
+        )
+    packed = packing(example)
+    replayed = new * (beside + passes)
+    size = new * (1 + beside) * unit // minibatches
+
+    def init() -> Rollouts:
+        shape = (streams, slots, unroll, lanes)
+        rows = tuple(jnp.zeros((*shape, width), kind) for kind, width in packed.widths)
+        zero = jnp.zeros((), jnp.int32)
+        return Rollouts(rows, jnp.zeros(streams, jnp.int32), zero, jnp.zeros((streams, slots, lanes)))
+
+    def add(memory: Rollouts, items: Transition, stream: int | jax.Array = 0) -> Rollouts:
+        stream = jnp.asarray(stream, jnp.int32)
+        at = memory.position[stream] % slots
+        zero = jnp.zeros_like(at)
+        rows = tuple(
+            jax.lax.dynamic_update_slice(old, fresh[None, None], (stream, at, zero, zero, zero))
+            for old, fresh in zip(memory.rows, packed.pack(items), strict=True)
+        )
+        # a new one is as likely as the likeliest until it has been looked at (Schaul et al. 2016, algorithm 1)
+        most = jnp.max(memory.priority)
+        start = jnp.where(most > 0, most, 1.0)
+        return Rollouts(
+            rows, memory.position.at[stream].add(1), stream, memory.priority.at[stream, at].set(start)
+        )  # fmt: skip
+
+    def of_stream(memory: Rollouts, stream) -> tuple[tuple, jax.Array]:
+        """The newest rollouts of a stream, rows [time, lanes, width], and their places in `priority`, flat [lanes]."""
+        at = (memory.position[stream] - 1) % slots
+        return tuple(r[stream, at] for r in memory.rows), (stream * slots + at) * lanes + jnp.arange(lanes)
+
+    def old(memory: Rollouts, key) -> tuple[tuple, jax.Array]:
+        """Rollouts drawn by priority, rows [time, replayed, width], and their places."""
+        total = jnp.cumsum(memory.priority.reshape(-1))
+        # evenly spread over the priorities within each group of `new` (Schaul et al. 2016, section 3.3)
+        share = (jnp.arange(new) + jax.random.uniform(key, (replayed // new, new))).reshape(-1) / new
+        place = jnp.searchsorted(total, share * total[-1], side="right")
+        place = jnp.minimum(place, total.shape[0] - 1).astype(jnp.int32)
+        slot, lane = place // lanes, place % lanes
+        rows = (r.reshape(streams * slots, unroll, lanes, -1) for r in memory.rows)
+        return tuple(jnp.moveaxis(r[slot, :, lane], 0, 1) for r in rows), place
+
+    def deal(memory: Rollouts, key: jax.Array, prepare: Callable) -> tuple[Rollouts, Callable]:
+        key_old, key_order = jax.random.split(key)
+        dealt = [of_stream(memory, s) for s in ([memory.newest] if alone else range(streams))]
+        if replayed:
+            dealt.append(old(memory, key_old))
+        rows = tuple(jnp.concatenate(r, 1) for r in zip(*(r for r, _ in dealt), strict=True))
+        items = packed.unpack(rows)
+        extra = jax.vmap(prepare, 1, 1)(items)
+        if priority is not None:
+            place = jnp.concatenate([p for _, p in dealt])
+            found = jax.vmap(priority, 1)(items, extra)
+            flat = memory.priority.reshape(-1).at[place].set(found)
+            memory = memory._replace(priority=flat.reshape(memory.priority.shape))
+        sets = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (items, extra))  # [rollouts, time, ...]
+        if not whole:
+            sets = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), sets)  # [samples, time of a sample, ...]
+        both = packing(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), sets))
+        cards, order = both.pack(sets), shuffled(key_order)
+
+        def draw(memory: Rollouts, key: jax.Array, number: int | jax.Array) -> Batch:
+            index = jax.lax.dynamic_slice_in_dim(order, jnp.asarray(number, jnp.int32) * size, size)
+            data, extra = both.unpack(tuple(c.at[index].get(mode="promise_in_bounds") for c in cards))
+            return Batch(data, jnp.ones(size, jnp.float32), index, extra)
+
+        return memory, draw
+
+    def shuffled(key: jax.Array) -> jax.Array:
+        """Which sample each update takes, one update after the other, int32 [samples of all updates]."""
+        first = new * (1 + beside) * unit  # samples of a pass over the new rollouts
+        starts = [0] * epochs + [first + i * new * unit for i in range(passes)]
+        if minibatches == 1:  # the order within a batch does not matter
+            orders = jnp.broadcast_to(jnp.arange(first, dtype=jnp.int32), (len(starts), first))
+        else:
+            orders = jnp.argsort(jax.random.bits(key, (len(starts), first)), -1).astype(jnp.int32)
+        return (orders + jnp.asarray(starts, jnp.int32)[:, None]).reshape(-1)
+
+    return Memory(init, add, deal, lambda memory, index, priority: memory, lambda memory, stream: memory)

@@ -189,3 +189,19 @@ def impala_resnet(out: int, width: int = 1) -> Layers:
 
     body = (layer for channels in (16, 32, 32) for layer in stack(channels * width))
     return (Scale(1 / 255), *body, Relu(), Flatten(), Dense(256), Dense(out, relu=False, gain=1.0))
+
+
+def torso(name: str, hidden: tuple[int, ...], obs: Box) -> Layers:
+    """The layers below the last, by name: "mlp" of `hidden`, "minatar", "nature", "impala", or "auto" by the shape of
+    observations. Raises ValueError for a name that does not exist or does not fit.
+    """
+    pixels = {"minatar": minatar_cnn, "nature": nature_cnn, "impala": impala_resnet}
+    if name == "auto":
+        small = len(obs.shape) == 3 and obs.shape[0] < 36  # what the strides of the Nature network need
+        name = "mlp" if len(obs.shape) == 1 else "minatar" if small else "nature"
+    if name not in ("mlp", *pixels):
+        raise ValueError(f"network={name!r} does not exist; there are: auto, mlp, {', '.join(pixels)}")
+    if len(obs.shape) != (1 if name == "mlp" else 3):
+        kind = "vectors" if name == "mlp" else "images [height, width, channels]"
+        raise ValueError(f"network={name!r} is for observations that are {kind}, not of shape {obs.shape}")
+    return tuple(Dense(width) for width in hidden) if name == "mlp" else pixels[name](1)[:-1]

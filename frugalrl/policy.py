@@ -20,7 +20,9 @@ from .distributions import draw
 from .errors import BadFile, one_line
 from .types import Box, Discrete, Linear, Session, Space
 
-HEADS = {"epsilon_greedy": distributions.epsilon_greedy}
+HEADS = {
+    head.__name__: head for head in (distributions.epsilon_greedy, distributions.categorical, distributions.gaussian)
+}
 LAYERS = {
     layer.__name__: layer
     for layer in (
@@ -44,7 +46,7 @@ class Card(NamedTuple):
     actions: Space
     layers: tuple
     head: str
-    knobs: dict[str, float]
+    knobs: dict[str, Any]
 
 
 def layers_to_json(layers: tuple) -> list:

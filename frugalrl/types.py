@@ -64,6 +64,7 @@ class Batch(NamedTuple):
     data: Transition  # [batch, time, ...]
     weight: Any  # [batch]; prioritised replay and `levers.correct.corrected` both multiply it
     index: Any  # [batch]; where the windows came from, for Memory.update
+    extra: Tree = ()  # [batch, time, ...]; what Agent.prepare made of the rollouts, if the memory deals in them
 
 
 class Trace(NamedTuple):
@@ -128,6 +129,14 @@ class Info(NamedTuple):
     priority: Any  # [batch]; for Memory.update
 
 
+def _unchanged(state: Tree, rollout: Transition, stream: Any) -> Tree:
+    return state
+
+
+def _nothing(state: Tree, rollout: Transition) -> Tree:
+    return ()
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
 
@@ -139,6 +148,10 @@ class Agent(NamedTuple):
     apply: Callable[[Tree, Tree], Tree]  # (state, grads) -> state
     network: Network  # the one an actor runs
     ratio_from: int = 0  # first step of a window whose action needs an importance ratio: 1 for action values, else 0
+    # (state, rollout [time, lanes, ...], stream) -> state: what new data changes without a gradient, normalisers say
+    observe: Callable[[Tree, Transition, Any], Tree] = _unchanged
+    # (state, rollout [time, ...] of one lane) -> extra [time, ...]: targets worked out once for several updates
+    prepare: Callable[[Tree, Transition], Tree] = _nothing
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:
@@ -152,9 +165,34 @@ class Memory(NamedTuple):
 
     init: Callable[[], Tree]  # an empty memory
     add: Callable[..., Tree]  # (memory, transitions [time, lanes, ...], stream=0) -> memory
-    sample: Callable[[Tree, Any], Batch]  # (memory, key) -> Batch
+    # (memory, key, prepare) -> (memory, draw): begin an iteration; draw(memory, key, i) is the Batch of its update i
+    deal: Callable[[Tree, Any, Callable], tuple[Tree, Callable[[Tree, Any, Any], Batch]]]
     update: Callable[[Tree, Any, Any], Tree]  # (memory, index, priority) -> memory
     cut: Callable[[Tree, Any], Tree]  # (memory, stream) -> memory with that stream's newest steps truncated
+
+
+class Cadence(NamedTuple):
+    """How an agent takes turns with its environments."""
+
+    steps: int  # environment steps, of all environments together, that go with `updates` learner updates
+    updates: int
+    starts: int = 0  # environment steps before the first update
+    rollout: int = 0  # learns from rollouts of so many steps of each environment; 0 if any number of steps will do
+    waits: bool = False  # actors wait for the policy of the last update: what is called on-policy
+
+
+class Recipe(NamedTuple):
+    """How the name of an agent becomes an Agent and a Memory."""
+
+    static: Any  # a NamedTuple of what shapes the program, with its defaults
+    hyper: Any  # a NamedTuple of what may differ between the members of a population, with its defaults
+    assemble: Callable[
+        [Any, Box, Space, Any], Agent
+    ]  # (static, obs, actions, Corrector); ValueError says what is wrong
+    cadence: Callable[[Any], Cadence]  # of static
+    memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
+    values: str = "state"  # what its Correctors are of: "state" or "action" values, or the "weight" of a sample
+    corrector: str = "none"  # its own, what --correct auto is
 
 
 class Packet(NamedTuple):

@@ -317,7 +317,9 @@ def test_the_ratio_of_updates_to_steps_is_exact(mode):
 
 def windows(made: Parts, carry: actors.Carry, draws: int = 40) -> Transition:
     """Windows sampled from memory, [draws, time, ...]."""
-    batches = [made.memory.sample(carry.memory, rng.key(k)).data for k in range(draws)]
+    batches = [
+        made.memory.deal(carry.memory, rng.key(k), None)[1](carry.memory, rng.key(k), 0).data for k in range(draws)
+    ]
     return Transition(*(np.concatenate(x) for x in zip(*jax.device_get(batches), strict=True)))
 
 

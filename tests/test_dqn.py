@@ -113,6 +113,7 @@ SWITCHES = {  # a choice in Static -> the parts it may change, and must
     "batch_size": (7, set()),
     "num_envs": (7, set()),
     "hidden": ((8,), set(PARTS)),
+    "network": ("mlp", set()),  # which it is anyway, for vectors
 }
 
 

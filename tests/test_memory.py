@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,12 @@ def memory(case: Case, batch: int = 512) -> Memory:
     """The memory of a case, its functions compiled once for all tests."""
     capacity, *shape = case
     mem = uniform(EXAMPLE, capacity, batch, **dict(zip(("lanes", "unroll", "window", "streams"), shape, strict=True)))
-    return mem._replace(add=jax.jit(mem.add), sample=jax.jit(mem.sample), cut=jax.jit(mem.cut))
+    sample = jax.jit(lambda ring, key, i: mem.deal(ring, key, lambda rollout: ())[1](ring, key, i))
+    return mem._replace(add=jax.jit(mem.add), deal=lambda ring, key, prepare: (ring, sample), cut=jax.jit(mem.cut))
+
+
+def sample(mem: Memory, ring: Any, key: jax.Array) -> Batch:
+    return mem.deal(ring, key, lambda rollout: ())[1](ring, key, 0)
 
 
 def steps(case: Case, stream: int, first: int) -> Transition:
@@ -115,7 +120,7 @@ def test_samples_are_the_windows_that_are_held(name, unrolls):
     mem, ring = fill(case, unrolls)
     expected, seen = windows(case, unrolls), set()
     for i in range(4):
-        batch = mem.sample(ring, jax.random.key(i))
+        batch = sample(mem, ring, jax.random.key(i))
         data = jax.tree.map(np.asarray, batch.data)
         assert data.reward.shape == (512, case.window)
         in_a_row = data.reward[:, :1] + np.arange(case.window)
@@ -139,7 +144,7 @@ def test_sampling_is_uniform(name, unrolls):
     mem, ring = fill(case, unrolls, memory(case, batch=40_000))
     expected = windows(case, unrolls)
     place = {window: i for i, window in enumerate(expected)}
-    drawn = sampled(mem.sample(ring, jax.random.key(5)))
+    drawn = sampled(sample(mem, ring, jax.random.key(5)))
     counts = np.bincount([place[window] for window in drawn], minlength=len(expected))
     assert stats.chisquare(counts).pvalue > UNLIKELY
 
@@ -147,7 +152,7 @@ def test_sampling_is_uniform(name, unrolls):
 def test_index_names_the_row_a_window_starts_at():
     case = CASES["streams"]
     mem, ring = fill(case, (9, 2, 4))
-    batch = mem.sample(ring, jax.random.key(0))
+    batch = sample(mem, ring, jax.random.key(0))
     rows = ring.rows[0].reshape(-1, ring.rows[0].shape[-1])[batch.index]
     (got,) = packing(EXAMPLE).pack(jax.tree.map(lambda x: x[:, 0], batch.data))
     np.testing.assert_array_equal(rows, got)
@@ -241,7 +246,7 @@ def test_members_of_a_population_do_not_see_each_other():
 
     def live(ring, items, key):
         ring = mem.add(ring, items, jnp.int32(1))
-        return mem.cut(ring, jnp.int32(0)), mem.sample(ring, key)
+        return mem.cut(ring, jnp.int32(0)), sample(mem, ring, key)
 
     together = jax.jit(jax.vmap(live))(*(jax.tree.map(lambda *x: jnp.stack(x), *xs) for xs in (rings, items)), keys)
     for i in range(3):

@@ -13,16 +13,32 @@ import jax.numpy as jnp
 import optax
 
 from ..distributions import EpsilonGreedy, epsilon_greedy
-from ..losses import huber, n_step, squared
-from ..networks import mlp
+from ..losses import huber, lambda_return, n_step, squared
+from ..memory import uniform
+from ..networks import Dense, torso
 from ..networks import network as build_network
-from ..types import Agent, Batch, Box, Discrete, Info, Network, Policy, Space
+from ..types import (
+    Agent,
+    Batch,
+    Box,
+    Cadence,
+    Corrector,
+    Discrete,
+    Info,
+    Memory,
+    Network,
+    Policy,
+    Recipe,
+    Space,
+    Transition,
+)
 
 
 class Static(NamedTuple):
     """Numbers and names that shape the program."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
+    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"
     batch_size: int = 128
     buffer_size: int = 100_000  # environment steps kept
     learning_starts: int = 1_000  # environment steps before the first update
@@ -141,14 +157,27 @@ OPTIMIZERS = {
 }
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
     """The DQN that `static` describes, for these spaces. Raises ValueError for a choice that does not exist."""
     if not isinstance(actions, Discrete):
         raise ValueError("dqn chooses among discrete actions")
-    if len(obs.shape) != 1:
-        raise ValueError(f"dqn takes observations that are vectors so far, not of shape {obs.shape}")
     for name, table in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
         if getattr(static, name) not in table:
             raise ValueError(f"{name}={getattr(static, name)!r} does not exist; there are: {', '.join(table)}")
-    net = build_network(mlp(static.hidden, actions.n), obs)
+    layers = (*torso(static.network, static.hidden, obs), Dense(actions.n, relu=False, gain=1.0))
+    net = build_network(layers, obs)
     return dqn(net, double=static.double, loss=LOSSES[static.loss], optimizer=OPTIMIZERS[static.optimizer]())
+
+
+def memory(static: Static, example: Transition, **shape: int) -> Memory:
+    return uniform(example, static.buffer_size, static.batch_size, window=static.n_step, **shape)
+
+
+recipe = Recipe(
+    Static(),
+    Hyper(),
+    assemble,
+    lambda static: Cadence(static.train_freq, static.gradient_steps, static.learning_starts),
+    memory,
+    values="weight",
+)

@@ -52,6 +52,7 @@ class Spec(NamedTuple):
     packet: Fields  # of the mailbox: the weights, then the knobs, then the version
     kinds: tuple[str, ...]  # for each layer's weights: "Linear" or "QuantLinear"
     knobs: tuple[str, ...]
+    waits: bool = False  # for the packet of the last update: then none is skipped
     registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
 
 
@@ -129,9 +130,13 @@ class Worker:
         self.refresh_cost, self.refreshed = 0.0, -np.inf
 
     def refresh(self) -> None:
-        """Take the newest packet, unless that would cost more than its share of the time since the last one."""
+        """Take the newest packet, unless that would cost more than its share of the time since the last one.
+
+        An actor that waits for it takes every one.
+        """
         start = self.timer.mark
-        if self.box.newest() == self.count or (start - self.refreshed) * REFRESH_SHARE < self.refresh_cost:
+        early = (start - self.refreshed) * REFRESH_SHARE < self.refresh_cost
+        if self.box.newest() == self.count or (early and not self.spec.waits):
             return
         self.count, arrays = self.box.get()
         weights, self.knobs, self.version = unflatten(arrays, self.spec.kinds, self.spec.knobs)

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import ActorFailed
-from ..types import Agent, Batch, Compressor, Memory, Packet, Transition, update
+from ..types import Agent, Compressor, Memory, Packet, Transition
 from . import link
 from .actor import Spec, Timer, unroll_fields
+from .compiled import learn as updates
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
 PATIENCE = 3  # times in a row that an actor may die without having delivered anything
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     updates: int = 16  # learner updates after each message
     warmup: int = 1000  # steps of all environments before the first update
     slots: int = 2  # messages an actor may have under way: the bound of the queue
+    waits: bool = False  # updates follow a message of every actor, and the actors wait for them
 
 
 class Carry(NamedTuple):
@@ -76,6 +78,7 @@ class Fleet:
         self.refreshes, self.restarts = 0, 0
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
         self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
+        self.held: list[tuple[int, int, int]] = []  # slots of actors that wait: actor, birth, slot
         self.processes: list[subprocess.Popen] = []
         self.spec = spec._replace(
             folder=str(self.folder), slots=plan.slots, packet=mail, registration=registration(spec.env_id)
@@ -145,8 +148,17 @@ class Fleet:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self.refreshes += message["refreshes"]
         items = Transition(*(np.array(x) for x in self.slots[i][message["slot"]]))
-        self._send(self.processes[i], str(message["slot"]).encode())
+        self.held.append((i, birth, message["slot"]))
+        if not self.plan.waits:
+            self.release()
         return Message(i, items, message["episodes"], tuple(message["span"]))
+
+    def release(self) -> None:
+        """Let the actors fill the slots that were received."""
+        for i, birth, slot in self.held:
+            if birth == self.births[i]:
+                self._send(self.processes[i], str(slot).encode())
+        self.held.clear()
 
     def _restart(self, i: int) -> int:
         code = _end(self.processes[i], perf_counter() + GRACE)
@@ -222,31 +234,29 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         key_agent, key_run = jax.random.split(key)
         return Carry(agent.init(key_agent, hyper), memory.init(), key_run, jnp.zeros((), jnp.int32))
 
-    def add(carry: Carry, items: Transition, stream) -> Carry:
+    def keep(carry: Carry, items: Transition, stream) -> Carry:
         step = carry.step + plan.unroll * plan.num_envs
         return carry._replace(memory=memory.add(carry.memory, items, stream), step=step)
 
-    def one(c, key):
-        state, mem = c
-        key_sample, key_update = jax.random.split(key)
-        batch = memory.sample(mem, key_sample)
-        state, info = update(agent, state, batch, key_update)
-        return (state, memory.update(mem, batch.index, info.priority)), info.metrics
+    def add(carry: Carry, items: Transition, stream) -> Carry:
+        carry = keep(carry, items, stream)
+        return carry._replace(state=agent.observe(carry.state, items, stream))
 
     def learn(carry: Carry, items: Transition, stream) -> tuple[Carry, dict]:
-        carry = add(carry, items, stream)
-        keys = jax.random.split(jax.random.fold_in(carry.key, carry.step), plan.updates)
-        (state, mem), metrics = jax.lax.scan(one, (carry.state, carry.memory), keys)
-        return carry._replace(state=state, memory=mem), jax.tree.map(jnp.mean, metrics)
+        carry = keep(carry, items, stream)
+        key = jax.random.fold_in(carry.key, carry.step)
+        state, kept, metrics = updates(agent, memory, plan.updates, carry.state, carry.memory, key)
+        return carry._replace(state=agent.observe(state, items, stream), memory=kept), metrics
 
     def ship(state):
         return compressor.encode(agent.policy(state)), state.version
 
     def probe(carry: Carry):
         key = jax.random.fold_in(jax.random.fold_in(carry.key, carry.step), 1)
-        batch: Batch = memory.sample(carry.memory, key)
+        _, draw = memory.deal(carry.memory, key, partial(agent.prepare, carry.state))
+        data = draw(carry.memory, key, 0).data
         policy = agent.policy(carry.state)
-        first = jax.tree.map(lambda x: x[:, 0], batch.data)
+        first = jax.tree.map(lambda x: x[:, 0], data)
         outputs = jax.vmap(agent.network.apply, (None, 0, None))(policy.params, first.obs, key)
         log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
         return first.obs, outputs, policy.knobs, log_ratio
@@ -292,6 +302,7 @@ def train(
     if step:  # the episodes that were under way when it was saved are lost
         for stream in range(plan.actors):
             carry = parts.cut(carry, stream)
+    arrived: set[int] = set()  # actors of which a message was added since the last update
     fleet = Fleet(spec, plan, (seed, step), arrays_of(*jax.device_get(parts.ship(carry.state))), report)
     if fleets is not None:
         fleets.append(fleet)
@@ -307,12 +318,15 @@ def train(
                 carry = parts.cut(carry, message)
                 continue
             began, metrics = perf_counter(), {}
-            if step >= plan.warmup:
+            arrived.add(message.actor)
+            if step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits):
+                arrived.clear()
                 carry, metrics = parts.learn(carry, message.items, message.actor)
                 metrics = {name: float(x) for name, x in metrics.items()}  # waits for the updates to be done
                 timer.lap("learner")
                 fleet.mailbox.put(arrays_of(*jax.device_get(parts.ship(carry.state))))
                 timer.lap("compressor")
+                fleet.release()
             else:
                 carry = parts.add(carry, message.items, message.actor)
                 timer.lap("transport")

@@ -71,7 +71,7 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
         )
         return env_state, step.obs, transition
 
-    def collect(carry: Carry, key) -> Carry:
+    def collect(carry: Carry, key) -> tuple[Carry, Transition]:
         policy = agent.policy(carry.state)
         version = carry.state.version
 
@@ -82,19 +82,19 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
 
         keys = jax.random.split(key, (plan.unroll, plan.num_envs))
         (env_state, obs, episodes), items = jax.lax.scan(one, (carry.env, carry.obs, carry.episodes), keys)
-        return carry._replace(memory=memory.add(carry.memory, items), env=env_state, obs=obs, episodes=episodes)
+        kept = memory.add(carry.memory, items)
+        return carry._replace(memory=kept, env=env_state, obs=obs, episodes=episodes), items
 
-    def learn(carry: Carry, key):
-        key_sample, key_update = jax.random.split(key)
-        batch = memory.sample(carry.memory, key_sample)
-        state, info = update(agent, carry.state, batch, key_update)
-        return carry._replace(state=state, memory=memory.update(carry.memory, batch.index, info.priority)), info.metrics
+    def warm_up(carry: Carry, key) -> tuple[Carry, None]:
+        carry, items = collect(carry, key)
+        return carry._replace(state=agent.observe(carry.state, items, 0)), None
 
     def iterate(carry: Carry):
         key_collect, key_learn = jax.random.split(jax.random.fold_in(carry.key, carry.iteration))
-        carry = collect(carry, key_collect)
-        carry, metrics = jax.lax.scan(learn, carry, jax.random.split(key_learn, plan.updates))
-        return carry._replace(iteration=carry.iteration + 1), jax.tree.map(jnp.mean, metrics)
+        carry, items = collect(carry, key_collect)
+        state, kept, metrics = learn(agent, memory, plan.updates, carry.state, carry.memory, key_learn)
+        state = agent.observe(state, items, 0)  # only now: the updates see the normalisers that acted
+        return carry._replace(state=state, memory=kept, iteration=carry.iteration + 1), metrics
 
     def init(key, hyper) -> Carry:
         key_agent, key_env, key_warm, key_run = jax.random.split(key, 4)
@@ -108,7 +108,7 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
             jnp.int32(0),
         )  # fmt: skip
         warm = jax.random.split(key_warm, plan.warmup)
-        return jax.lax.scan(lambda c, k: (collect(c, k), None), carry, warm)[0]
+        return jax.lax.scan(warm_up, carry, warm)[0]
 
     def advance(carry: Carry, iterations):
         def body(_, c):
@@ -126,6 +126,23 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
         return carry._replace(episodes=fresh), metrics
 
     return Run(init, advance)
+
+
+def learn(agent: Agent, memory: Memory, updates: int, state, kept, key):
+    """The updates of one iteration: (state, contents of the memory, mean metrics). Every runtime learns like this."""
+
+    def one(c, step):
+        state, kept = c
+        number, key = step
+        key_sample, key_update = jax.random.split(key)
+        batch = draw(kept, key_sample, number)
+        state, info = update(agent, state, batch, key_update)
+        return (state, memory.update(kept, batch.index, info.priority)), info.metrics
+
+    kept, draw = memory.deal(kept, jax.random.fold_in(key, updates), partial(agent.prepare, state))
+    steps = (jnp.arange(updates, dtype=jnp.int32), jax.random.split(key, updates))
+    (state, kept), metrics = jax.lax.scan(one, (state, kept), steps)
+    return state, kept, jax.tree.map(jnp.mean, metrics)
 
 
 def count(episodes: Episodes, t: Transition) -> Episodes:

@@ -1,0 +1,497 @@
+"""Policy gradients from rollouts: PPO, A2C, IMPALA and PTR-PPO are one actor-critic with different parts.
+
+They differ in the surrogate that the policy climbs, in how targets are made (a Corrector), in what the memory deals
+(only the newest rollouts, shuffled steps, replayed rollouts) and in whether actors wait for the learner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import distributions
+from ..losses import lambda_return
+from ..memory import rollouts
+from ..networks import Dense, Layers, out_features, torso
+from ..networks import network as build_network
+from ..types import (
+    Agent,
+    Batch,
+    Box,
+    Cadence,
+    Corrector,
+    Discrete,
+    Info,
+    Linear,
+    Memory,
+    Network,
+    Policy,
+    Recipe,
+    Space,
+    Trace,
+    Transition,
+)
+
+
+class Hyper(NamedTuple):
+    """Numbers that may differ between the members of a population: leaves of the state."""
+
+    learning_rate: Any = 3e-4
+    anneal_lr: Any = 0.0  # the share of the learning rate that is gone at the end of training, linearly
+    gamma: Any = 0.99
+    gae_lambda: Any = 0.95
+    clip_range: Any = 0.2
+    ent_coef: Any = 0.0
+    vf_coef: Any = 0.5
+    max_grad_norm: Any = 0.5
+    total_steps: Any = 100_000  # environment steps of the training run
+    steps_per_update: Any = 1.0  # environment steps for each learner update
+
+
+class Normaliser(NamedTuple):
+    """Running moments of a stream of arrays (Welford 1962; Chan et al. 1979 for batches)."""
+
+    mean: Any
+    var: Any
+    count: Any
+
+    @classmethod
+    def start(cls, shape: tuple[int, ...] = ()) -> Normaliser:
+        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(1e-4))
+
+    def seen(self, x) -> Normaliser:
+        """The moments after `x` [n, ...]."""
+        n = jnp.float32(x.shape[0])
+        mean, var = jnp.mean(x, 0), jnp.var(x, 0)
+        total = self.count + n
+        gap = mean - self.mean
+        square = self.var * self.count + var * n + gap * gap * (self.count * n / total)
+        return Normaliser(self.mean + gap * (n / total), square / total, total)
+
+    def scale(self):
+        return jax.lax.rsqrt(self.var + 1e-8)
+
+
+class Rewards(NamedTuple):
+    """The scale of rewards: by the deviation of the discounted return so far (Engstrom et al. 2020, section 3)."""
+
+    ret: Any  # float32 [lanes]
+    moments: Normaliser
+
+
+class State(NamedTuple):
+    params: Any
+    optimizer: Any
+    hyper: Hyper
+    version: Any  # int32, learner updates so far
+    obs: Any  # Normaliser of observations, or ()
+    rewards: Any  # Rewards, or ()
+
+
+class Params(NamedTuple):
+    actor: Any  # weights of the actor's network
+    critic: Any  # weights of the critic's; of its last layer only, if it shares the rest with the actor
+    log_std: Any  # float32 [dims] of a normal's, which no observation changes; () for discrete actions
+
+
+class Extra(NamedTuple):
+    """What `prepare` works out for each step of a rollout."""
+
+    advantage: Any
+    target: Any
+    weight: Any  # of the advantage and of the value's loss
+
+
+class Model(NamedTuple):
+    """An actor's network and a critic beside it or on top of its features."""
+
+    network: Network  # the actor's
+    init: Callable[[Any], tuple[Any, Any]]  # key -> weights of (actor, critic)
+    apply: Callable[[Any, Any, Any], tuple[Any, Any]]  # (actor, critic, one observation) -> (outputs, value)
+    critic_sees: bool  # the observation itself, rather than the actor's features
+
+
+def apart(actor: Layers, critic: Layers, obs: Box) -> Model:
+    """Two networks that share nothing."""
+    one, two = build_network(actor, obs), build_network(critic, obs)
+
+    def init(key):
+        key_actor, key_critic = jax.random.split(key)
+        return one.init(key_actor), two.init(key_critic)
+
+    return Model(one, init, lambda a, c, x: (one.apply(a, x, None), two.apply(c, x, None)[0]), True)
+
+
+def shared(actor: Layers, obs: Box) -> Model:
+    """The value is one more output of the actor's network, with weights of its own (Mnih et al. 2016, section 5)."""
+    body, last = actor[:-1], actor[-1]
+    assert isinstance(last, Dense)
+    whole, torso = build_network(actor, obs), build_network(body, obs)
+    value = build_network((last._replace(features=1, gain=1.0),), Box((out_features(body, obs.shape),)))
+
+    def init(key):
+        key_actor, key_critic = jax.random.split(key)
+        return whole.init(key_actor), value.init(key_critic)
+
+    def apply(a, c, x):
+        hidden = torso.apply(a[:-1], x, None)
+        return hidden @ a[-1].w + a[-1].b, value.apply(c, hidden, None)[0]
+
+    return Model(whole, init, apply, False)
+
+
+def clipped(ratio, advantage, clip_range):
+    """The surrogate of PPO (Schulman et al. 2017, equation 7)."""
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage)
+
+
+def actor_critic(
+    model: Model,
+    head: Callable,
+    *,
+    surrogate: Callable | None = clipped,
+    corrector: Corrector = lambda_return,
+    weigh: Callable[[Trace], Any] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    reduce: Callable = jnp.mean,
+    normalize_advantage: bool = True,
+    normalize_obs: bool = False,
+    reward_lanes: int = 0,
+    dims: int = 0,
+) -> Agent:
+    """An actor-critic on `model`, whose actor's outputs `head` turns into a distribution.
+
+    `surrogate` of (ratio, advantage, clip_range) is climbed; None climbs the plain policy gradient, advantage times
+    log-probability (Mnih et al. 2016, section 4). `corrector` makes targets and advantages of each rollout, once for
+    all updates of an iteration; `weigh` says how much each step of it counts. `reduce` makes a number of the losses of
+    a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
+    the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is how many environments there are to
+    scale rewards of. `dims` is the size of a continuous action.
+    """
+    tx = optax.scale_by_adam(eps=1e-5) if optimizer is None else optimizer
+
+    def init(key, hyper: Hyper) -> State:
+        actor, critic = model.init(key)
+        params = Params(actor, critic, jnp.zeros(dims) if dims else ())
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
+        obs = Normaliser.start(model.network.obs.shape) if normalize_obs else ()
+        rewards = Rewards(jnp.zeros(reward_lanes), Normaliser.start()) if reward_lanes else ()
+        return State(params, tx.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
+
+    def folded(weights: tuple, obs: Any) -> tuple:
+        """The weights that take raw observations and give what `weights` give on normalised ones."""
+        if not normalize_obs:
+            return weights
+        scale = obs.scale()
+        first = weights[0]
+        return (Linear(first.w * scale[:, None], first.b - (obs.mean * scale) @ first.w), *weights[1:])
+
+    def both(state: State, params: Params) -> tuple[tuple, tuple]:
+        critic = folded(params.critic, state.obs) if model.critic_sees else params.critic
+        return folded(params.actor, state.obs), critic
+
+    def knobs(params: Params) -> dict:
+        return {"log_std": params.log_std} if dims else {}
+
+    def policy(state: State) -> Policy:
+        return Policy(folded(state.params.actor, state.obs), knobs(state.params))
+
+    def dist(policy: Policy, obs, key=None):
+        return head(model.network.apply(policy.params, obs, key), policy.knobs)
+
+    def observe(state: State, rollout: Transition, stream) -> State:
+        obs, rewards = state.obs, state.rewards
+        if normalize_obs:
+            obs = obs.seen(rollout.obs.reshape(-1, *model.network.obs.shape))
+        if reward_lanes:
+            lanes = rollout.reward.shape[1]
+            start = jnp.asarray(stream, jnp.int32) * lanes
+
+            def step(ret, now):
+                reward, ended = now
+                ret = state.hyper.gamma * ret + reward
+                return jnp.where(ended, 0.0, ret), ret
+
+            before = jax.lax.dynamic_slice_in_dim(rewards.ret, start, lanes)
+            last, rets = jax.lax.scan(step, before, (rollout.reward, rollout.terminated | rollout.truncated))
+            after = jax.lax.dynamic_update_slice_in_dim(rewards.ret, last, start, 0)
+            rewards = Rewards(after, rewards.moments.seen(rets.reshape(-1)))
+        return state._replace(obs=obs, rewards=rewards)
+
+    def prepare(state: State, rollout: Transition) -> Extra:
+        actor, critic = both(state, state.params)
+        outputs, value = jax.vmap(partial(model.apply, actor, critic))(rollout.obs)
+        _, bootstrap = jax.vmap(partial(model.apply, actor, critic))(rollout.next_obs)
+        log_prob = jax.vmap(lambda o, a: head(o, knobs(state.params)).log_prob(a))(outputs, rollout.action)
+        reward = rollout.reward
+        if reward_lanes:
+            reward = jnp.clip(reward * state.rewards.moments.scale(), -10.0, 10.0)
+        trace = Trace(
+            reward=reward,
+            discount=jnp.where(rollout.terminated, 0.0, state.hyper.gamma),
+            ended=rollout.terminated | rollout.truncated,
+            value=value,
+            bootstrap=bootstrap,
+            log_ratio=log_prob - rollout.log_prob,
+        )
+        made = corrector(trace, state.hyper.gae_lambda)
+        weight = jnp.ones_like(value) if weigh is None else weigh(trace)
+        return Extra(made.advantage, made.target, weight)
+
+    def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
+        h, data = state.hyper, batch.data
+        advantage = batch.extra.advantage
+        if normalize_advantage:
+            advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+
+        def one(params, actor, critic, obs, action, old, advantage, target):
+            outputs, value = model.apply(actor, critic, obs)
+            chosen = head(outputs, knobs(params))
+            log_prob = chosen.log_prob(action)
+            ratio = jnp.exp(log_prob - old)
+            gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
+            return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio
+
+        def objective(params: Params):
+            steps = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))
+            gain, value, entropy, ratio = steps(data.obs, data.action, data.log_prob, advantage, batch.extra.target)
+            weight = batch.weight[:, None] * batch.extra.weight
+            loss = reduce(weight * (h.vf_coef * value - gain) - h.ent_coef * entropy)
+            return loss, {
+                "policy_loss": -jnp.mean(gain),
+                "value_loss": jnp.mean(value),
+                "entropy": jnp.mean(entropy),
+                "clip_fraction": jnp.mean((jnp.abs(ratio - 1) > h.clip_range).astype(jnp.float32)),
+                # the k3 estimate of KL(behaviour || policy), never negative
+                "approx_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
+            }
+
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        return grads, Info({"loss": loss} | metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
+
+    def apply(state: State, grads: Params) -> State:
+        h = state.hyper
+        norm = optax.tree.norm(grads)
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, h.max_grad_norm / jnp.maximum(norm, 1e-12)), grads)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+            direction, opt = tx.update(grads, state.optimizer, state.params)
+        done = jnp.clip(state.version.astype(jnp.float32) * h.steps_per_update / h.total_steps, 0.0, 1.0)
+        rate = h.learning_rate * (1 - h.anneal_lr * done)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        return state._replace(params=params, optimizer=opt, version=state.version + 1)
+
+    return Agent(init, policy, head, dist, grad, apply, model.network, observe=observe, prepare=prepare)
+
+
+class PPO(NamedTuple):
+    """Numbers and names that shape the program of `ppo`."""
+
+    hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
+    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"; on pixels actor and critic share it
+    num_envs: int = 8  # of all actors together
+    n_steps: int = 128  # of each environment in a rollout
+    n_epochs: int = 4
+    num_minibatches: int = 4
+    normalize_advantage: bool = True
+    normalize_obs: bool = False
+    normalize_reward: bool = False
+
+
+class A2C(NamedTuple):
+    """Numbers and names that shape the program of `a2c`."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    network: str = "auto"
+    num_envs: int = 8
+    n_steps: int = 5
+    optimizer: str = "rmsprop"  # or "adam"
+    normalize_advantage: bool = False
+    normalize_obs: bool = False
+    normalize_reward: bool = False
+
+
+class Impala(NamedTuple):
+    """Numbers and names that shape the program of `impala`."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    network: str = "auto"  # "nature" is shallow; "impala" the deep one of 15 layers
+    num_envs: int = 16
+    n_steps: int = 20
+    optimizer: str = "rmsprop"
+    buffer_size: int = 0  # rollouts kept for replay, in half of each batch; 0 for none
+    sum_loss: bool = True  # over the steps of a batch, as the paper has it: learning rates are of that loss
+    normalize_obs: bool = False
+    normalize_reward: bool = False
+
+
+class PtrPPO(NamedTuple):
+    """Numbers and names that shape the program of `ptr-ppo`."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    network: str = "auto"
+    num_envs: int = 8
+    n_steps: int = 128
+    n_epochs: int = 2  # passes over the new rollouts
+    replay_epochs: int = 8  # passes over as many replayed ones each
+    num_minibatches: int = 4
+    buffer_size: int = 256  # rollouts kept
+    priority: str = "max"  # absolute advantage, or "mean", or "reward"
+    normalize_advantage: bool = False
+    normalize_obs: bool = False
+    normalize_reward: bool = False
+
+
+def trajectory_weight(trace: Trace, margin: float = 0.2):
+    """The truncated importance weight of the steps that follow, [time] (Liang et al. 2021, arXiv 2112.03798).
+
+    P_t = rho_t P_t+1, begun anew where an episode ends; what exceeds 1 - margin counts as a share of itself, so that
+    the weight stays below 2 - margin and is 1 for data of the own policy.
+    """
+
+    def step(later, now):
+        log_ratio, ended = now
+        total = log_ratio + jnp.where(ended, 0.0, later)
+        return total, total
+
+    zero = jnp.zeros((), trace.log_ratio.dtype)
+    total = jnp.exp(jax.lax.scan(step, zero, (trace.log_ratio, trace.ended), reverse=True)[1])
+    low = 1 - margin
+    return jnp.minimum(total, low) + jax.nn.relu((total - low) / jnp.maximum(total, 1e-30))
+
+
+def prioritised(kind: str, alpha: float = 0.7, least: float = 0.01) -> Callable[[Transition, Extra], Any]:
+    """How likely a rollout is replayed, before scaling: by its largest or mean absolute advantage, or its reward.
+
+    The paper leaves the exponent open; 0.7 is that of an unofficial implementation. Rewards are summed and enter
+    through a softplus, since a probability may not be negative.
+    """
+    size = {
+        "max": lambda rollout, extra: jnp.max(jnp.abs(extra.advantage)),
+        "mean": lambda rollout, extra: jnp.mean(jnp.abs(extra.advantage)),
+        "reward": lambda rollout, extra: jax.nn.softplus(jnp.sum(rollout.reward)),
+    }[kind]
+    return lambda rollout, extra: (size(rollout, extra) + least) ** alpha
+
+
+OPTIMIZERS = {
+    "adam": lambda: optax.scale_by_adam(eps=1e-5),
+    "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-5),
+}
+
+
+def _model(static: Any, obs: Box, actions: Space) -> tuple[Model, Callable, int]:
+    """(model, head, dims) for these spaces."""
+    if isinstance(actions, Discrete):
+        out, head, dims = actions.n, distributions.categorical, 0
+    else:
+        (dims,) = actions.shape
+        out, head = dims, distributions.gaussian
+    layers = torso(static.network, static.hidden, obs)
+    actor = (*layers, Dense(out, relu=False, gain=0.01))
+    if len(obs.shape) > 1:
+        return shared(actor, obs), head, dims
+    return apart(actor, (*layers, Dense(1, relu=False, gain=1.0)), obs), head, dims
+
+
+def _assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
+    model, head, dims = _model(static, obs, actions)
+    if static.normalize_obs and len(obs.shape) > 1:
+        raise ValueError("normalize_obs is for observations that are vectors; pixels are scaled already")
+    return actor_critic(
+        model,
+        head,
+        dims=dims,
+        normalize_obs=static.normalize_obs,
+        reward_lanes=static.num_envs if static.normalize_reward else 0,
+        **parts,
+    )
+
+
+def _choice(kind: str, name: str, table: Any) -> Any:
+    if name not in table:
+        raise ValueError(f"{kind}={name!r} does not exist; there are: {', '.join(table)}")
+    return table[name]
+
+
+def _ppo(static: PPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+    return _assembled(
+        static, obs, actions,
+        corrector=corrector, normalize_advantage=static.normalize_advantage,
+    )  # fmt: skip
+
+
+def _a2c(static: A2C, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+    return _assembled(
+        static, obs, actions,
+        surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage,
+        optimizer=_choice("optimizer", static.optimizer, OPTIMIZERS)(),
+    )  # fmt: skip
+
+
+def _impala(static: Impala, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+    return _assembled(
+        static, obs, actions,
+        surrogate=None, corrector=corrector, normalize_advantage=False,
+        optimizer=_choice("optimizer", static.optimizer, OPTIMIZERS)(),
+        reduce=jnp.sum if static.sum_loss else jnp.mean,
+    )  # fmt: skip
+
+
+def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+    return _assembled(
+        static, obs, actions,
+        corrector=corrector, weigh=trajectory_weight,
+        normalize_advantage=static.normalize_advantage,
+    )  # fmt: skip
+
+
+def _cadence(static: Any, updates: int, waits: bool = True) -> Cadence:
+    steps = static.num_envs * static.n_steps
+    return Cadence(steps, updates, rollout=static.n_steps, waits=waits)
+
+
+def _ppo_memory(static: PPO, example: Transition, **shape: Any) -> Memory:
+    return rollouts(example, epochs=static.n_epochs, minibatches=static.num_minibatches, **shape)
+
+
+def _a2c_memory(static: A2C, example: Transition, **shape: Any) -> Memory:
+    return rollouts(example, **shape)
+
+
+def _impala_memory(static: Impala, example: Transition, **shape: Any) -> Memory:
+    beside = int(static.buffer_size > 0)
+    return rollouts(example, capacity=static.buffer_size, beside=beside, alone=True, **shape)
+
+
+def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
+    kinds = {kind: prioritised(kind) for kind in ("max", "mean", "reward")}
+    return rollouts(
+        example, epochs=static.n_epochs, minibatches=static.num_minibatches, passes=static.replay_epochs,
+        capacity=static.buffer_size, priority=_choice("priority", static.priority, kinds), **shape,
+    )  # fmt: skip
+
+
+ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory)
+a2c = Recipe(
+    A2C(), Hyper(learning_rate=7e-4, gae_lambda=1.0, ent_coef=0.01), _a2c, lambda s: _cadence(s, 1), _a2c_memory
+)
+impala = Recipe(
+    Impala(),
+    Hyper(learning_rate=6e-4, anneal_lr=1.0, gae_lambda=1.0, ent_coef=0.01, max_grad_norm=40.0),
+    _impala,
+    lambda s: _cadence(s, 1, waits=False),
+    _impala_memory,
+    corrector="vtrace",
+)
+ptr_ppo = Recipe(
+    PtrPPO(),
+    Hyper(ent_coef=0.01),
+    _ptr_ppo,
+    lambda s: _cadence(s, (s.n_epochs + s.replay_epochs) * s.num_minibatches),
+    _ptr_memory,
+)
