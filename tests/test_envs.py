@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_actors import parts, worker
 
-from frugalrl import catalog, cli, evaluate
+from frugalrl import catalog, cli, evaluate, policy
 from frugalrl.envs import dm_control, minatar
 from frugalrl.envs.make import EnvOptions, find, make, options_for
 from frugalrl.errors import UsageError
@@ -477,6 +477,20 @@ def test_envs_lists_every_family(capfd, monkeypatch):
     lines = [line for line in capfd.readouterr().out.splitlines() if "not installed" in line]
     assert all(line.startswith("ALE/") and line.endswith("pip install 'frugalrl[atari]'") for line in lines)
     assert len(lines) == sum(env_id.startswith("ALE/") for env_id in EVERY)
+
+
+def test_eval_plays_a_policy_on_pictures_and_says_that_episodes_are_capped(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(evaluate, "MAX_STEPS", 40)
+    env_id, layers = "MinAtar/Freeway-v1", minatar_cnn(3)
+    obs, actions = catalog.spaces(env_id)
+    card = policy.Card("dqn", env_id, obs, actions, layers, "epsilon_greedy", {"epsilon": 0.0})
+    policy.write(tmp_path / "policy", card, [engines.random_weights(layers, obs, np.random.default_rng(0))])
+    video = tmp_path / "episode.gif"
+    assert cli.main(["eval", str(tmp_path), "--episodes", "3", "--video", str(video)]) == 0
+    first, second, *_ = capfd.readouterr().out.splitlines()
+    assert first == f"{env_id} has no time limit: episodes are cut off after 40 steps"
+    assert second.startswith("seed 0: mean greedy return")
+    assert video.stat().st_size > 0
 
 
 @pytest.mark.parametrize("env_id", ["MinAtar/Seaquest-v1", "ALE/Pong-v5", "CarRacing-v3"])
