@@ -6,6 +6,7 @@ import difflib
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from .envs import make
 from .envs.twins import TWINS
 from .errors import UsageError, one_line
 from .types import Box, Discrete, Recipe, Space
@@ -63,12 +64,29 @@ class Family(NamedTuple):
 
     extra: str  # of the package; "" for the base install
     module: str  # whose import shows that the extra is there
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # those to show; what else it has can be asked for all the same
 
 
+_MUJOCO = (
+    "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum",
+    "Pusher", "Reacher", "Swimmer", "Walker2d",
+)  # fmt: skip
+_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+# the five that foretell a result on all 57 best (Aitchison et al. 2023, arXiv 2210.02019), and two that all know
+_ATARI = ("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert", "Breakout", "Pong")
+_DMC = {  # the suite's benchmarking set
+    "acrobot": "swingup", "ball_in_cup": "catch", "cartpole": "balance balance_sparse swingup swingup_sparse",
+    "cheetah": "run", "finger": "spin turn_easy turn_hard", "fish": "swim upright", "hopper": "hop stand",
+    "humanoid": "run stand walk", "manipulator": "bring_ball", "pendulum": "swingup", "point_mass": "easy",
+    "reacher": "easy hard", "swimmer": "swimmer6 swimmer15", "walker": "run stand walk",
+}  # fmt: skip
 FAMILIES = (
-    Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1")),
-    Family("box2d", "Box2D", ("LunarLander-v3",)),
+    Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")),
+    Family("box2d", "Box2D", ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")),
+    Family("mujoco", "mujoco", tuple(f"{name}-v5" for name in _MUJOCO)),
+    Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in _MINATAR for v in ("v1", "v0"))),
+    Family("atari", "ale_py", tuple(f"ALE/{name}-v5" for name in _ATARI)),
+    Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
 # promised by the design, not there yet
 LATER = ("bf16", "fp16", "half", "half+int8", "auto", "ray", "wandb", "trackio")
@@ -98,43 +116,67 @@ def registration(env_id: str) -> Any:
     """
     import gymnasium
 
-    module, _, name = env_id.rpartition(":")
     try:
-        if module:
-            import_module(module)
-        return gymnasium.spec(name)
+        return make.find(env_id)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise _not_installed(env_id, error) from None
     except gymnasium.error.Error:
-        raise UsageError(f"unknown environment {env_id!r}: {nearest(name, gymnasium.registry, 'some are')}") from None
+        # some are registered only when they are asked for
+        known = {*gymnasium.registry, *(name for family in FAMILIES for name in family.ids)}
+        name = env_id.rpartition(":")[2]
+        raise UsageError(f"unknown environment {env_id!r}: {nearest(name, known, 'some are')}") from None
     except Exception as error:  # a module that does not import may raise anything
         raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}") from None
 
 
-def spaces(env_id: str) -> tuple[Box, Space]:
-    """Observation and action space of a Gymnasium environment. Raises UsageError if it cannot be made."""
+def _not_installed(env_id: str, error: Exception) -> UsageError:
+    how = one_line(error).partition(": ")[2]
+    for family in FAMILIES:
+        if env_id in family.ids or (make.namespace(env_id) and family.ids[0].startswith(make.namespace(env_id) + "/")):
+            how = f"pip install 'frugalrl[{family.extra}]'"
+    return UsageError(f"{env_id} needs a package that is not installed: {how}")
+
+
+def spaces(env_id: str, options: make.EnvOptions | None = None) -> tuple[Box, Space]:
+    """Observation and action space of a Gymnasium environment, as an agent is to see them.
+
+    Observations of type uint8 and bool stay what they are, all others become float32. Raises UsageError if the
+    environment cannot be made.
+    """
     import gymnasium
     from gymnasium import spaces as gym_spaces
 
     found = registration(env_id)
     try:
-        env = gymnasium.make(found)
+        env = make.make(found, options)
+    except UsageError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
-        extra = next((f.extra for f in FAMILIES if env_id in f.ids), None)
-        how = f"pip install 'frugalrl[{extra}]'" if extra else str(error).splitlines()[0]
-        raise UsageError(f"{env_id} needs a package that is not installed: {how}") from None
+        raise _not_installed(env_id, error) from None
     except Exception as error:  # an environment that fails to start, which may raise anything
         raise UsageError(f"environment {env_id!r} cannot be made: {one_line(error)}") from None
     obs, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(obs, gym_spaces.Box):
         raise UsageError(f"{env_id} has observations of kind {type(obs).__name__}; FrugalRL takes arrays (Box)")
-    dtype = "uint8" if obs.dtype.name == "uint8" else "float32"
-    box = Box(tuple(obs.shape), dtype, tuple(obs.low.ravel().tolist()), tuple(obs.high.ravel().tolist()))
+    dtype = obs.dtype.name if obs.dtype.name in ("uint8", "bool") else "float32"
+    box = Box(tuple(obs.shape), dtype, _bound(obs.low), _bound(obs.high))
     if isinstance(actions, gym_spaces.Discrete):
         return box, Discrete(int(actions.n))
     if isinstance(actions, gym_spaces.Box):
-        low, high = actions.low.ravel().tolist(), actions.high.ravel().tolist()
-        return box, Box(tuple(actions.shape), "float32", tuple(low), tuple(high))
+        return box, Box(tuple(actions.shape), "float32", _bound(actions.low), _bound(actions.high))
     raise UsageError(f"{env_id} has actions of kind {type(actions).__name__}; FrugalRL takes Discrete and Box")
+
+
+def _bound(bound: Any) -> Any:
+    """A bound of a space as nested tuples; of images, where it is the same everywhere, as one number."""
+    if bound.ndim > 1 and (bound == bound.flat[0]).all():
+        return float(bound.flat[0])
+
+    def tuples(x: Any) -> Any:
+        return tuple(map(tuples, x)) if isinstance(x, list) else x
+
+    return tuples(bound.astype(float).tolist())
 
 
 def hyper_fields(recipe: Recipe) -> dict[str, Any]:

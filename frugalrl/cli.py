@@ -142,7 +142,7 @@ def evaluate(a: argparse.Namespace) -> None:
     import numpy as np
 
     from . import policy
-    from .evaluate import HELD_OUT, on_gymnasium
+    from .evaluate import HELD_OUT, episode_cap, on_gymnasium
     from .statistics import bootstrap
 
     if a.episodes < 1:
@@ -155,6 +155,9 @@ def evaluate(a: argparse.Namespace) -> None:
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     if a.video is not None:
         _writer_of(a.video)
+    cap = episode_cap(actor.card.env)
+    if cap is not None:
+        print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")
     means = []
     for k in range(len(actor.weights)):
         parallel = min(a.episodes, 20)
@@ -243,8 +246,9 @@ def envs(a: argparse.Namespace) -> None:
         there = find_spec(family.module) is not None
         how = "" if there else f"   not installed: pip install 'frugalrl[{family.extra}]'"
         for env_id in family.ids:
-            print(f"{env_id:20} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}{how}")
-    print("any other Gymnasium id with array observations works too, in the actors runtime")
+            print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}{how}")
+    print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
+    print("ALE/<Game>-v5 and tasks of dm_control/<domain>-<task>-v0")
 
 
 def doctor(a: argparse.Namespace) -> None:

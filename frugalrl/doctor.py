@@ -21,6 +21,7 @@ from .networks import Layers, mlp
 from .types import Box
 
 LABEL, WIDTH = 15, 96  # columns of the labels, and of a whole line
+SHOWN = 5  # environments of a family; `frugal envs` has them all
 SMALL_SHARED_MEMORY = 256e6  # bytes; a container's usual 64 MB do not hold the unrolls of a few pixel actors
 
 
@@ -223,8 +224,9 @@ def _environments(problems: list[str]) -> Iterator[Entry]:
     for family in catalog.FAMILIES:
         there = find_spec(family.module) is not None
         how = "" if there else f": not installed, pip install 'frugalrl[{family.extra}]'"
-        names = [f"{name} (compiled)" if there and catalog.has_twin(name) else name for name in family.ids]
-        yield label, ", ".join(names) + how
+        names = [f"{name} (compiled)" if there and catalog.has_twin(name) else name for name in family.ids[:SHOWN]]
+        more = f" and {len(family.ids) - SHOWN} more" if len(family.ids) > SHOWN else ""
+        yield label, ", ".join(names) + more + how
         label = ""
         if not there and not family.extra:
             problems.append(f"{family.module} is not installed, which the base install needs")

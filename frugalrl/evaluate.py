@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .envs.make import EnvOptions, find, has_time_limit, make
 from .types import Agent, Env
 
 HELD_OUT = 1_000_003  # episode i of an evaluation is reset with this plus i; training draws its seeds elsewhere
-MAX_STEPS = 27_000  # of an episode of an environment without a time limit (108,000 Atari frames at four a step)
+MAX_STEPS = 27_000  # of an episode: as long as ale-py lets Atari play (108,000 frames at four a step)
 
 
 class Episodes(NamedTuple):
@@ -18,23 +19,27 @@ class Episodes(NamedTuple):
     lengths: Any  # int [..., episodes]
 
 
+def episode_cap(env_id: str) -> int | None:
+    """Steps after which an evaluation cuts an episode off: of an environment without a time limit, else None."""
+    return None if has_time_limit(find(env_id)) else MAX_STEPS
+
+
 def on_gymnasium(
     act: Callable[[np.ndarray], np.ndarray], env_id: str, episodes: int, *, seed: int = HELD_OUT, parallel: int = 20,
-    options: dict | None = None, obs_dtype: str = "float32", frames: list | None = None,
+    options: EnvOptions | None = None, obs_dtype: str = "float32", frames: list | None = None,
 ) -> Episodes:  # fmt: skip
     """Play `episodes` episodes, each on an environment of its own reset with seed, seed + 1, ...
 
     `act` takes observations [parallel, ...] and returns that many actions; environments whose episode is over repeat
-    their last observation. If `frames` is a list, the first episode is rendered into it as RGB arrays. Raises what
-    Gymnasium raises.
+    their last observation. Rewards are not clipped; an episode is cut off at `episode_cap`. If `frames` is a list, the
+    first episode is rendered into it as RGB arrays. Raises what `make` raises.
     """
-    import gymnasium
-
+    cap = episode_cap(env_id) or np.inf
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     for first in range(0, episodes, parallel):
         group = range(first, min(first + parallel, episodes))
-        video = {"render_mode": "rgb_array"} if frames is not None and first == 0 else {}
-        envs = [gymnasium.make(env_id, **(video if i == 0 else {}), **(options or {})) for i in group]
+        video = frames is not None and first == 0
+        envs = [make(env_id, options, render_mode="rgb_array" if video and i == 0 else None) for i in group]
         obs = np.stack([env.reset(seed=seed + i)[0] for i, env in zip(group, envs, strict=True)]).astype(obs_dtype)
         obs = np.concatenate([obs, np.zeros((parallel - len(envs), *obs.shape[1:]), obs.dtype)])
         alive = set(range(len(envs)))
@@ -46,7 +51,7 @@ def on_gymnasium(
                 obs[k], reward, terminated, truncated, _ = envs[k].step(actions[k])
                 returns[first + k] += float(reward)
                 lengths[first + k] += 1
-                if terminated or truncated or lengths[first + k] >= MAX_STEPS:
+                if terminated or truncated or lengths[first + k] >= cap:
                     alive.discard(k)
         for env in envs:
             env.close()

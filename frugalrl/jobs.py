@@ -278,7 +278,7 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
     quantised = "QuantLinear" if chosen.mode == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
-        env_options={},
+        env_options=None,
         num_envs=plan.num_envs,
         unroll=plan.unroll,
         seed=(),

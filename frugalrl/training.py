@@ -19,7 +19,7 @@ from .config import Config, check, configure, is_run
 from .config import read as read_config
 from .config import write as write_config
 from .errors import ActorFailed, BadFile, RunFailed, Stopped, UsageError, one_line
-from .evaluate import HELD_OUT, Episodes
+from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, receipt, rows
 from .monitor.progress import Progress, progress
 from .monitor.receipt import Cost, Meter
@@ -403,6 +403,7 @@ class Sitting:
             cost=self.meter.finish(),
             finished=finished,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
+            episode_cap=episode_cap(self.config.env),
             **_added(account, self.before),
         )
         if self.folder.path is not None:

@@ -58,9 +58,9 @@ def parts(env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidd
     )
     learner = actors.learner(agent, memory, numbers, {"fp32": quantise.fp32, "int8": quantise.int8}[mode]())
     spec = actor.Spec(
-        env_id=env_id, env_options={}, num_envs=numbers.num_envs, unroll=numbers.unroll, seed=(0,), folder="", slab="",
-        slots=numbers.slots, action=actor.Field((), "int32"), obs=obs, layers=layers, engine=engines.module(engine),
-        mode=mode, head=epsilon_greedy, packet=(), knobs=("epsilon",),
+        env_id=env_id, env_options=None, num_envs=numbers.num_envs, unroll=numbers.unroll, seed=(0,), folder="",
+        slab="", slots=numbers.slots, action=actor.Field((), "int32"), obs=obs, layers=layers,
+        engine=engines.module(engine), mode=mode, head=epsilon_greedy, packet=(), knobs=("epsilon",),
         kinds=("QuantLinear" if mode == "int8" else "Linear",) * sum(1 for _ in weighted(layers, obs.shape)),
     )  # fmt: skip
     carry = jax.jit(learner.init)(rng.key(0), Hyper(total_steps=1000.0))

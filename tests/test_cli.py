@@ -228,7 +228,7 @@ WRONG_CALLS = {
     "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
-    "continuous actions": (("train", "dqn", "Pendulum-v1"), "no agent takes continuous actions yet"),
+    "continuous actions": (("train", "dqn", "Pendulum-v1"), "use ppo, a2c"),
     "observations": (("train", "dqn", "FrozenLake-v1"), "FrugalRL takes arrays"),
     "runtime": ((*CARTPOLE, "--runtime", "compled"), "did you mean compiled?"),
     "later runtime": ((*CARTPOLE, "--runtime", "ray"), "not there yet"),

@@ -147,6 +147,8 @@ def return_text(receipt: Mapping[str, Any]) -> str:
     runs = len((receipt.get("returns") or {}).get("per_seed") or [])
     episodes = receipt.get("episodes_per_seed")
     played = f"{episodes} greedy episodes" + (" a seed" if runs > 1 else "") if episodes else ""
+    if played and receipt.get("episode_cap"):
+        played += f" of at most {receipt['episode_cap']:,} steps"
     if interval.low is None:
         about = ["one seed: no interval"] if runs == 1 else []
     else:

@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..distributions import draw
+from ..envs.make import EnvOptions, make
 from ..errors import one_line
 from ..types import Box, Linear, QuantLinear, Transition
 from .link import Field, Fields, mailbox, size, slab, views
@@ -36,7 +38,7 @@ class Spec(NamedTuple):
     """All that an actor needs to know; it must pickle without JAX."""
 
     env_id: str
-    env_options: dict
+    env_options: EnvOptions | None  # None: those of its family
     num_envs: int
     unroll: int
     seed: tuple[int, ...]
@@ -78,20 +80,15 @@ def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str
     return tuple(weights), {name: x[()] for name, x in zip(knobs, rest, strict=False)}, int(rest[-1])
 
 
-def vector_env(env: Any, num_envs: int, options: dict):
-    """Gymnasium's synchronous vector of environments, each reset within the step that ends its episode.
+def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
+    """Gymnasium's synchronous vector of training environments, each reset within the step that ends its episode.
 
     `env` is an id or an EnvSpec.
     """
-    import gymnasium
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-    return gymnasium.make_vec(
-        env,
-        num_envs,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
-        **options,
-    )
+    one = partial(make, env, options, training=True)
+    return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 class Timer:
@@ -172,7 +169,9 @@ class Worker:
             done = terminated | truncated
             if done.any():
                 slot.next_obs[t, done] = np.stack(info["final_obs"][done])
-                ended += zip(self.ret[done].tolist(), self.length[done].tolist(), strict=True)
+                whole = info["final_info"].get("episode")  # where rewards are clipped: the return without
+                ret = self.ret[done] if whole is None else whole["r"][done]
+                ended += zip(ret.tolist(), self.length[done].tolist(), strict=True)
                 self.ret[done], self.length[done] = 0, 0
             lap("other")
         return ended

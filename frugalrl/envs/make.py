@@ -1,0 +1,197 @@
+"""Makes the real environments: one function for actors, evaluation, videos and the description of spaces.
+
+Ids that Gymnasium does not know by itself are registered when one of them is asked for, and not before: `ALE/...` by
+ale-py, `MinAtar/...` and `dm_control/...` by the adapters beside this file. It does not import JAX, because actor
+processes do not. Wrappers are Gymnasium's and keep no statistics: normalisation belongs to the agent's state.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from functools import cache, partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+
+class EnvOptions(NamedTuple):
+    """How an environment is set up. The defaults of a family are in `DEFAULTS`.
+
+    Observations, actions and dynamics are the same in training and in evaluation; `clip_reward` and
+    `terminal_on_life_loss` hold in training only.
+    """
+
+    frame_stack: int = 1  # newest observations, joined along the last axis, the oldest first
+    clip_reward: bool = False  # to -1 .. 1, which of whole rewards keeps the sign (Mnih et al. 2015)
+    flatten: bool = False  # observations, of a dictionary too, as one vector
+    rescale_actions: bool = False  # Box actions, from -1 to 1
+    sticky_actions: float | None = None  # chance to repeat an action, of ALE (its v5: 0.25) and MinAtar (0.1)
+    kwargs: dict[str, Any] | None = None  # to the environment itself, {"continuous": False} of CarRacing-v3, say
+
+    # of ALE only; the protocol is that of Machado et al. 2018 (arXiv 1709.06009)
+    noop_max: int = 30  # an episode begins with 1 to so many frames without an action; 0 for none
+    frame_skip: int = 4  # frames in a step; the last two are joined by their maximum
+    screen_size: int = 84
+    grayscale: bool = True  # one channel a frame, else three
+    full_action_space: bool = False  # all 18 actions instead of those that do something in this game
+    terminal_on_life_loss: bool = False  # the next episode is a new game then
+
+
+DEFAULTS = {"ALE": EnvOptions(frame_stack=4, clip_reward=True)}  # by namespace; EnvOptions() for the others
+_ALE_ONLY = EnvOptions._fields[EnvOptions._fields.index("noop_max") :]
+ATARI_LIMIT = 27_000  # steps: ale-py cuts its v5 off after 108,000 frames, half an hour of play
+
+
+def namespace(env_id: str) -> str:
+    """The part before the slash: "ALE" of "ALE/Pong-v5", "" of "CartPole-v1"."""
+    return env_id.rpartition(":")[2].rpartition("/")[0]
+
+
+def options_for(env_id: str) -> EnvOptions:
+    """The default options of an environment."""
+    return DEFAULTS.get(namespace(env_id), EnvOptions())
+
+
+def find(env_id: str) -> EnvSpec:
+    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first.
+
+    Raises gymnasium.error.DependencyNotInstalled where a package is needed to know, another gymnasium.error.Error for
+    an unknown id, and what the module raises.
+    """
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module(module)
+    match namespace(name):
+        case "ALE":
+            ale = needed("ale_py", "atari")  # registers its games when it is imported
+            ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no greeting
+        case "MinAtar":
+            from .minatar import register
+
+            register()
+        case "dm_control":
+            from .dm_control import register
+
+            register()
+    return gymnasium.spec(name)
+
+
+def needed(module: str, extra: str) -> Any:
+    """Import a module of an extra. Raises gymnasium.error.DependencyNotInstalled with the command that installs it."""
+    import gymnasium
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise  # it is there, but something that it needs is not
+        how = f"{module.partition('.')[0]} is not installed: pip install 'frugalrl[{extra}]'"
+        raise gymnasium.error.DependencyNotInstalled(how) from None
+
+
+def make(
+    env: str | EnvSpec, options: EnvOptions | None = None, *, training: bool = False, render_mode: str | None = None
+) -> gymnasium.Env:
+    """The environment of an id or EnvSpec, wrapped as `options` say (by default those of its family).
+
+    Where rewards are clipped, `info["episode"]` of the last step tells the return without clipping. Raises what `find`
+    and the environment raise, and UsageError for options that do not apply.
+    """
+    import gymnasium
+    from gymnasium import wrappers
+
+    spec = find(env) if isinstance(env, str) else env
+    o = options_for(spec.id) if options is None else options
+    kwargs: dict[str, Any] = (
+        _own_options(spec.id, o) | (o.kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
+    )
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
+        with suppress(ImportError):  # Gymnasium says what is missing
+            mujoco = import_module("mujoco")
+            if mujoco.get_mju_user_warning() is None:
+                mujoco.set_mju_user_warning(mujoco_warns)
+    made = gymnasium.make(spec, **kwargs)
+    if namespace(spec.id) == "ALE":
+        needed("cv2", "atari").setNumThreads(1)  # or its threads fight the other actors for the cores
+        made = wrappers.AtariPreprocessing(
+            made,
+            noop_max=o.noop_max,
+            frame_skip=o.frame_skip,
+            screen_size=o.screen_size,
+            grayscale_obs=o.grayscale,
+            grayscale_newaxis=True,
+            terminal_on_life_loss=training and o.terminal_on_life_loss,
+        )
+    if o.flatten:
+        made = wrappers.FlattenObservation(made)
+    if o.rescale_actions:
+        made = wrappers.RescaleAction(made, np.float32(-1), np.float32(1))
+    if o.frame_stack != 1:
+        made = _stacked(made, o.frame_stack)
+    if training and o.clip_reward:
+        made = wrappers.ClipReward(wrappers.RecordEpisodeStatistics(made, buffer_length=1), -1.0, 1.0)
+    return made
+
+
+def _own_options(env_id: str, o: EnvOptions) -> dict[str, Any]:
+    """What the environment itself is told. Raises UsageError for an option that it does not have."""
+    family, kwargs = namespace(env_id), {}
+    for name in () if family == "ALE" else _ALE_ONLY:
+        if getattr(o, name) != EnvOptions._field_defaults[name]:
+            raise UsageError(f"the option {name} is of ALE environments, and {env_id} is none: leave it out")
+    if o.sticky_actions is not None:
+        names = {"ALE": "repeat_action_probability", "MinAtar": "sticky_action_prob"}
+        if family not in names:
+            raise UsageError(f"the option sticky_actions is of ALE and MinAtar, and {env_id} is neither: leave it out")
+        kwargs[names[family]] = o.sticky_actions
+    if family == "ALE":
+        # the wrapper reads the screen itself; the environment's own grey copy costs a third of its coloured one
+        kwargs |= {"frameskip": 1, "obs_type": "grayscale" if o.grayscale else "rgb"}
+        kwargs["full_action_space"] = o.full_action_space
+    return kwargs
+
+
+def _stacked(env: gymnasium.Env, size: int) -> gymnasium.Env:
+    """The newest `size` observations [..., channels] as one [..., size * channels]; a reset repeats the first."""
+    from gymnasium import spaces, wrappers
+
+    one, join = env.observation_space, partial(_join, size=size)
+    if not isinstance(one, spaces.Box) or not one.shape:
+        raise UsageError(f"frame_stack={size} needs observations that are arrays, got {one}")
+    space = spaces.Box(*(join(np.stack([bound] * size)) for bound in (one.low, one.high)), dtype=one.dtype)  # type: ignore[arg-type]
+    return wrappers.TransformObservation(wrappers.FrameStackObservation(env, size), join, space)
+
+
+def _join(frames: np.ndarray, size: int) -> np.ndarray:
+    """[size, ..., channels] to [..., size * channels]."""
+    moved = np.moveaxis(frames, 0, -2)
+    return moved.reshape(*moved.shape[:-2], size * moved.shape[-1])
+
+
+@cache
+def mujoco_warns(text: str) -> None:
+    """Takes MuJoCo's warnings to standard error, each once.
+
+    Without a listener they go to MUJOCO_LOG.TXT in whatever folder the process runs in. Those about deprecated
+    attributes concern the authors of a model, and would come each time that an environment is made.
+    """
+    if "is deprecated" not in text:
+        print(f"MuJoCo: {text.strip()}", file=sys.stderr)
+
+
+def has_time_limit(spec: EnvSpec) -> bool:
+    """Whether episodes are cut off by the environment itself: by Gymnasium, or by ALE or dm_control within."""
+    # dm_control's lqr runs until it has settled
+    return spec.max_episode_steps is not None or (
+        namespace(spec.id) in ("ALE", "dm_control") and not spec.id.startswith("dm_control/lqr-")
+    )
