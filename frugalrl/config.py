@@ -16,7 +16,6 @@ import numpy as np
 from . import catalog
 from .errors import BadFile, UsageError
 from .monitor import files
-from .types import Discrete
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
@@ -142,8 +141,8 @@ def _check_hyper(hyper: dict[str, Any]) -> None:
 def _check_pair(config: Config, module: ModuleType) -> None:
     """That the agent can train on the environment, and that both can be made."""
     obs, actions = catalog.spaces(config.env)
-    if not isinstance(actions, Discrete) and not catalog.AGENTS[config.agent].continuous:
-        able = [name for name, recipe in catalog.AGENTS.items() if recipe.continuous]
+    able = catalog.able(actions)
+    if config.agent not in able:
         raise UsageError(
             f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
             + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")
