@@ -37,8 +37,9 @@ def save(folder: Path, step: int, tree: Any) -> None:
         shutil.rmtree(scrap)
     plain = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
     try:
-        with _silent(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute() / str(step), plain, force=True)
+        # not StandardCheckpointer: a thread of it waits for minutes for a folder that could not be made
+        with _silent(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute() / str(step), args=ocp.args.StandardSave(plain), force=True)
     except Exception as error:  # Orbax and its storage raise many kinds when a disk is full
         for scrap in _scraps(folder):
             shutil.rmtree(scrap, ignore_errors=True)

@@ -90,6 +90,7 @@ def parser() -> Parser:
     p.add_argument("folder", type=Path, metavar="DIR")
     p = commands.add_parser("bench", help="measure this machine; without a name, lists the benchmarks")
     p.add_argument("name", nargs="?", metavar="NAME")
+    p.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the benchmark's own: --help names them")
     commands.add_parser("agents", help="the agents there are, with their hyper-parameters")
     commands.add_parser("envs", help="the environments there are, and how to install the rest")
     commands.add_parser("doctor", help="what this machine has, and what was measured on it")
@@ -244,9 +245,12 @@ def envs(a: argparse.Namespace) -> None:
 
     for family in catalog.FAMILIES:
         there = find_spec(family.module) is not None
-        how = "" if there else f"   not installed: pip install 'frugalrl[{family.extra}]'"
         for env_id in family.ids:
-            print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}{how}")
+            if not there:
+                note = f"not installed: pip install 'frugalrl[{family.extra}]'"
+            else:
+                note = ", ".join(catalog.able(catalog.spaces(env_id)[1])) or "no agent yet takes its continuous actions"
+            print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}   {note}")
     print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
     print("ALE/<Game>-v5 and tasks of dm_control/<domain>-<task>-v0")
 
@@ -264,7 +268,7 @@ def bench(a: argparse.Namespace) -> int:
     folder = Path(__file__).parent.parent / "benchmarks"
     shared = ("__init__", "rows")  # by the benchmarks
     known = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem not in shared}
-    if not known:
+    if not (folder / "rows.py").is_file():  # installed packages may lie beside a folder `benchmarks` of somebody else
         raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")
     if a.name is None:
         for name, path in known.items():
@@ -273,7 +277,10 @@ def bench(a: argparse.Namespace) -> int:
         return 0
     if a.name not in known:
         raise UsageError(f"unknown benchmark {a.name!r}: {catalog.nearest(a.name, known, 'there are')}")
-    return subprocess.call([sys.executable, "-m", f"benchmarks.{a.name}"], cwd=folder.parent)
+    # not in another folder: a relative --out is meant from here
+    there = os.pathsep.join([str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = [sys.executable, "-P", "-m", f"benchmarks.{a.name}", *a.options]
+    return subprocess.call(words, env=os.environ | {"PYTHONPATH": there})
 
 
 def _pairs(items: Sequence[str]) -> dict[str, Any]:

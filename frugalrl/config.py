@@ -16,7 +16,7 @@ from . import catalog
 from .errors import BadFile, UsageError
 from .losses import lambda_return
 from .monitor import files
-from .types import Discrete, Recipe
+from .types import Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
@@ -155,8 +155,8 @@ def _check_corrector(config: Config, recipe: Recipe) -> None:
 def _check_pair(config: Config, recipe: Recipe) -> None:
     """That the agent can train on the environment, and that both can be made."""
     obs, actions = catalog.spaces(config.env)
-    if not isinstance(actions, Discrete) and not catalog.AGENTS[config.agent].continuous:
-        able = [name for name, recipe in catalog.AGENTS.items() if recipe.continuous]
+    able = catalog.able(actions)
+    if config.agent not in able:
         raise UsageError(
             f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
             + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")

@@ -21,6 +21,10 @@ class ActorFailed(RuntimeError):
         self.details = details
 
 
+class EngineFailed(RuntimeError):
+    """An engine cannot build, load or run a policy in the mode that was asked of it."""
+
+
 class RunFailed(RuntimeError):
     """A run broke off; what it had is in `folder`, unless that is None."""
 

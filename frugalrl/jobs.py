@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from math import gcd
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,19 @@ from . import catalog, rng
 from .catalog import UsageError
 from .config import split
 from .envs.twins import twin
+from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .levers.compress import engines, quantise
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
 from .losses import lambda_return
 from .monitor import files, quality
 from .monitor.machine import hardware, versions
+from .monitor.receipt import given_up
 from .networks import weighted
 from .policy import Card
 from .runtime import actor, actors, compiled
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Cadence, Discrete, Recipe, Transition
+from .types import Agent, Cadence, Discrete, Recipe, Session, Transition
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 UNROLL = 16  # steps of each environment in a message of an actor
@@ -217,40 +219,53 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     set_up_jax()
     recipe, agent, static, hyper, card, cadence = records(config)
     plan = _actors_plan(static, cadence)
-    modes = ("fp32", "int8") if config.actors == "auto" else (config.actors,)
-    timings = engines.measure(card.layers, card.obs, plan.num_envs, modes)
-    chosen = engines.choose(timings, config.actors)  # type: ignore[arg-type]
-    report(f"actors: {chosen.mode} on {chosen.engine}, {chosen.microseconds:.1f} us a call of {plan.num_envs}")
     messages = plan.actors if plan.waits else 1  # before the updates
     hyper = with_schedule(hyper, config, messages * plan.unroll * plan.num_envs / plan.updates)
     memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors)
-    learner = actors.learner(agent, memory, plan, COMPRESSORS[chosen.mode]())
-    spec = _actor_spec(config, agent, card, plan, chosen)
-    ledger = Ledger(agent, card, chosen)
+    ledger = Ledger(agent, card, plan, report)
+    ledger.choose(config.actors)
+
+    def learner(mode: str) -> actors.Learner:
+        return actors.learner(agent, memory, plan, COMPRESSORS[mode]())
 
     def phase(k: int) -> Phase:
         def moments(restore: Restore | None) -> Iterator[Moment]:
-            begin, key = jax.jit(learner.init), rng.key(config.seed + k)
+            begin, key = jax.jit(learner("fp32").init), rng.key(config.seed + k)
             carry = begin(key, hyper) if restore is None else restore(jax.eval_shape(begin, key, hyper))
-            parts = ledger.compile(learner, carry, plan, spec)
-            ticks = actors.train(
-                parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
-                report=report, timer=ledger.timer, fleets=ledger.fleets,
-            )  # fmt: skip
-            for tick in ticks:
-                metrics = {name: [value] for name, value in ledger.look(parts, tick).items()}
-                weights = partial(_host_weights, agent, tick.carry.state)
-                yield Moment(
-                    min(tick.step, config.steps),
-                    metrics,
-                    partial(_evaluate_greedily, agent, card, weights),
-                    lambda carry=tick.carry: carry,
-                    lambda weights=weights: [weights()],
-                )
+            while True:
+                try:
+                    yield from sitting(carry, k)
+                    return
+                except actors.Unfit as unfit:
+                    carry = unfit.carry
+                    ledger.fall_back(config.seed + k, unfit)
+
+        def sitting(carry: actors.Carry, k: int) -> Iterator[Moment]:
+            spec = _actor_spec(config, agent, card, plan, ledger.chosen)
+            try:
+                parts = ledger.compile(learner(spec.mode), carry, spec)
+                ticks = actors.train(
+                    parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
+                    report=report, timer=ledger.timer, fleets=ledger.fleets,
+                )  # fmt: skip
+                with closing(cast(Generator, ticks)):
+                    for tick in ticks:
+                        carry = tick.carry
+                        metrics = {name: [value] for name, value in ledger.look(parts, tick).items()}
+                        weights = partial(_host_weights, agent, carry.state)
+                        yield Moment(
+                            min(tick.step, config.steps),
+                            metrics,
+                            partial(_evaluate_greedily, agent, card, weights),
+                            lambda carry=carry: carry,
+                            lambda weights=weights: [weights()],
+                        )
+            except EngineFailed as error:  # in this process: the Monitor's
+                raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
         return Phase(f"seed-{k}", range(k, k + 1), moments)
 
-    return Job([phase(k) for k in range(config.seeds)], card, lambda: ledger.account(plan, timings))
+    return Job([phase(k) for k in range(config.seeds)], card, ledger.account)
 
 
 def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
@@ -315,28 +330,72 @@ def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], e
 
 
 class Ledger:
-    """Keeps what the `actors` runtime spends and what its Monitor sees, over all seeds of a run."""
+    """Keeps what actors act with, what this runtime spends and what its Monitor sees, over all seeds of a run."""
 
-    def __init__(self, agent: Agent, card: Card, chosen: engines.Timing):
-        self.agent, self.card, self.chosen = agent, card, chosen
+    chosen: engines.Timing
+    session: Session  # of the Monitor
+
+    def __init__(self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None]):
+        self.agent, self.card, self.plan, self.report = agent, card, plan, report
+        self.timings: list[engines.Timing] = []
+        self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
         self.timer, self.fleets = actor.Timer(), []
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
         self.looked_at, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
         self.recent: deque = deque(maxlen=100)
 
-    def compile(
-        self, learner: actors.Learner, carry: actors.Carry, plan: actors.Plan, spec: actor.Spec
-    ) -> actors.Learner:
-        """The Learner with its programs compiled ahead of time."""
+    def choose(self, mode: str, among: Iterable[str] | None = None, why: str = "") -> None:
+        """Take the fastest engine of `mode`, or of fp32 if all engines fail in that. Raises ValueError if none is left.
+
+        `why` ends the line that reports the choice.
+        """
+        failures: list[str] = []
+        modes = ("fp32", "int8") if mode == "auto" else (mode,)
+        measured = engines.measure(
+            self.card.layers, self.card.obs, self.plan.num_envs, modes, among, report=failures.append
+        )
+        self.timings += measured
+        if mode == "int8" and not measured:
+            reason = "; ".join(failures)
+            self.fallback = {"mode": mode, "engine": None, "seed": None, "step": None, "reason": reason}
+            return self.choose("fp32", among, f"; {given_up(self.fallback)}")
+        for line in failures:
+            self.report(line)
+        self.chosen = engines.choose(measured, mode)  # type: ignore[arg-type]
+        speed = f"{self.chosen.microseconds:.1f} us a call of {self.plan.num_envs}"
+        self.report(f"actors: {self.chosen.mode} on {self.chosen.engine}, {speed}{why}")
+
+    def fall_back(self, seed: int, unfit: actors.Unfit) -> None:
+        """Take fp32 after a compressed mode has failed. Raises RunFailed where that would not help."""
+        step, failed = int(unfit.carry.step), self.chosen
+        if not actors.finite(jax.tree.leaves(_host_weights(self.agent, unfit.carry.state))):
+            raise RunFailed(
+                f"seed {seed} has diverged, its weights are no longer finite at step {step:,}: look at the rewards, or "
+                "train it anew with a smaller learning_rate", None,
+            )  # fmt: skip
+        if failed.mode == "fp32":
+            raise unfit
+        broken = (failed.engine,) if isinstance(unfit.__cause__, EngineFailed) else ()
+        self.fallback = {
+            "mode": failed.mode, "engine": failed.engine, "seed": seed, "step": step, "reason": str(unfit)
+        }  # fmt: skip
+        among = [name for name in engines.ACTOR_ENGINES if name not in broken]
+        try:
+            self.choose("fp32", among, f"; {given_up(self.fallback)}")
+        except ValueError as error:
+            raise RunFailed(f"{unfit}; {error}", None) from unfit
+
+    def compile(self, learner: actors.Learner, carry: actors.Carry, spec: actor.Spec) -> actors.Learner:
+        """The Learner with its programs compiled ahead of time. Raises EngineFailed."""
         start = perf_counter()
+        seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
+        self.session = actor.session(spec.engine, self.card.layers, self.card.obs, seen, spec.mode)
         items = actor.Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
         stream = jax.ShapeDtypeStruct((), "int32")
         jobs = {
             "learn": (carry, items, stream), "add": (carry, items, stream), "cut": (carry, stream),
             "ship": (carry.state,), "probe": (carry,),
         }  # fmt: skip
-        seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
-        self.session = engines.engine(self.chosen.engine).build(self.card.layers, self.card.obs, seen, self.chosen.mode)
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
         with ThreadPoolExecutor() as pool:
             done = dict(zip(jobs, pool.map(lambda x: x.compile(), lowered), strict=True))
@@ -346,7 +405,7 @@ class Ledger:
         return learner._replace(**done)
 
     def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, float]:
-        """The metrics of the moment; the policies are compared once in PROBE_SECONDS."""
+        """The metrics of the moment; the policies are compared once in PROBE_SECONDS. Raises EngineFailed."""
         self.recent.extend(ret for ret, _ in tick.episodes)
         if tick.metrics and self.first_update is None:
             self.first_update = seconds_since_start()
@@ -362,7 +421,7 @@ class Ledger:
         train_return = float(np.mean(self.recent)) if self.recent else float("nan")
         return tick.metrics | self.seen | {"train_return": train_return}
 
-    def account(self, plan: actors.Plan, timings: list[engines.Timing]) -> dict[str, Any]:
+    def account(self) -> dict[str, Any]:
         """What the receipt says about actors, and the seconds of all processes by kind of work."""
         acting: dict[str, float] = {}
         for fleet in self.fleets:
@@ -387,12 +446,13 @@ class Ledger:
                 "refreshes": sum(fleet.refreshes for fleet in self.fleets),
                 "packet_bytes": self.packet_bytes,
                 **{name: value / self.looks for name, value in self.sums.items()},
-                "processes": plan.actors,
+                "fallback": self.fallback,
+                "processes": self.plan.actors,
                 "restarts": sum(fleet.restarts for fleet in self.fleets),
                 "waiting_seconds": acting.get("waiting", 0.0),
                 "learner_waiting_seconds": own.get("waiting", 0.0),
                 "refresh_seconds": acting.get("refresh", 0.0),
-                "measured": [timing._asdict() for timing in timings],
+                "measured": [timing._asdict() for timing in self.timings],
             },
         }
 

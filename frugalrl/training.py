@@ -39,6 +39,7 @@ SUMS = (
     *("compile_seconds", "evaluation_seconds", "refreshes", "restarts"),
     *("waiting_seconds", "learner_waiting_seconds", "refresh_seconds", *receipt.TIMES),
 )
+FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
 
 Restore = Callable[[Any], Any]  # a tree of shapes -> the tree of a checkpoint
 
@@ -316,6 +317,7 @@ class Sitting:
             with suppress(Exception):  # what can be saved still
                 if moment is not None:
                     self._save(checkpoints, moment)
+            with suppress(Exception):
                 self._write_receipt(finished=False)
             reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
             raise RunFailed(reason, self.folder.path) from error
@@ -437,8 +439,9 @@ def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     for group in ("time_split", "actors"):
         if isinstance(account.get(group), dict) and isinstance(before.get(group), dict):
             total[group] = _added(account[group], before[group])
-    if before.get("first_update_seconds") is not None:
-        total["first_update_seconds"] = before["first_update_seconds"]
+    for name in FIRST:
+        if before.get(name) is not None:
+            total[name] = before[name]
     return total
 
 

@@ -92,12 +92,20 @@ class BrokenOutside(Walk):
         return super().step(action)
 
 
+class Priceless(Walk):
+    """From its third episode on, rewards are not numbers."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.nan if self.episode > 2 else reward, *rest
+
+
 class Stuck(Walk):
     def step(self, action):
         time.sleep(60)
         return super().step(action)
 
 
-for made in (Walk, Chatty, NoJax, BrokenReset, BrokenStep, Flagged, BrokenOutside, Stuck):
+for made in (Walk, Chatty, NoJax, BrokenReset, BrokenStep, Flagged, BrokenOutside, Priceless, Stuck):
     gymnasium.register(f"{made.__name__}-v0", entry_point=made, disable_env_checker=True)
 gymnasium.register("Slow-v0", entry_point=Walk, kwargs={"seconds": 2e-3}, disable_env_checker=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from runs import checkpoints, has_rows, receipt, rows, running
 
-from frugalrl import catalog, cli, rng
+from frugalrl import catalog, cli, jobs, rng, training
 from frugalrl.agents.dqn import Hyper, Static, assemble
 from frugalrl.distributions import epsilon_greedy
 from frugalrl.levers.compress import engines, quantise
@@ -417,6 +417,8 @@ def test_an_environment_that_always_fails_ends_the_run(env, reason):
 # whole runs
 
 
+HYPER = {"hidden": (8,), "batch_size": 16, "learning_starts": 128, "train_freq": 16}
+SMALL: dict[str, Any] = {"steps": 1280, "hyper": HYPER}
 WORDS = ("--steps", "1280", "--hyper", "hidden=8", "batch_size=16", "learning_starts=128", "train_freq=16")
 
 
@@ -486,3 +488,111 @@ def test_seeds_train_one_after_the_other(tmp_path):
     assert list(takewhile(lambda seed: seed == 5, seeds)) == [5] * 10
     with np.load(out / "policy" / "seed-0.npz") as a, np.load(out / "policy" / "seed-1.npz") as b:
         assert all((a[name] != b[name]).all() for name in a if name.startswith("w"))
+
+
+# engines and policies that fail
+
+
+@pytest.fixture
+def fake_engine(monkeypatch):
+    """A function that makes `fake_engine` the fastest of all and says what it cannot do in an actor."""
+    real, measure = engines.module, engines.measure
+    monkeypatch.setattr(engines, "module", lambda name: "fake_engine" if name == "fake" else real(name))
+    monkeypatch.setattr(engines, "ACTOR_ENGINES", ("fake", "numpy"))
+
+    def fastest(layers, obs, batch, modes, among=None, **more):
+        found = measure(layers, obs, batch, modes, among, **more)
+        return [t._replace(microseconds=1.0) if t.engine == "fake" else t for t in found]
+
+    monkeypatch.setattr(engines, "measure", fastest)
+    return lambda part: monkeypatch.setenv("FAKE_ENGINE_FAILS", part)
+
+
+@pytest.mark.parametrize("part", ["build", "load", "run"])
+def test_an_engine_that_fails_in_an_actor_is_told_from_an_environment_that_does(part, fake_engine):
+    fake_engine(part)
+    made, fleets = parts(mode="int8", engine="fake", warmup=1000), []
+    with pytest.raises(actors.Unfit, match=f"the engine failed: ValueError: no {part} today$") as unfit:
+        list(made.train(3200, fleets=fleets))
+    assert (int(unfit.value.carry.step) > 0) == (part == "run")
+    assert not any(running(p.pid) for p in fleets[0].processes)
+
+
+def test_a_compressed_engine_that_fails_is_replaced_by_fp32_and_the_receipt_says_so(tmp_path, fake_engine, capfd):
+    fake_engine("run")
+    out = tmp_path / "run"
+    assert cli.main(["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--out", str(out)]) == 0
+    made = receipt(out)["actors"]
+    assert (made["mode"], made["engine"]) == ("fp32", "numpy")
+    fallback = made["fallback"]
+    assert (fallback["mode"], fallback["engine"], fallback["seed"]) == ("int8", "fake", 0)
+    assert 0 < fallback["step"] < 1280
+    assert fallback["reason"] == "the engine failed: ValueError: no run today"
+    assert made["restarts"] == 0
+    assert [row["step"] for row in rows(out)] == [128 * (k + 1) for k in range(10)]
+    said = capfd.readouterr()
+    assert said.err.count("int8 was given up at step") == 1
+    assert "was given up at step" in " ".join(said.out.split())
+    assert "int8 was given up" in (out / "report.html").read_text()
+
+
+def test_an_fp32_engine_that_fails_is_an_actor_that_fails(tmp_path, fake_engine, capfd):
+    fake_engine("build")
+    assert cli.main(["train", "dqn", "fake_env:Walk-v0", *WORDS, "--quiet", "--out", str(tmp_path / "run")]) == 1
+    assert "failed 3 times in a row before its first unroll: EngineFailed: ValueError" in capfd.readouterr().err
+
+
+def test_a_mode_that_no_engine_can_start_is_given_up_at_once(tmp_path, monkeypatch):
+    real = engines.engine("numpy")
+
+    def build(layers, obs, batch, mode):
+        if mode == "int8":
+            raise RuntimeError("no such kernel")
+        return real.build(layers, obs, batch, mode)
+
+    monkeypatch.setattr(engines, "ACTOR_ENGINES", ("numpy",))
+    monkeypatch.setattr("frugalrl.levers.compress.engines.numpy_engine.ENGINE", real._replace(build=build))
+    result = training.train("dqn", "fake_env:Walk-v0", **SMALL, actors="int8")
+    assert result.receipt["actors"]["mode"] == "fp32"
+    assert result.receipt["actors"]["fallback"] == {
+        "mode": "int8", "engine": None, "seed": None, "step": None,
+        "reason": "numpy cannot run int8 here: RuntimeError: no such kernel",
+    }  # fmt: skip
+
+
+def test_packets_that_are_not_finite_are_replaced_by_fp32(monkeypatch):
+    whole = quantise.int8()
+
+    def encode(policy):
+        packet = whole.encode(policy)
+        bad = jnp.where(policy.knobs["epsilon"] < 0.5, jnp.nan, 1.0).astype(jnp.float32)
+        return packet._replace(weights=tuple(w._replace(scale=w.scale * bad) for w in packet.weights))
+
+    monkeypatch.setitem(jobs.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
+    result = training.train("dqn", "fake_env:Walk-v0", **SMALL, actors="int8")
+    made = result.receipt["actors"]
+    assert made["mode"] == "fp32"
+    assert made["fallback"]["reason"] == "int8 packets are no longer finite"
+    assert made["fallback"]["step"] > 128
+    assert len(result.rows) == 10
+
+
+@pytest.mark.parametrize("mode", ["fp32", "int8"])
+def test_a_policy_that_is_not_finite_ends_the_run_and_is_not_kept(mode, tmp_path, capfd):
+    out = tmp_path / "run"
+    words = ["train", "dqn", "fake_env:Priceless-v0", *WORDS, "--actors", mode, "--out", str(out)]
+    assert cli.main([*words, "--quiet"]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "seed 0 has diverged, its weights are no longer finite at step" in said
+    assert f"frugal resume {out}" in said
+    assert not receipt(out)["finished"]
+    assert receipt(out)["actors"]["fallback"] is None
+    assert not checkpoints(out)  # of that policy
+    assert not (out / "policy").exists()
+
+
+def test_a_resumed_run_keeps_its_first_fallback():
+    first = {"actors": {"mode": "fp32", "fallback": {"step": 5}, "restarts": 1}}
+    again = training._added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
+    assert again["actors"] == {"mode": "int8", "fallback": {"step": 5}, "restarts": 2}

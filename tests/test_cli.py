@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,38 @@ def test_agents_envs_and_bench_list_what_there_is(capfd):
     assert "policy_call" in capfd.readouterr().out
 
 
+def test_envs_says_which_agents_can_train(capfd, monkeypatch):
+    assert cli.main(["envs"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    for env_id in ("CartPole-v1", "MountainCar-v0", "Pendulum-v1"):
+        (line,) = [line for line in lines if line.startswith(env_id)]
+        able = []
+        for agent in catalog.AGENTS:
+            with suppress(training.UsageError):
+                able.append(training.configure(agent, env_id).agent)
+        assert line.endswith(", ".join(able) or "no agent yet takes its continuous actions")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "Box2D" else name)
+    assert cli.main(["envs"]) == 0
+    assert "pip install 'frugalrl[box2d]'" in capfd.readouterr().out
+
+
+def test_bench_hands_its_options_on(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", "matrix_product", "--quick", "--out", "rows.jsonl"]) == 0
+    assert "rows in rows.jsonl" in capfd.readouterr().out
+    row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    assert row["command"] == "python -m benchmarks.matrix_product --quick"
+    assert cli.main(["bench", "matrix_product", "--quik"]) == 2
+
+
+def test_outside_of_a_checkout_there_is_nothing_to_bench(tmp_path, monkeypatch, wrong):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "policy_call.py").write_text("somebody else's")
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "frugalrl" / "cli.py"))
+    assert "clone the repository" in wrong("bench")
+    assert "clone the repository" in wrong("bench", "policy_call", "--quick")
+
+
 def test_help_names_every_command(capfd):
     assert cli.main(["--help"]) == 0
     said = capfd.readouterr().out
@@ -237,7 +270,7 @@ WRONG_CALLS = {
     "actors": ((*CARTPOLE, "--actors", "int9"), "did you mean int8?"),
     "later actors": ((*CARTPOLE, "--actors", "half"), "not there yet; today: fp32, int8, auto"),
     "correct": ((*CARTPOLE, "--correct", "tiss"), "did you mean tis?"),
-    "later correct": ((*CARTPOLE, "--correct", "vtrace"), "not there yet"),
+    "a corrector of other values": ((*CARTPOLE, "--correct", "vtrace"), "which takes: none, tis"),
     "precision": ((*CARTPOLE, "--precision", "fp32x"), "did you mean fp32?"),
     "later precision": ((*CARTPOLE, "--precision", "fp16"), "not there yet"),
     "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),

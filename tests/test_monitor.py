@@ -384,7 +384,7 @@ def test_receipt_has_the_keys_of_the_contract():
     assert set(KEYS) <= set(made)
     assert set(made["returns"]) == {"iqm", "low", "high", "per_seed"}
     assert list(made["time_split"]) == ["environment", "inference", "transport", "learner", "compressor", "other"]
-    assert set(made["actors"]) == {"mode", "engine", "refreshes", "packet_bytes", "kl", "ratio", "ess"}
+    assert set(made["actors"]) == {"mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "ratio", "ess"}
     assert made["time_split"]["inference"] is None
     assert made["actors"]["kl"] is None
     assert made["note"] == "kept"

@@ -19,7 +19,9 @@ from .streams import encodable, is_terminal
 __all__ = ["Cost", "Meter", "Usage", "hardware", "read", "receipt", "show", "usage", "versions", "write"]
 
 TIMES = ("environment", "inference", "transport", "learner", "compressor", "other")
-ACTORS = ("mode", "engine", "refreshes", "packet_bytes", "kl", "ratio", "ess")
+# `mode` and `engine` are what acted last. `fallback` is None, or says what was given up for fp32 and why: mode, engine,
+# seed, step (None: it never ran), reason. A resumed run asks for its mode again and keeps the first fallback.
+ACTORS = ("mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "ratio", "ess")
 WIDTH = 80
 
 
@@ -190,11 +192,20 @@ def _wall(receipt: Mapping[str, Any]) -> str:
 
 def _actors(actors: Mapping[str, Any]) -> str:
     parts = [f"{actors.get('mode')} on {actors.get('engine')}"]
+    if actors.get("fallback"):
+        parts.append(given_up(actors["fallback"]))
     if actors.get("refreshes") is not None:
         parts.append(f"{words.number(actors['refreshes'])} refreshes of {words.size(actors.get('packet_bytes'))}")
     names = {"kl": "KL", "ratio": "ratio", "ess": "ESS"}
     parts += [f"{name} {words.number(actors[key])}" for key, name in names.items() if actors.get(key) is not None]
     return ", ".join(parts)
+
+
+def given_up(fallback: Mapping[str, Any]) -> str:
+    """What a `fallback` of actors says, in words."""
+    step = fallback.get("step")
+    when = "at the start" if step is None else f"at step {step:,} of seed {fallback.get('seed')}"
+    return f"{fallback.get('mode')} was given up {when}: {fallback.get('reason')}"
 
 
 def percent(share: float) -> str:

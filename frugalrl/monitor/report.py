@@ -225,6 +225,7 @@ def _actors(run: Run) -> str:
         return ""
     shown = {
         "packet_bytes": words.size,
+        "fallback": receipt.given_up,
         **dict.fromkeys(("refreshes", "kl", "ratio", "ess"), words.number),
     }
     return page.section(

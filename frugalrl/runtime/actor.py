@@ -27,8 +27,8 @@ import numpy as np
 
 from ..distributions import draw
 from ..envs.make import EnvOptions, make
-from ..errors import one_line
-from ..types import Box, Linear, QuantLinear, Transition
+from ..errors import EngineFailed, one_line
+from ..types import Box, Linear, QuantLinear, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
 
 REFRESH_SHARE = 0.02  # of an actor's time; a packet is skipped while taking it would cost more
@@ -91,6 +91,25 @@ def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
     return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
+def session(engine: str, layers: tuple, obs: Box, batch: int, mode: str) -> Session:
+    """A session of the engine in module `engine`. All that goes wrong in it is raised as EngineFailed.
+
+    Thus the Learner can tell an engine that fails from an environment that does.
+    """
+
+    def guarded(part: Callable) -> Callable:
+        def call(*arguments):
+            try:
+                return part(*arguments)
+            except Exception as error:  # native code may raise anything
+                raise EngineFailed(one_line(error)) from error
+
+        return call
+
+    made = guarded(lambda: importlib.import_module(engine).ENGINE.build(layers, obs, batch, mode))()
+    return Session(guarded(made.load), guarded(made.run))
+
+
 class Timer:
     """Seconds spent in each kind of work since the last `take`, and the moments the last stretch began and ended."""
 
@@ -115,8 +134,7 @@ class Worker:
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
         self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, spec.env_options)
-        self.engine = importlib.import_module(spec.engine).ENGINE
-        self.session = self.engine.build(spec.layers, spec.obs, spec.num_envs, spec.mode)
+        self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
         layout = unroll_fields(spec)
         buffer, each = slab(Path(spec.folder, spec.slab), spec.slots * size(layout)), size(layout)
@@ -204,7 +222,8 @@ def serve(commands, replies) -> None:
         pass
     except Exception as error:
         with suppress(BrokenPipeError):
-            reply({"error": one_line(error), "place": _place(error), "details": traceback.format_exc()})
+            about = {"error": one_line(error), "place": _place(error), "details": traceback.format_exc()}
+            reply(about | {"engine": isinstance(error, EngineFailed)})
 
 
 def _place(error: Exception) -> str:

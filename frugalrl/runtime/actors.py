@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import ActorFailed
+from ..errors import ActorFailed, EngineFailed
 from ..types import Agent, Compressor, Memory, Packet, Transition
 from . import link
 from .actor import Spec, Timer, unroll_fields
@@ -54,6 +54,17 @@ class Carry(NamedTuple):
     memory: Any
     key: Any
     step: Any  # int32, environment steps added
+
+
+class Unfit(ActorFailed):
+    """Actors cannot act with what they were given: packets are not finite, or the engine of a compressed mode failed.
+
+    `carry` is where the run stands; its streams end in the middle of episodes.
+    """
+
+    def __init__(self, reason: str, carry: Carry):
+        super().__init__(reason)
+        self.carry = carry
 
 
 class Message(NamedTuple):
@@ -141,6 +152,8 @@ class Fleet:
         if message is None:
             return self._restart(i)
         if "error" in message:
+            if message["engine"] and self.spec.mode != "fp32":
+                raise EngineFailed(message["error"].partition(": ")[2])  # without the name of this class
             self.errors[i] = message
             return None  # the end of its output follows, and the restart with it
         self.silent_deaths[i] = 0
@@ -214,6 +227,11 @@ def arrays_of(packet: Packet, version) -> list[np.ndarray]:
     """A packet as the mailbox carries it: the weights' arrays, the knobs by name, the version."""
     knobs = [np.asarray(packet.knobs[name]) for name in sorted(packet.knobs)]
     return [np.asarray(x) for w in packet.weights for x in w] + knobs + [np.asarray(version)]
+
+
+def finite(arrays) -> bool:
+    """Whether all floats in some NumPy arrays are numbers."""
+    return all(np.isfinite(x).all() for x in arrays if x.dtype.kind == "f")
 
 
 class Learner(NamedTuple):
@@ -292,8 +310,16 @@ def train(
 
     It yields too after each second without a message, so that the caller can look whether to stop. `carry` may come
     from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so that the caller
-    can read what the actors spent.
+    can read what the actors spent. Raises Unfit instead of sending a packet that is not finite, and when the engine of
+    a compressed mode fails.
     """
+
+    def shipped() -> list[np.ndarray]:
+        packet = arrays_of(*jax.device_get(parts.ship(carry.state)))
+        if not finite(packet):
+            raise Unfit(f"{spec.mode} packets are no longer finite", carry)
+        return packet
+
     timer = timer or Timer()
     step = int(carry.step)
     if step >= steps:
@@ -303,7 +329,7 @@ def train(
         for stream in range(plan.actors):
             carry = parts.cut(carry, stream)
     arrived: set[int] = set()  # actors of which a message was added since the last update
-    fleet = Fleet(spec, plan, (seed, step), arrays_of(*jax.device_get(parts.ship(carry.state))), report)
+    fleet = Fleet(spec, plan, (seed, step), shipped(), report)
     if fleets is not None:
         fleets.append(fleet)
     timer.lap("start")
@@ -324,7 +350,7 @@ def train(
                 carry, metrics = parts.learn(carry, message.items, message.actor)
                 metrics = {name: float(x) for name, x in metrics.items()}  # waits for the updates to be done
                 timer.lap("learner")
-                fleet.mailbox.put(arrays_of(*jax.device_get(parts.ship(carry.state))))
+                fleet.mailbox.put(shipped())
                 timer.lap("compressor")
                 fleet.release()
             else:
@@ -334,5 +360,7 @@ def train(
             spans = ((message.actor, *message.span), (began, perf_counter()))
             yield Tick(step, carry, metrics, message.episodes, spans)
             timer.lap("other")
+    except EngineFailed as error:
+        raise Unfit(f"the engine failed: {error}", carry) from error
     finally:
         fleet.close()

@@ -5,13 +5,14 @@ Importing this package, or any engine but `xla`, does not import JAX.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ....errors import one_line
 from ....networks import Layers, weighted
 from ....types import Box, Engine, Linear, Policy, Session
 from .. import quantise
@@ -62,12 +63,13 @@ def measure(
     modes: Iterable[str],
     engines: Iterable[str] | None = None,
     seconds: float = 0.2,
+    report: Callable[[str], None] | None = None,
 ) -> list[Timing]:
     """Times a call of each usable engine in each of `modes`, on random weights and observations.
 
     `engines` are names; by default `ACTOR_ENGINES`. The contestants take turns in rounds, so that a busy moment of
-    the machine hits all of them; `seconds` is for all together, without building them. Raises ValueError if none is
-    usable.
+    the machine hits all of them; `seconds` is for all together, without building them. An engine that fails is left
+    out if there is a `report` to say so to. Raises ValueError if none is usable.
     """
     names = ACTOR_ENGINES if engines is None else tuple(engines)
     contestants = [(e, mode) for mode in modes for e in usable(mode, names)]
@@ -77,14 +79,23 @@ def measure(
     x = random_obs(obs, batch, rng)
     packets = {"fp32": random_weights(layers, obs, rng)}
     packets["int8"] = quantise.int8().encode(Policy(packets["fp32"], ())).weights
-    sessions = []
+    sessions: dict[tuple[str, str], Session] = {}
     for e, mode in contestants:
-        sessions.append(e.build(layers, obs, batch, mode))
-        sessions[-1].load(packets[mode])
-        sessions[-1].run(x)  # the first call allocates
+        try:
+            session = e.build(layers, obs, batch, mode)
+            session.load(packets[mode])
+            session.run(x)  # the first call allocates
+        except Exception as error:  # native code may raise anything
+            if report is None:
+                raise
+            report(f"{e.name} cannot run {mode} here: {one_line(error)}")
+        else:
+            sessions[e.name, mode] = session
+    if not sessions:
+        return []
     turn = seconds / _ROUNDS / len(sessions)
-    rounds = [[_median_time(session, x, turn) for session in sessions] for _ in range(_ROUNDS)]
-    return [Timing(e.name, m, t * 1e6) for (e, m), t in zip(contestants, np.median(rounds, 0).tolist(), strict=True)]
+    rounds = [[_median_time(session, x, turn) for session in sessions.values()] for _ in range(_ROUNDS)]
+    return [Timing(*who, t * 1e6) for who, t in zip(sessions, np.median(rounds, 0).tolist(), strict=True)]
 
 
 def choose(timings: Iterable[Timing], mode: Literal["fp32", "int8", "auto"]) -> Timing:

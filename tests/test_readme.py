@@ -1,0 +1,84 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import frugalrl
+from frugalrl import cli
+from frugalrl.training import Result, configure, train
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("    ")]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def commands() -> list[str]:
+    """Every `frugal ...` of the README and the Makefile; of "frugal agents | envs" both."""
+    lines = [line.removeprefix("frugal ") for line in SHELL if line.startswith("frugal ")]
+    lines += re.findall(r"^\t\$\(BIN\)/frugal (.*)", MAKEFILE, re.MULTILINE)
+    return [command.strip() for line in lines for command in line.split("|")]
+
+
+def checked(*words, **options) -> None:
+    """Raises what `frugalrl.train` would raise for a wrong call."""
+    own = inspect.signature(train).parameters
+    configure(*words, **{name: value for name, value in options.items() if name not in own})
+
+
+def test_there_is_something_to_check():
+    assert PYTHON
+    assert len(commands()) > 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command):
+    a = cli.parser().parse_args(shlex.split(command))
+    if a.command == "train":
+        options = vars(a) | {"hyper": cli._pairs(a.hyper)}
+        checked(options.pop("agent"), options.pop("env"), **{k: v for k, v in options.items() if k != "command"})
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_calls_of_train_are_right(text):
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    trains = [call for call in calls if ast.unparse(call.func) == "frugalrl.train"]
+    assert trains
+    for call in trains:
+        more = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        checked(*map(ast.literal_eval, call.args), **more)
+
+
+def test_names_exist():
+    for owner, names in ((Result, r"\brun\.(\w+)"), (frugalrl, r"\bfrugalrl\.(\w+)")):
+        found = set(re.findall(names, README))
+        assert found
+        assert not [name for name in found if not hasattr(owner, name)]
+    targets = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+    assert {line.split()[1] for line in SHELL if line.startswith("make ")} <= targets
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(\w+\.jsonl)`", README))
+def test_rows_that_claims_rest_on_are_there(name):
+    assert name == "rows.jsonl" or (ROOT / "benchmarks" / "results" / name).read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("text", PYTHON)
+def test_the_example_runs_and_learns(text, tmp_path):
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    returns, total = ended.stdout.splitlines()
+    assert ast.literal_eval(returns)["iqm"] > 400
+    assert 100 < float(total) <= 500
+    assert not any(tmp_path.iterdir())
