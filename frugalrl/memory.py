@@ -208,7 +208,8 @@ def rollouts(
         """Rollouts drawn by priority, rows [time, replayed, width], and their places."""
         total = jnp.cumsum(memory.priority.reshape(-1))
         # evenly spread over the priorities within each group of `new` (Schaul et al. 2016, section 3.3)
-        share = (jnp.arange(new) + jax.random.uniform(key, (replayed // new, new))).reshape(-1) / new
+        strata = jnp.arange(new, dtype=jnp.float32)[None] + jax.random.uniform(key, (replayed // new, new))
+        share = strata.reshape(-1) / new
         place = jnp.searchsorted(total, share * total[-1], side="right")
         place = jnp.minimum(place, total.shape[0] - 1).astype(jnp.int32)
         slot, lane = place // lanes, place % lanes
