@@ -15,10 +15,17 @@ from .types import Box, Discrete, Space
 class Recipe(NamedTuple):
     module: str  # holds Static, Hyper and assemble
     summary: str
-    continuous: bool = False  # takes continuous actions too
+    continuous: bool = False  # takes continuous actions
+    discrete: bool = True  # takes discrete actions
 
 
-AGENTS = {"dqn": Recipe("frugalrl.agents.dqn", "Q-learning with replay and a target network; discrete actions")}
+AGENTS = {
+    "dqn": Recipe("frugalrl.agents.dqn", "Q-learning with replay and a target network; discrete actions"),
+    "sac": Recipe("frugalrl.agents.sac", "entropy beside return, twin critics; continuous and discrete actions", True),
+    "td3": Recipe("frugalrl.agents.td3", "deterministic actor, twin critics; continuous actions", True, False),
+    "ddpg": Recipe("frugalrl.agents.ddpg", "deterministic actor, one critic; continuous actions", True, False),
+    "d4pg": Recipe("frugalrl.agents.d4pg", "DDPG with a distribution for a critic; continuous actions", True, False),
+}
 
 # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values
 # grow

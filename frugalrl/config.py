@@ -25,6 +25,7 @@ CORRECTORS = ("auto", "none", "tis")
 PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
+SIGNED = ("v_min", "v_max")  # may be negative
 FRACTIONS = ("gamma", "tau", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
 
 
@@ -129,12 +130,14 @@ def _check_hyper(hyper: dict[str, Any]) -> None:
         if not np.isfinite(value):
             raise UsageError(f"--hyper {name}={value} must be a finite number")
         least = 0 if isinstance(value, float) or name == "learning_starts" else 1
-        if value < least:
+        if value < least and name not in SIGNED:
             raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
         if name in FRACTIONS and value > 1:
             raise UsageError(f"--hyper {name}={value:g} must be from 0 to 1")
         if value > MOST:
             raise UsageError(f"--hyper {name}={value:g} must be at most {MOST}")
+    if hyper.get("v_min", 0) >= hyper.get("v_max", 1):
+        raise UsageError(f"--hyper v_min={hyper['v_min']:g} must be less than v_max={hyper['v_max']:g}")
     if hyper.get("buffer_size", 0) < hyper.get("batch_size", 0):
         raise UsageError(f"--hyper buffer_size={hyper['buffer_size']} is smaller than batch_size={hyper['batch_size']}")
 
@@ -142,12 +145,10 @@ def _check_hyper(hyper: dict[str, Any]) -> None:
 def _check_pair(config: Config, module: ModuleType) -> None:
     """That the agent can train on the environment, and that both can be made."""
     obs, actions = catalog.spaces(config.env)
-    if not isinstance(actions, Discrete) and not catalog.AGENTS[config.agent].continuous:
-        able = [name for name, recipe in catalog.AGENTS.items() if recipe.continuous]
-        raise UsageError(
-            f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
-            + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")
-        )
+    kind, other = ("discrete", "continuous") if isinstance(actions, Discrete) else ("continuous", "discrete")
+    if not getattr(catalog.AGENTS[config.agent], kind):
+        able = ", ".join(name for name, recipe in catalog.AGENTS.items() if getattr(recipe, kind))
+        raise UsageError(f"{config.env} has {kind} actions, and {config.agent} takes {other} ones; use {able}")
     static, _ = split(module, config.hyper)
     try:
         module.assemble(static, obs, actions)

@@ -60,13 +60,15 @@ def records(config: Config) -> tuple[Agent, Any, Any, Card]:
     module = catalog.recipe(config.agent)
     static = module.Static(**{k: v for k, v in config.hyper.items() if k in module.Static._fields})
     hyper = module.Hyper(**{k: v for k, v in config.hyper.items() if k in module.Hyper._fields})
-    hyper = hyper._replace(total_steps=config.first_steps, steps_per_update=static.train_freq / static.gradient_steps)
+    derived = {"total_steps": config.first_steps, "steps_per_update": static.train_freq / static.gradient_steps}
+    hyper = hyper._replace(**{name: value for name, value in derived.items() if name in hyper._fields})
     obs, space = catalog.spaces(config.env)
     agent = module.assemble(static, obs, space)
     if config.correct == "tis":
         agent = corrected(agent, truncated())
     assert agent.network.layers is not None
-    card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, {"epsilon": 0.0})
+    knobs = module.greedy(space)
+    card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, knobs)
     return agent, static, hyper, card
 
 
@@ -90,9 +92,11 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     updates = _whole_ratio(per_iteration * static.gradient_steps, static, advice)
     warmup = -(-static.learning_starts // per_iteration)
     plan = compiled.Plan(static.num_envs, unroll, updates, warmup)
+    # no room for more steps than the first `train` takes; the same size when it is resumed
     memory = uniform(
-        example(card), static.buffer_size, static.batch_size, lanes=static.num_envs, unroll=unroll, window=static.n_step
-    )
+        example(card), min(static.buffer_size, config.first_steps + 2 * per_iteration), static.batch_size,
+        lanes=static.num_envs, unroll=unroll, window=static.n_step,
+    )  # fmt: skip
     run = compiled.run(agent, env, memory, plan)
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
@@ -212,7 +216,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
         warmup=static.learning_starts,
     )
     memory = uniform(
-        example(card), static.buffer_size, static.batch_size,
+        example(card), min(static.buffer_size, plan.actors * (config.first_steps + per_message)), static.batch_size,
         lanes=plan.num_envs, unroll=plan.unroll, window=static.n_step, streams=plan.actors,
     )  # fmt: skip
     learner = actors.learner(agent, memory, plan, COMPRESSORS[chosen.mode]())

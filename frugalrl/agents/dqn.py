@@ -141,6 +141,11 @@ OPTIMIZERS = {
 }
 
 
+def greedy(actions: Space) -> dict[str, Any]:
+    """The knobs of a policy that acts as well as it can."""
+    return {"epsilon": 0.0}
+
+
 def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     """The DQN that `static` describes, for these spaces. Raises ValueError for a choice that does not exist."""
     if not isinstance(actions, Discrete):
