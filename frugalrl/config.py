@@ -14,9 +14,8 @@ import numpy as np
 
 from . import catalog
 from .errors import BadFile, UsageError
-from .losses import lambda_return
 from .monitor import files
-from .types import Recipe
+from .types import Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
@@ -30,6 +29,7 @@ CORRECTORS = {
 PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
+SIGNED = ("v_min", "v_max")  # may be negative
 FRACTIONS = ("gamma", "tau", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
 
 
@@ -134,12 +134,14 @@ def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
         if not np.isfinite(value):
             raise UsageError(f"--hyper {name}={value} must be a finite number")
         least = 0 if isinstance(value, float) or name == "learning_starts" or defaults[name] == 0 else 1
-        if value < least:
+        if value < least and name not in SIGNED:
             raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
         if name in FRACTIONS and value > 1:
             raise UsageError(f"--hyper {name}={value:g} must be from 0 to 1")
         if value > MOST:
             raise UsageError(f"--hyper {name}={value:g} must be at most {MOST}")
+    if hyper.get("v_min", 0) >= hyper.get("v_max", 1):
+        raise UsageError(f"--hyper v_min={hyper['v_min']:g} must be less than v_max={hyper['v_max']:g}")
     if hyper.get("buffer_size", hyper.get("batch_size", 0)) < hyper.get("batch_size", 0):
         raise UsageError(f"--hyper buffer_size={hyper['buffer_size']} is smaller than batch_size={hyper['batch_size']}")
 
@@ -157,13 +159,13 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
     obs, actions = catalog.spaces(config.env)
     able = catalog.able(actions)
     if config.agent not in able:
+        kind, other = ("discrete", "continuous") if isinstance(actions, Discrete) else ("continuous", "discrete")
         raise UsageError(
-            f"{config.env} has continuous actions, and {config.agent} chooses among discrete ones; "
-            + (f"use {', '.join(able)}" if able else "no agent takes continuous actions yet")
+            f"{config.env} has {kind} actions, and {config.agent} takes {other} ones; use {', '.join(able)}"
         )
     static, _ = split(recipe, config.hyper)
     try:
-        recipe.assemble(static, obs, actions, lambda_return)
+        recipe.assemble(static, obs, actions)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
 

@@ -10,7 +10,7 @@ The walk of an observation to a gradient goes on in `memory.py`, `add`.
 from __future__ import annotations
 
 import sys
-from math import log, pi
+from math import erfc, log, pi, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,11 +115,6 @@ class Categorical(NamedTuple):
         return (self.probs() * (self.log_probs() - other.log_probs())).sum(-1)
 
 
-def categorical(outputs: Array, knobs: dict) -> Categorical:
-    """The `head` of agents whose network gives the logits of discrete actions."""
-    return Categorical(outputs)
-
-
 class Normal(NamedTuple):
     """Independent normals; log_prob, entropy and kl are summed over the last axis."""
 
@@ -151,16 +146,18 @@ class Normal(NamedTuple):
         return (other.log_std - self.log_std + 0.5 * (ratio * ratio + gap * gap) - 0.5).sum(-1)
 
 
-def gaussian(outputs: Array, knobs: dict) -> Normal:
+def normal(outputs: Array, knobs: dict) -> Normal:
     """The `head` of agents whose network gives the means of actions; knobs holds `log_std` [dims]."""
     return Normal(outputs, knobs["log_std"])
 
 
 class TanhNormal(NamedTuple):
-    """tanh of a Normal: actions in (-1, 1) (Haarnoja et al. 2018, arXiv 1801.01290, appendix C)."""
+    """tanh of a Normal, stretched to (low, high) (Haarnoja et al. 2018, arXiv 1801.01290, appendix C)."""
 
     mean: Array  # [..., dims], before tanh
     log_std: Array
+    low: Array = -1.0  # of the action: a number, or as `mean`
+    high: Array = 1.0
     noise = "normal"
 
     def base(self) -> Normal:
@@ -169,26 +166,137 @@ class TanhNormal(NamedTuple):
     def noise_shape(self) -> tuple[int, ...]:
         return self.mean.shape
 
+    def _stretched(self, before: Array) -> Array:
+        xp = _xp(self.mean)
+        action = (self.high + self.low) / 2 + (self.high - self.low) / 2 * xp.tanh(before)
+        return xp.clip(action, self.low, self.high)  # rounding must not lead out of the space
+
+    def _log_stretch(self, before: Array) -> Array:
+        """The logarithm of the derivative of `_stretched`, summed over the last axis."""
+        xp = _xp(self.mean)
+        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
+        flat = 2 * (log(2.0) - before - xp.logaddexp(-2 * before, xp.zeros_like(before)))
+        return (flat + xp.log(xp.asarray((self.high - self.low) / 2, xp.float32))).sum(-1)
+
     def sample(self, noise: Array) -> Array:
-        return _xp(self.mean).tanh(self.base().sample(noise))
+        return self._stretched(self.base().sample(noise))
 
     def log_prob(self, action: Array) -> Array:
         xp = _xp(self.mean)
         limit = 1 - 1e-6  # an action of exactly 1 in float32 has no finite pre-image
-        before = xp.arctanh(xp.clip(action, -limit, limit))
-        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
-        jacobian = 2 * (log(2.0) - before - xp.logaddexp(-2 * before, xp.zeros_like(before)))
-        return self.base().log_prob(before) - jacobian.sum(-1)
+        unit = (action - (self.high + self.low) / 2) / ((self.high - self.low) / 2)
+        before = xp.arctanh(xp.clip(unit, -limit, limit))
+        return self.base().log_prob(before) - self._log_stretch(before)
+
+    def sample_and_log_prob(self, noise: Array) -> tuple[Array, Array]:
+        """(action, its log_prob), the latter from the sample before tanh: right where float32 rounds tanh to 1."""
+        before = self.base().sample(noise)
+        # (before - mean) / std is the noise, so no difference of near numbers is taken
+        log_prob = (-0.5 * noise * noise - self.log_std - 0.5 * log(2 * pi)).sum(-1)
+        return self._stretched(before), log_prob - self._log_stretch(before)
 
     def mode(self) -> Array:
-        return _xp(self.mean).tanh(self.mean)
+        return self._stretched(self.mean)
 
     def kl(self, other: TanhNormal) -> Array:
         """KL(self || other): tanh is one to one, so it is that of the normals."""
         return self.base().kl(other.base())
 
 
-Dist = EpsilonGreedy | Categorical | Normal | TanhNormal
+LOG_STD = (-5.0, 2.0)  # of a tanh_normal
+EVEN = log(pi / sqrt(12))  # log_std at which tanh of a normal around 0 is nearest to uniform: 0.014 nats from it
+
+
+def gaussian(outputs: Array) -> tuple[Array, Array]:
+    """Network outputs [..., 2 * dims] as (mean, log_std); tanh keeps the latter within LOG_STD, with a gradient."""
+    xp = _xp(outputs)
+    dims, (least, most) = outputs.shape[-1] // 2, LOG_STD
+    return outputs[..., :dims], least + 0.5 * (most - least) * (xp.tanh(outputs[..., dims:]) + 1)
+
+
+def _bounds(like: Array, knobs: dict) -> list[Array]:
+    """`low` and `high` of the knobs, [dims], in the shape of `like`, [..., dims]."""
+    xp = _xp(like)
+    return [xp.broadcast_to(xp.asarray(knobs[name], xp.float32), like.shape) for name in ("low", "high")]
+
+
+def tanh_normal(outputs: Array, knobs: dict) -> TanhNormal:
+    """The `head` of SAC; knobs holds `low`, `high`, and `random`: with 1, actions are all but uniform."""
+    mean, log_std = gaussian(outputs)
+    random = _xp(outputs).asarray(knobs["random"], np.float32)
+    return TanhNormal((1 - random) * mean, log_std + random * (EVEN - log_std), *_bounds(mean, knobs))
+
+
+def _log_cdf(x: Array) -> Array:
+    """The logarithm of the standard normal's cumulative distribution."""
+    if _xp(x) is not np:
+        from jax.scipy.special import log_ndtr
+
+        return log_ndtr(x)
+    below = np.vectorize(lambda y: erfc(-y / sqrt(2)) / 2, otypes=[np.float64])(x)
+    return np.log(np.maximum(below, 1e-300)).astype(np.float32)
+
+
+class ClippedNormal(NamedTuple):
+    """Independent normals clipped to [low, high]: what lies beyond a bound lies on it.
+
+    `log_prob` sums, over the last axis, a density inside the bounds and the logarithm of a probability on them.
+    """
+
+    mean: Array  # [..., dims], within the bounds
+    std: Array  # each as `mean`
+    low: Array
+    high: Array
+    noise = "normal"
+
+    def base(self) -> Normal:
+        xp = _xp(self.mean)
+        return Normal(self.mean, xp.log(xp.maximum(self.std, np.float32(1e-6))))  # 0 stands for the mean alone
+
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.mean.shape
+
+    def sample(self, noise: Array) -> Array:
+        return _xp(self.mean).clip(self.mean + self.std * noise, self.low, self.high)
+
+    def log_prob(self, action: Array) -> Array:
+        xp, (mean, log_std) = _xp(self.mean), self.base()
+        std = xp.exp(log_std)
+        z = (action - mean) / std
+        inside = -0.5 * z * z - log_std - 0.5 * log(2 * pi)
+        on_high = xp.where(action >= self.high, _log_cdf((mean - self.high) / std), inside)
+        return xp.where(action <= self.low, _log_cdf((self.low - mean) / std), on_high).sum(-1)
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def kl(self, other: ClippedNormal) -> Array:
+        """The KL(self || other) of the normals before they are clipped: a bound from above."""
+        return self.base().kl(other.base())
+
+
+WIDE = 0.6  # standard deviation of random actions, in half ranges: one in ten is then on a bound
+
+
+def clipped_normal(outputs: Array, knobs: dict) -> ClippedNormal:
+    """The `head` of deterministic policies: tanh of the outputs and normal noise of `noise` half ranges, clipped.
+
+    knobs holds `low`, `high`, `noise`, and `random`: with 1, actions do not depend on the outputs and are far spread.
+    """
+    xp = _xp(outputs)
+    low, high = _bounds(outputs, knobs)
+    random, noise = (xp.asarray(knobs[name], np.float32) for name in ("random", "noise"))
+    half = (high - low) / 2
+    mean = xp.clip((high + low) / 2 + half * ((1 - random) * xp.tanh(outputs)), low, high)
+    return ClippedNormal(mean, half * (noise + random * (WIDE - noise)), low, high)
+
+
+def categorical(outputs: Array, knobs: dict) -> Categorical:
+    """The `head` of agents whose network gives logits; it needs no knobs."""
+    return Categorical(outputs)
+
+
+Dist = EpsilonGreedy | Categorical | Normal | TanhNormal | ClippedNormal
 
 
 def _categorical_kl(p: Array, q: Array) -> Array:

@@ -27,7 +27,6 @@ from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .levers.compress import engines, quantise
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
-from .losses import lambda_return
 from .monitor import files, quality
 from .monitor.machine import hardware, versions
 from .monitor.receipt import given_up
@@ -78,18 +77,25 @@ def records(config: Config) -> Parts:
     if recipe.values in tables:
         agent = recipe.assemble(static, obs, space, tables[recipe.values][config.correct])
     else:
-        agent = recipe.assemble(static, obs, space, lambda_return)
+        agent = recipe.assemble(static, obs, space)
         agent = corrected(agent, truncated()) if config.correct == "tis" else agent
     assert agent.network.layers is not None
-    knobs = jax.eval_shape(lambda: agent.policy(agent.init(jax.random.key(0), hyper)).knobs)
-    greedy = {name: np.zeros(x.shape).tolist() for name, x in knobs.items()}
+    greedy = recipe.greedy(space)
     card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy)
     return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
 
 
 def with_schedule(hyper: Any, config: Config, steps_per_update: float) -> Any:
     """Schedules count environment steps, an agent its updates."""
-    return hyper._replace(total_steps=config.first_steps, steps_per_update=steps_per_update)
+    derived = {"total_steps": config.first_steps, "steps_per_update": steps_per_update}
+    return hyper._replace(**{name: value for name, value in derived.items() if name in hyper._fields})
+
+
+def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
+    """No room for more steps than the first `train` takes, `spare` ones aside; the same when it is resumed."""
+    if cadence.rollout:
+        return static
+    return static._replace(buffer_size=min(static.buffer_size, config.first_steps + spare))
 
 
 def example(card: Card) -> Transition:
@@ -111,6 +117,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     updates = _whole_ratio(per_iteration, cadence, f"num_envs={gcd(static.num_envs, cadence.steps)}")
     warmup = -(-cadence.starts // per_iteration)
     hyper = with_schedule(hyper, config, per_iteration / updates)
+    static = sized(static, cadence, config, 2 * per_iteration)
     memory = recipe.memory(static, example(card), lanes=static.num_envs, unroll=unroll, streams=1)
     run = compiled.run(agent, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
     seeds = jnp.arange(config.seeds) + config.seed
@@ -221,6 +228,9 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     plan = _actors_plan(static, cadence)
     messages = plan.actors if plan.waits else 1  # before the updates
     hyper = with_schedule(hyper, config, messages * plan.unroll * plan.num_envs / plan.updates)
+    # an actor may bring all the steps there are
+    spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
+    static = sized(static, cadence, config, spare)
     memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors)
     ledger = Ledger(agent, card, plan, report)
     ledger.choose(config.actors)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .types import Batch, Memory, Transition
+from .types import Batch, Cadence, Memory, Transition
 
 
 class Ring(NamedTuple):
@@ -139,6 +139,16 @@ def uniform(
         )
 
     return Memory(init, add, lambda ring, key, prepare: (ring, sample), update, cut)
+
+
+def replay(static: Any, example: Transition, **shape: int) -> Memory:
+    """The memory that a Static with `buffer_size`, `batch_size` and `n_step` describes."""
+    return uniform(example, static.buffer_size, static.batch_size, window=static.n_step, **shape)
+
+
+def in_turns(static: Any) -> Cadence:
+    """The Cadence that a Static with `train_freq`, `gradient_steps` and `learning_starts` describes."""
+    return Cadence(static.train_freq, static.gradient_steps, static.learning_starts)
 
 
 class Rollouts(NamedTuple):

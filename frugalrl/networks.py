@@ -100,6 +100,29 @@ def out_features(layers: Layers, shape: tuple[int, ...]) -> int:
     return shape[0]
 
 
+def orthogonal(key, shape: tuple[int, ...]):
+    """A random float32 array whose columns, or rows if those are fewer, are orthonormal over all but the last axis.
+
+    By Gram and Schmidt, each column twice; the same matrix as `jax.nn.initializers.orthogonal` but for rounding. That
+    one calls LAPACK, and a program that begins the networks of several seeds at once then hung in one of three runs on
+    two cores (jax 0.10.2): the calls wait for each other's threads.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    rows, cols = prod(shape[:-1]), shape[-1]
+    drawn = jax.random.normal(key, (max(rows, cols), min(rows, cols)), jnp.float32)
+
+    def column(i, q):
+        v, earlier = q[:, i], jnp.arange(q.shape[1]) < i
+        for _ in range(2):
+            v = v - q @ jnp.where(earlier, v @ q, 0.0)
+        return q.at[:, i].set(v / jnp.sqrt(v @ v))
+
+    q = jax.lax.fori_loop(0, drawn.shape[1], column, drawn)
+    return (q if rows >= cols else q.T).reshape(shape)
+
+
 def network(layers: Layers, obs: Box) -> Network:
     """The network made of `layers`; `apply` takes one observation and ignores its key.
 
@@ -112,7 +135,7 @@ def network(layers: Layers, obs: Box) -> Network:
         specs = list(weighted(layers, obs.shape))
         keys = jax.random.split(key, len(specs))
         return tuple(
-            Linear(jax.nn.initializers.orthogonal(layer.gain)(k, shape, jnp.float32), jnp.zeros(shape[-1], jnp.float32))
+            Linear(layer.gain * orthogonal(k, shape), jnp.zeros(shape[-1], jnp.float32))
             for k, (layer, shape) in zip(keys, specs, strict=True)
         )
 

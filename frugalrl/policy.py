@@ -21,7 +21,14 @@ from .errors import BadFile, one_line
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {
-    head.__name__: head for head in (distributions.epsilon_greedy, distributions.categorical, distributions.gaussian)
+    head.__name__: head
+    for head in (
+        distributions.epsilon_greedy,
+        distributions.categorical,
+        distributions.normal,
+        distributions.tanh_normal,
+        distributions.clipped_normal,
+    )
 }
 LAYERS = {
     layer.__name__: layer
@@ -46,7 +53,7 @@ class Card(NamedTuple):
     actions: Space
     layers: tuple
     head: str
-    knobs: dict[str, Any]
+    knobs: dict[str, Any]  # of greedy actions: numbers, and lists of them
 
 
 def layers_to_json(layers: tuple) -> list:
@@ -108,8 +115,8 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         space = Discrete(actions["n"]) if actions.pop("kind") == "Discrete" else _box(actions)
         layers = layers_from_json(found["layers"])
         card = Card(**found | {"obs": _box(found["obs"]), "actions": space, "layers": layers})
-        HEADS[card.head]
         shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]
+        HEADS[card.head](np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32), card.knobs).mode()
         if not shapes or seeds < 1:
             raise ValueError("it has no weights")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:

@@ -43,6 +43,14 @@ def _prize(action: jax.Array) -> jax.Array:
     return 2 * action.astype(jnp.float32) - 1
 
 
+def _bowl(s: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return s, 1 - (a[0] - 0.3 * s) ** 2, jnp.bool_(False)
+
+
+# Continuous actions: best is 0.3 times the observation. It is cut off at once, and nothing changes, so the best action
+# is worth 1 / (1 - GAMMA), and another one less by the square of its distance.
+BOWL = _env(_sign, _bowl, 1, time_limit=1)._replace(actions=Box((1,), low=-2.0, high=1.0))
+
 PROBES = {
     "constant reward": Probe(_env(_zero, lambda s, a: (s, jnp.float32(1), jnp.bool_(True)), 1), {0: (1,)}),
     "reward of the observation": Probe(_env(_sign, lambda s, a: (s, s, jnp.bool_(True)), 1), {-1: (-1,), 1: (1,)}),

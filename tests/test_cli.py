@@ -261,7 +261,7 @@ WRONG_CALLS = {
     "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
-    "continuous actions": (("train", "dqn", "Pendulum-v1"), "use ppo, a2c"),
+    "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
     "observations": (("train", "dqn", "FrozenLake-v1"), "FrugalRL takes arrays"),
     "runtime": ((*CARTPOLE, "--runtime", "compled"), "did you mean compiled?"),
     "later runtime": ((*CARTPOLE, "--runtime", "ray"), "not there yet"),
@@ -409,7 +409,8 @@ def test_a_truncated_policy_is_refused(name, share, run, wrong):
     "change",
     [
         {"seeds": "x"}, {"seeds": 0}, {"layers": []}, {"layers": 3}, {"layers": [["Os", {}]]}, {"obs": {}},
-        {"head": "no"}, {"head": []}, {"actions": {"kind": "Discrete"}}, {"more": 1},
+        {"head": "no"}, {"head": []}, {"head": "tanh_normal"}, {"knobs": {}},
+        {"actions": {"kind": "Discrete"}}, {"more": 1},
     ],
 )  # fmt: skip
 def test_a_policy_card_that_makes_no_sense_is_refused(change, run, wrong):

@@ -11,7 +11,21 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from frugalrl.distributions import Categorical, Dist, EpsilonGreedy, Normal, TanhNormal, draw, epsilon_greedy
+from frugalrl.distributions import (
+    LOG_STD,
+    Categorical,
+    ClippedNormal,
+    Dist,
+    EpsilonGreedy,
+    Normal,
+    TanhNormal,
+    categorical,
+    clipped_normal,
+    draw,
+    epsilon_greedy,
+    gaussian,
+    tanh_normal,
+)
 
 DISCRETE = (EpsilonGreedy, Categorical)
 KINDS = (*DISCRETE, Normal, TanhNormal)
@@ -192,14 +206,125 @@ def test_kl_is_the_mean_difference_of_log_probabilities(kind):
     assert abs(difference.mean() - example(kind).kl(example(kind, seed=1))) < 4 * error
 
 
+LOW, HIGH = np.float32([-2, 0.1, 5]), np.float32([3, 0.7, 9])  # of an action of three dimensions
+KNOBS = {"low": LOW, "high": HIGH, "noise": np.float32(0.1), "random": np.float32(0)}
+HEADS = {tanh_normal: 6, clipped_normal: 3}  # outputs for three dimensions
+
+
+@pytest.mark.parametrize("lead", [(), (7,), (3, 5)])
+@pytest.mark.parametrize("random", [0, 1])
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_of_continuous_actions_agree_on_numpy_and_jax(head, random, lead):
+    outputs = np.float32(0.3) * np.random.default_rng(0).standard_normal((*lead, HEADS[head]), np.float32)
+    knobs = KNOBS | {"random": np.float32(random)}
+    dist, same = head(outputs, knobs), head(outputs, {k: np.asarray(x).tolist() for k, x in knobs.items()})
+    there = head(jnp.asarray(outputs), jax.tree.map(jnp.asarray, knobs))
+    noise = 2 * draw(dist, np.random.default_rng(2))  # often at a bound
+    expected, got = (
+        numbers(dist, head(-outputs, knobs), noise),
+        numbers(there, head(-jnp.asarray(outputs), knobs), noise),
+    )
+    for name, value in expected.items():
+        assert (got[name].shape, got[name].dtype) == (value.shape, value.dtype), name
+        np.testing.assert_allclose(got[name], value, rtol=5e-4, atol=5e-5, err_msg=name)
+        np.testing.assert_array_equal(numbers(same, head(-outputs, knobs), noise)[name], value, err_msg=name)
+    assert expected["sample"].dtype == expected["log_prob"].dtype == np.float32
+
+
+@pytest.mark.parametrize("to", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("head", HEADS)
+def test_actions_stay_within_their_bounds_and_reach_them(head, to):
+    outputs = to(np.float32(100) * np.random.default_rng(0).choice(np.float32([-1, 1]), (200, HEADS[head])))
+    for knobs in (KNOBS, KNOBS | {"random": np.float32(1), "noise": np.float32(9)}):
+        dist = head(outputs, {k: to(x) for k, x in knobs.items()})
+        for action in (dist.mode(), dist.sample(to(100 * np.random.default_rng(1).standard_normal((200, 3), "f")))):
+            assert ((action >= LOW[None]) & (action <= HIGH[None])).all()
+    greedy = head(outputs, {k: to(x) for k, x in KNOBS.items()}).mode()
+    np.testing.assert_allclose(greedy.min(0), LOW, rtol=1e-6)
+    np.testing.assert_allclose(greedy.max(0), HIGH, rtol=1e-6)
+
+
+def test_random_actions_do_not_depend_on_the_policy_and_fill_the_space():
+    r = np.random.default_rng(0)
+    for head, least in ((tanh_normal, 0.5), (clipped_normal, 0.3)):
+        knobs = KNOBS | {"random": np.float32(1)}
+        some, others = (head(r.standard_normal((SAMPLES, HEADS[head]), np.float32), knobs) for _ in range(2))
+        noise = draw(some, r)
+        action = some.sample(noise)
+        np.testing.assert_allclose(action, others.sample(noise), rtol=1e-5, atol=1e-6)
+        for x, low, high in zip(action.T, LOW, HIGH, strict=True):
+            assert np.histogram(x, 10, (low, high))[0].min() > least * SAMPLES / 10
+    even = tanh_normal(np.zeros((1, 6), np.float32), KNOBS | {"random": np.float32(1)})
+    unit = np.linspace(-1, 1, 20_002)[1:-1, None]
+    log_prob = TanhNormal(even.mean[:, :1], even.log_std[:, :1]).log_prob(unit)
+    assert np.mean(np.log(0.5) - log_prob) == pytest.approx(0.0144, abs=1e-3)
+
+
+def test_the_standard_deviation_stays_in_its_range_with_a_gradient():
+    mean, log_std = gaussian(np.float32([3, -4, -50, 50]))
+    np.testing.assert_array_equal(mean, [3, -4])
+    np.testing.assert_allclose(log_std, LOG_STD)
+    slopes = jax.vmap(jax.grad(lambda x: gaussian(jnp.stack([x, x]))[1][0]))(jnp.float32([-4.0, 0.0, 4.0]))
+    assert (slopes > 0).all()
+
+
+def test_a_stretched_tanh_normal_integrates_to_one_and_scales_its_density():
+    narrow = TanhNormal(np.array([0.4]), np.array([-0.3]))
+    wide = narrow._replace(low=np.array([2.0]), high=np.array([10.0]))
+    a = np.linspace(-0.99, 0.99, 50)[:, None]
+    np.testing.assert_allclose(wide.log_prob(6 + 4 * a), narrow.log_prob(a) - np.log(4), rtol=1e-5)
+    total, _ = integrate.quad(lambda a: np.exp(wide.log_prob(np.array([a]))), 2, 10)
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("to", [lambda dist: dist, on_jax], ids=["numpy", "jax"])
+def test_a_sample_comes_with_its_log_probability(to):
+    dist = to(example(TanhNormal, (50,))._replace(low=np.float32(-1), high=np.float32(5)))
+    noise = to(np.float32(0.4) * draw(example(TanhNormal, (50,)), np.random.default_rng(2)))
+    action, log_prob = dist.sample_and_log_prob(noise)
+    np.testing.assert_array_equal(action, dist.sample(noise))
+    np.testing.assert_allclose(log_prob, dist.log_prob(action), rtol=1e-3, atol=1e-3)
+    # tanh(12) is 1 in float32; log of its derivative is not: log 4 - 24
+    _, far = to(TanhNormal(np.float32([12]), np.float32([0]))).sample_and_log_prob(to(np.float32([0])))
+    np.testing.assert_allclose(far, -0.5 * np.log(2 * np.pi) - (np.log(4) - 24), rtol=1e-6)
+
+
+def test_a_clipped_normals_probabilities_are_scipys():
+    """A density inside, probabilities at the bounds, and together they are one."""
+    mean, std, low, high = 0.4, 0.5, -1.0, 1.0
+    exact = stats.norm(mean, std)
+    one = np.float64([1])
+    dist = ClippedNormal(mean * one, std * one, low * one, high * one)
+    x = np.linspace(-0.99, 0.99, 50)
+    np.testing.assert_allclose(dist.log_prob(x[:, None]), exact.logpdf(x), rtol=1e-6)
+    assert dist.log_prob(high * one) == pytest.approx(exact.logsf(high), rel=1e-6)
+    assert dist.log_prob(low * one) == pytest.approx(exact.logcdf(low), rel=1e-6)
+    middle, _ = integrate.quad(lambda a: np.exp(dist.log_prob(a * one)), low + 1e-9, high - 1e-9)
+    assert middle + np.exp(dist.log_prob(low * one)) + np.exp(dist.log_prob(high * one)) == pytest.approx(1, abs=1e-6)
+    assert dist.kl(dist._replace(mean=0.9 * one)) == pytest.approx(0.5)  # one standard deviation
+
+
+def test_without_noise_there_is_only_the_mean():
+    for to in (np.asarray, jnp.asarray):
+        dist = clipped_normal(to(np.float32([[0.3, -1, 2]])), {k: to(x) for k, x in (KNOBS | {"noise": 0.0}).items()})
+        np.testing.assert_array_equal(dist.sample(to(np.float32([[9, 9, 9]]))), dist.mode())
+        assert np.isfinite(dist.log_prob(dist.mode())).all()
+        assert dist.kl(dist) == 0
+
+
+def test_the_categorical_head_takes_logits():
+    logits = np.float32([[1, 2, 3]])
+    assert categorical(logits, {}).logits is logits
+
+
 def test_the_module_does_without_jax():
     program = """
 import sys
 import numpy as np
-from frugalrl.distributions import Categorical, EpsilonGreedy, Normal, TanhNormal, draw
+from frugalrl.distributions import Categorical, ClippedNormal, EpsilonGreedy, Normal, TanhNormal, draw
 rng = np.random.default_rng(0)
 x = rng.standard_normal((5, 3), np.float32)
-for dist in (EpsilonGreedy(x, 0.1), Categorical(x), Normal(x, x), TanhNormal(x, x)):
+for dist in (EpsilonGreedy(x, 0.1), Categorical(x), Normal(x, x), TanhNormal(x, x), ClippedNormal(x, abs(x), x, x)):
     dist.log_prob(dist.sample(draw(dist, rng))), dist.mode(), dist.kl(dist)
 assert "jax" not in sys.modules
 """

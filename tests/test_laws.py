@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import HYPER, OBS, bits, random_batch, random_state, small_dqn, small_run, start
+from small import HYPER, MODULES, OBS, bits, random_batch, random_state, small, small_dqn, small_run, start
 
 from frugalrl import checkpoint, rng
 from frugalrl.distributions import Categorical, draw
@@ -21,7 +21,7 @@ from frugalrl.levers.compress.simulate import compressed
 from frugalrl.levers.correct import corrected, none, truncated
 from frugalrl.runtime import actor, compiled, link
 from frugalrl.runtime.actors import arrays_of
-from frugalrl.types import Agent, Batch, Policy, update
+from frugalrl.types import Agent, Batch, Linear, Policy, update
 
 KEY = jax.random.key(0)
 ITERATIONS, MEMBERS = 20, 4
@@ -32,6 +32,21 @@ class Learner(NamedTuple):
 
     agent: Agent
     window: int
+    hyper: Any = HYPER
+    continuous: bool = False
+
+    def run(self) -> compiled.Run:
+        return small_run(self.agent, self.window, continuous=self.continuous)
+
+    def batch(self) -> Batch:
+        return random_batch(window=self.window, continuous=self.continuous)
+
+    def state(self) -> Any:
+        return random_state(self.agent, hyper=self.hyper)
+
+
+def other(name: str, window: int = 1, continuous: bool = True) -> Learner:
+    return Learner(small(name, continuous), window, MODULES[name].Hyper(learning_rate=1e-2), continuous)
 
 
 class Lever(NamedTuple):
@@ -41,6 +56,8 @@ class Lever(NamedTuple):
 
 
 AGENTS = {"dqn": Learner(small_dqn(), 1), "dqn, 3 steps": Learner(small_dqn(), 3)}
+AGENTS |= {"sac": other("sac"), "sac, discrete": other("sac", continuous=False)}
+AGENTS |= {"td3, 3 steps": other("td3", 3), "d4pg, 3 steps": other("d4pg", 3)}
 LEVERS = {
     "none": Lever(lambda agent: agent, identity=True, neutral=True),
     "fp32 actors": Lever(lambda agent: compressed(agent, quantise.fp32()), identity=True, neutral=True),
@@ -50,14 +67,22 @@ LEVERS = {
     "both": Lever(lambda agent: compressed(corrected(agent, truncated()), quantise.int8())),
 }
 CELLS = [(name, lever) for name in AGENTS for lever in LEVERS]
-TABLE = pytest.mark.parametrize(("name", "lever"), CELLS)
-IDENTITIES = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].identity])
-NEUTRALS = pytest.mark.parametrize(("name", "lever"), [cell for cell in CELLS if LEVERS[cell[1]].neutral])
+# Cells that every test session looks at: all of DQN's, and one in which the others have most to lose.
+QUICK = {cell for cell in CELLS if cell[0].startswith("dqn")}
+QUICK |= {("sac", "none"), ("sac, discrete", "fp32 actors"), ("td3, 3 steps", "truncated ratios")}
+
+
+def table(cells: list[tuple[str, str]], quick: set[tuple[str, str]] = QUICK) -> pytest.MarkDecorator:
+    marked = [cell if cell in quick else pytest.param(*cell, marks=pytest.mark.long) for cell in cells]
+    return pytest.mark.parametrize(("name", "lever"), marked)
+
+
+TABLE = table(CELLS)
+IDENTITIES = table([cell for cell in CELLS if LEVERS[cell[1]].identity])
+NEUTRALS = table([cell for cell in CELLS if LEVERS[cell[1]].neutral])
 # Cells whose runs are compiled in every test session; an identity lever's run is the run of "none" as a program.
-USUAL = {("dqn", "none"), ("dqn, 3 steps", "both")}
-RUNS = pytest.mark.parametrize(
-    ("name", "lever"), [cell if cell in USUAL else pytest.param(*cell, marks=pytest.mark.long) for cell in CELLS]
-)
+USUAL = {("dqn", "none"), ("dqn, 3 steps", "both"), ("sac", "none")}
+RUNS = table(CELLS, USUAL)
 
 
 def pulled(name: str, lever: str) -> Learner:
@@ -75,14 +100,15 @@ class Population(NamedTuple):
 
 @cache
 def population(name: str, lever: str) -> Population:
-    run = small_run(*pulled(name, lever))
-    carry = start(run, MEMBERS)
+    learner = pulled(name, lever)
+    run = learner.run()
+    carry = start(run, MEMBERS, learner.hyper)
     return Population(run, carry, compiled.Programs(run, carry))
 
 
 def on_policy(learner: Learner, state: Any) -> Batch:
     """A batch whose actions the agent itself chose."""
-    agent, batch = learner.agent, random_batch(window=learner.window)
+    agent, batch = learner.agent, learner.batch()
     policy = agent.policy(state)
     log_prob = jax.vmap(jax.vmap(lambda obs, action: agent.dist(policy, obs, KEY).log_prob(action)))
     return batch._replace(data=batch.data._replace(log_prob=log_prob(batch.data.obs, batch.data.action)))
@@ -91,20 +117,25 @@ def on_policy(learner: Learner, state: Any) -> Batch:
 @IDENTITIES
 def test_an_identity_lever_gives_the_same_program(name, lever):
     before, after = AGENTS[name], pulled(name, lever)
-    state, batch = random_state(before.agent), random_batch(window=before.window)
-    asked = {"init": (KEY, HYPER), "policy": (state,), "grad": (state, batch, KEY), "apply": (state, state.params)}
+    state, batch = before.state(), before.batch()
+    asked = {
+        "init": (KEY, before.hyper),
+        "policy": (state,),
+        "grad": (state, batch, KEY),
+        "apply": (state, state.params),
+    }
     for part, arguments in asked.items():
         programs = [str(jax.make_jaxpr(getattr(learner.agent, part))(*arguments)) for learner in (before, after)]
         assert programs[0] == programs[1], part
-    runs = [small_run(*learner) for learner in (before, after)]
-    carry = jax.eval_shape(runs[0].init, KEY, HYPER)
+    runs = [learner.run() for learner in (before, after)]
+    carry = jax.eval_shape(runs[0].init, KEY, before.hyper)
     assert str(jax.make_jaxpr(runs[0].advance)(carry, 3)) == str(jax.make_jaxpr(runs[1].advance)(carry, 3))
 
 
 @NEUTRALS
 def test_a_neutral_lever_gives_the_same_numbers(name, lever):
     before, after = AGENTS[name], pulled(name, lever)
-    state = random_state(before.agent)
+    state = before.state()
     batch = on_policy(before, state)
     expected, got = (update(learner.agent, state, batch, KEY) for learner in (before, after))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -122,11 +153,9 @@ def test_a_lever_leaves_what_is_not_its_own(name, lever):
 
 @TABLE
 def test_a_state_keeps_its_dtypes_and_structure(name, lever):
-    agent, window = pulled(name, lever)
-    before = jax.eval_shape(agent.init, KEY, HYPER)
-    after, _ = jax.eval_shape(
-        lambda state, batch: update(agent, state, batch, KEY), before, random_batch(window=window)
-    )
+    learner = pulled(name, lever)
+    before = jax.eval_shape(learner.agent.init, KEY, learner.hyper)
+    after, _ = jax.eval_shape(lambda state, batch: update(learner.agent, state, batch, KEY), before, learner.batch())
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
@@ -174,7 +203,7 @@ def test_resumed_equals_never_stopped(name, lever, tmp_path):
     half = advanced(programs, carry, 1, [ITERATIONS // 2])[0]
     expected = advanced(programs, carry, 1, [ITERATIONS // 2, ITERATIONS])
     checkpoint.save(tmp_path, 40, half)
-    begin = jax.vmap(lambda seed: run.init(rng.key(seed), HYPER))
+    begin = jax.vmap(lambda seed: run.init(rng.key(seed), AGENTS[name].hyper))
     restored = checkpoint.restore(tmp_path, 40, jax.eval_shape(begin, jnp.arange(1)))
     assert bits(restored) == bits(half)
     assert bits(advanced(programs, restored, 1, [ITERATIONS])) == bits(expected)
@@ -182,9 +211,11 @@ def test_resumed_equals_never_stopped(name, lever, tmp_path):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_two_seeds_differ_in_every_weight(name):
-    agent = AGENTS[name].agent
-    params = jax.vmap(lambda seed: agent.init(rng.key(seed), HYPER).params)(jnp.arange(2))
-    for layer in params:
+    learner = AGENTS[name]
+    params = jax.vmap(lambda seed: learner.agent.init(rng.key(seed), learner.hyper).params)(jnp.arange(2))
+    layers = [x for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Linear)) if isinstance(x, Linear)]
+    assert len(layers) == (2 if name.startswith("dqn") else 4)
+    for layer in layers:
         assert (layer.w[0] != layer.w[1]).all()
         assert (layer.b == 0).all()
 

@@ -1,4 +1,4 @@
-"""A memory of rollouts deals each step of them once a pass, with what was worked out for it, and replays by priority."""
+"""A memory of rollouts deals each step once a pass, with what was worked out for it, and replays by priority."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def dealt(memory: Memory, kept: Any, updates: int, seed: int = 0) -> tuple[Any, 
     return kept, jax.device_get(batches)
 
 
-def actions(batches: list[Batch]) -> list[list[int]]:
-    return [batch.data.action.ravel().tolist() for batch in batches]
+def actions(batches: list[Batch]) -> list[int]:
+    return np.concatenate([batch.data.action.ravel() for batch in batches]).tolist()
 
 
 def is_itself(batch: Batch) -> None:
@@ -81,7 +81,7 @@ def test_each_pass_deals_every_step_once_and_in_another_order():
     assert all(batch.data.action.shape == (4, 1) for batch in batches)
     for batch in batches:
         is_itself(batch)
-    passes = [sum(actions(batches[i : i + 3]), []) for i in (0, 3)]
+    passes = [actions(batches[i : i + 3]) for i in (0, 3)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(48, 60))  # the newest rollout only
     assert passes[0] != passes[1]
     assert actions(dealt(memory, kept, 6, seed=1)[1]) != actions(batches)
@@ -95,7 +95,7 @@ def test_whole_rollouts_stay_whole():
         is_itself(batch)
         assert batch.data.action.shape == (1, TIME)
         assert np.diff(batch.data.action[0]).tolist() == [1] * (TIME - 1)
-    assert sorted(sum(actions(batches), [])) == list(range(12, 24))
+    assert sorted(actions(batches)) == list(range(12, 24))
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -104,7 +104,7 @@ def test_streams_are_dealt_together_or_each_alone(alone):
     kept = filled(memory, 5, streams=2)
     _, (batch,) = dealt(memory, kept, 1)
     is_itself(batch)
-    assert sorted(actions([batch])[0]) == list(range(36 if not alone else 48, 60))
+    assert sorted(actions([batch])) == list(range(36 if not alone else 48, 60))
 
 
 def test_replayed_rollouts_stand_beside_the_new_ones():
@@ -126,9 +126,9 @@ def test_replay_passes_follow_the_new_rollouts():
     _, batches = dealt(memory, filled(memory, 8), 6)
     for batch in batches:
         is_itself(batch)
-    assert sorted(sum(actions(batches[:2]), [])) == list(range(84, 96))
+    assert sorted(actions(batches[:2])) == list(range(84, 96))
     for i in (2, 4):  # whole rollouts of a lane, in steps
-        replayed = np.unique(sum(actions(batches[i : i + 2]), []), return_counts=True)
+        replayed = np.unique(actions(batches[i : i + 2]), return_counts=True)
         starts = replayed[0][::TIME]
         np.testing.assert_array_equal(replayed[0], (starts[:, None] + np.arange(TIME)).ravel())
     assert actions(batches[2:4]) != actions(batches[4:6])

@@ -13,24 +13,20 @@ import jax.numpy as jnp
 import optax
 
 from ..distributions import EpsilonGreedy, epsilon_greedy
-from ..losses import huber, lambda_return, n_step, squared
-from ..memory import uniform
+from ..losses import huber, n_step, squared
+from ..memory import in_turns, replay
 from ..networks import Dense, torso
 from ..networks import network as build_network
 from ..types import (
     Agent,
     Batch,
     Box,
-    Cadence,
-    Corrector,
     Discrete,
     Info,
-    Memory,
     Network,
     Policy,
     Recipe,
     Space,
-    Transition,
 )
 
 
@@ -157,7 +153,12 @@ OPTIMIZERS = {
 }
 
 
-def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def greedy(actions: Space) -> dict[str, Any]:
+    """The knobs of a policy that acts as well as it can."""
+    return {"epsilon": 0.0}
+
+
+def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     """The DQN that `static` describes, for these spaces. Raises ValueError for a choice that does not exist."""
     if not isinstance(actions, Discrete):
         raise ValueError("dqn chooses among discrete actions")
@@ -169,15 +170,4 @@ def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = la
     return dqn(net, double=static.double, loss=LOSSES[static.loss], optimizer=OPTIMIZERS[static.optimizer]())
 
 
-def memory(static: Static, example: Transition, **shape: int) -> Memory:
-    return uniform(example, static.buffer_size, static.batch_size, window=static.n_step, **shape)
-
-
-recipe = Recipe(
-    Static(),
-    Hyper(),
-    assemble,
-    lambda static: Cadence(static.train_freq, static.gradient_steps, static.learning_starts),
-    memory,
-    values="weight",
-)
+recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")

@@ -390,7 +390,7 @@ def _model(static: Any, obs: Box, actions: Space) -> tuple[Model, Callable, int]
         out, head, dims = actions.n, distributions.categorical, 0
     else:
         (dims,) = actions.shape
-        out, head = dims, distributions.gaussian
+        out, head = dims, distributions.normal
     layers = torso(static.network, static.hidden, obs)
     actor = (*layers, Dense(out, relu=False, gain=0.01))
     if len(obs.shape) > 1:
@@ -450,6 +450,10 @@ def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = la
     )  # fmt: skip
 
 
+def _greedy(actions: Space) -> dict[str, Any]:
+    return {} if isinstance(actions, Discrete) else {"log_std": [0.0] * actions.shape[0]}
+
+
 def _cadence(static: Any, updates: int, waits: bool = True) -> Cadence:
     steps = static.num_envs * static.n_steps
     return Cadence(steps, updates, rollout=static.n_steps, waits=waits)
@@ -476,9 +480,14 @@ def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
     )  # fmt: skip
 
 
-ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory)
+ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory, _greedy)
 a2c = Recipe(
-    A2C(), Hyper(learning_rate=7e-4, gae_lambda=1.0, ent_coef=0.01), _a2c, lambda s: _cadence(s, 1), _a2c_memory
+    A2C(),
+    Hyper(learning_rate=7e-4, gae_lambda=1.0, ent_coef=0.01),
+    _a2c,
+    lambda s: _cadence(s, 1),
+    _a2c_memory,
+    _greedy,
 )
 impala = Recipe(
     Impala(),
@@ -486,6 +495,7 @@ impala = Recipe(
     _impala,
     lambda s: _cadence(s, 1, waits=False),
     _impala_memory,
+    _greedy,
     corrector="vtrace",
 )
 ptr_ppo = Recipe(
@@ -494,4 +504,5 @@ ptr_ppo = Recipe(
     _ptr_ppo,
     lambda s: _cadence(s, (s.n_epochs + s.replay_epochs) * s.num_minibatches),
     _ptr_memory,
+    _greedy,
 )

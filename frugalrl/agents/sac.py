@@ -1,0 +1,204 @@
+"""SAC: an actor that maximises return and entropy, twin critics, a learned temperature.
+
+Continuous actions as in Haarnoja et al. 2018 (arXiv 1801.01290 and 1812.05905), discrete ones as in Christodoulou 2019
+(arXiv 1910.07207); they differ in one part, `Soft`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..distributions import Categorical, TanhNormal, categorical, gaussian, tanh_normal
+from ..losses import n_step, squared
+from ..memory import in_turns, replay
+from ..types import Agent, Batch, Box, Discrete, Info, Network, Policy, Recipe, Space
+from .actor_critic import actor as actor_network
+from .actor_critic import bounds, descend, ensemble, follow, unit
+from .actor_critic import critic as critic_network
+
+CRITICS = 2
+
+
+class Static(NamedTuple):
+    """Numbers and names that shape the program."""
+
+    hidden: tuple[int, ...] = (256, 256)  # widths of the layers, of the actor and of each critic
+    batch_size: int = 256
+    buffer_size: int = 1_000_000  # environment steps kept
+    learning_starts: int = 100  # environment steps, of random actions, before the first update
+    train_freq: int = 1  # environment steps between rounds of updates
+    gradient_steps: int = 1  # updates in a round
+    num_envs: int = 1  # environments side by side, of each actor process if there are any
+    n_step: int = 1
+    auto_ent_coef: bool = True  # the temperature is learned
+
+
+class Hyper(NamedTuple):
+    """Numbers that may differ between the members of a population: leaves of the state."""
+
+    learning_rate: Any = 3e-4
+    gamma: Any = 0.99
+    tau: Any = 0.005  # how far the target critics move at each update
+    ent_coef: Any = 1.0  # the temperature; where it starts, if it is learned
+    target_entropy_scale: Any = 1.0  # times the papers' own: -dims, and 0.98 log(actions) for discrete actions
+
+
+class Params(NamedTuple):
+    """What has gradients, and moments."""
+
+    actor: Any
+    critic: Any  # stacked, [critics, ...]
+    log_ent_coef: Any  # scalar
+
+
+class State(NamedTuple):
+    params: Params
+    target: Any  # critics that follow slowly
+    optimizer: Params
+    hyper: Hyper
+    version: Any  # int32, learner updates so far
+
+
+class Soft(NamedTuple):
+    """How a kind of action enters the losses: functions of one sample."""
+
+    critics: Callable[[Any], Any]  # key -> params of the critics
+    # (actor, critics, temperature, obs, key) -> (soft value of obs, entropy there)
+    value: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
+    taken: Callable[[Any, Any, Any], Any]  # (critics, obs, action) -> the value of that action [critics]
+    head: Callable[[Any, dict], Any]
+    knobs: Callable[[Any], dict]  # version -> knobs
+    target_entropy: float  # nats
+
+
+def squashed(actor: Network, critic: Network, actions: Box) -> Soft:
+    """Continuous actions: expectations over the policy are estimated with one reparameterised sample.
+
+    `actor` gives a mean and a log standard deviation for each dimension, `critic` values an observation and an action.
+    """
+    init, judge = ensemble(critic, CRITICS)
+    low, high = bounds(actions)
+
+    def value(params, critics, temperature, obs, key):
+        # the entropy is of actions in [-1, 1], so that its target does not depend on the environment's units
+        dist = TanhNormal(*gaussian(actor.apply(params, obs, None)))
+        action, log_prob = dist.sample_and_log_prob(jax.random.normal(key, dist.noise_shape()))
+        # Haarnoja et al. 2018 (1801.01290), equation 3, with the lesser of two critics (section 4.2)
+        return jnp.min(judge(critics, obs, action)) - temperature * log_prob, -log_prob
+
+    def taken(critics, obs, action):
+        return judge(critics, obs, unit(action, low, high))[:, 0]
+
+    def knobs(version):
+        return {"low": jnp.asarray(low), "high": jnp.asarray(high), "random": (version == 0).astype(jnp.float32)}
+
+    return Soft(init, value, taken, tanh_normal, knobs, -float(low.size))
+
+
+def enumerated(actor: Network, critic: Network, actions: Discrete) -> Soft:
+    """Discrete actions: expectations over the policy are exact sums.
+
+    `actor` gives logits, `critic` a value for each action. Before learning the logits are nearly equal, so that actions
+    are random without a knob.
+    """
+    init, judge = ensemble(critic, CRITICS)
+
+    def value(params, critics, temperature, obs, key):
+        dist = Categorical(actor.apply(params, obs, None))
+        # Christodoulou 2019, equation 10
+        entropy = dist.entropy()
+        return jnp.sum(dist.probs() * jnp.min(judge(critics, obs), 0)) + temperature * entropy, entropy
+
+    def taken(critics, obs, action):
+        return judge(critics, obs)[:, action]
+
+    return Soft(init, value, taken, categorical, lambda version: {}, 0.98 * log(actions.n))
+
+
+def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True) -> Agent:
+    """SAC with `actor` as its policy and the actions of `soft`.
+
+    `auto_ent_coef` learns the temperature so that the entropy stays near its target (1812.05905, section 5). The number
+    of steps in a return is the window of the batch. A batch's weights count for the critics.
+    """
+    tx = optax.scale_by_adam()
+
+    def init(key, hyper: Hyper) -> State:
+        key_actor, key_critic = jax.random.split(key)
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
+        critics = soft.critics(key_critic)
+        params = Params(actor.init(key_actor), critics, jnp.log(jnp.maximum(hyper.ent_coef, 1e-8)))
+        return State(params, critics, Params(*map(tx.init, params)), hyper, jnp.zeros((), jnp.int32))
+
+    def policy(state: State) -> Policy:
+        return Policy(state.params.actor, soft.knobs(state.version))
+
+    def dist(policy: Policy, obs, key=None):
+        return soft.head(actor.apply(policy.params, obs, key), policy.knobs)
+
+    def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
+        h, data, params = state.hyper, batch.data, state.params
+        keys = jax.random.split(key, (2, *batch.weight.shape))
+        temperature = jnp.exp(params.log_ent_coef)
+        ret = jax.vmap(n_step, (0, 0, 0, None))(data.reward, data.terminated, data.truncated, h.gamma)
+        obs, action = data.obs[:, 0], data.action[:, 0]
+        next_obs = jax.vmap(lambda x, i: x[i])(data.next_obs, ret.last)
+        soft_values = jax.vmap(soft.value, (None, None, None, 0, 0))
+
+        bootstrap, _ = soft_values(params.actor, state.target, temperature, next_obs, keys[0])
+        target = ret.reward + ret.discount * bootstrap
+
+        def critic_loss(critics):  # 1801.01290, equation 5
+            values = jax.vmap(soft.taken, (None, 0, 0))(critics, obs, action)
+            error = target[:, None] - values
+            return jnp.mean(batch.weight * jnp.sum(squared(error), -1)), (error, values)
+
+        def actor_loss(weights):  # 1801.01290, equation 12; Christodoulou 2019, equation 12
+            values, entropy = soft_values(weights, params.critic, temperature, obs, keys[1])
+            return -jnp.mean(values), jnp.mean(entropy)
+
+        (loss, (error, values)), critic_grads = jax.value_and_grad(critic_loss, has_aux=True)(params.critic)
+        (policy_loss, entropy), actor_grads = jax.value_and_grad(actor_loss, has_aux=True)(params.actor)
+        # 1812.05905, equation 18, for the logarithm: its steps do not shrink with the temperature
+        gap = entropy - h.target_entropy_scale * soft.target_entropy
+        temperature_grad = gap if auto_ent_coef else jnp.zeros_like(gap)
+        metrics = {"loss": loss, "actor_loss": policy_loss, "q": jnp.mean(values), "entropy": entropy}
+        priority = jnp.mean(jnp.abs(error), -1)
+        return Params(actor_grads, critic_grads, temperature_grad), Info(metrics | {"ent_coef": temperature}, priority)
+
+    def apply(state: State, grads: Params) -> State:
+        h = state.hyper
+        steps = [descend(tx, *part, h.learning_rate) for part in zip(state.params, state.optimizer, grads, strict=True)]
+        params, moments = (Params(*parts) for parts in zip(*steps, strict=True))
+        return State(params, follow(state.target, params.critic, h.tau), moments, h, state.version + 1)
+
+    return Agent(init, policy, soft.head, dist, grad, apply, actor, ratio_from=1)
+
+
+def greedy(actions: Space) -> dict[str, Any]:
+    """The knobs of a policy that acts as well as it can."""
+    if isinstance(actions, Discrete):
+        return {}
+    low, high = bounds(actions)
+    return {"low": low.tolist(), "high": high.tolist(), "random": 0.0}
+
+
+def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+    """The SAC that `static` describes, for these spaces. Raises ValueError for spaces it cannot handle."""
+    if isinstance(actions, Discrete):
+        actor = actor_network(static.hidden, actions.n, obs)
+        soft = enumerated(actor, critic_network(static.hidden, obs, 0, actions.n), actions)
+    else:
+        dims = bounds(actions)[0].size
+        actor = actor_network(static.hidden, 2 * dims, obs)
+        soft = squashed(actor, critic_network(static.hidden, obs, dims), actions)
+    return sac(actor, soft, auto_ent_coef=static.auto_ent_coef)
+
+
+recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")
