@@ -71,6 +71,28 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "exploration_final_eps": 0.02,
         },
     ),
+    ("ppo", "CartPole-v1"): (
+        100_000,
+        {"learning_rate": 1e-3, "anneal_lr": 1.0, "n_steps": 64, "n_epochs": 10},
+    ),
+    ("a2c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "anneal_lr": 1.0, "n_steps": 16, "gae_lambda": 0.95}),
+    ("impala", "CartPole-v1"): (200_000, {}),
+    ("ptr-ppo", "CartPole-v1"): (100_000, {}),
+    ("ppo", "Pendulum-v1"): (
+        100_000,
+        {"learning_rate": 1e-3, "num_envs": 4, "n_steps": 512, "n_epochs": 10, "num_minibatches": 8, "gamma": 0.9},
+    ),
+    ("ppo", "LunarLander-v3"): (
+        1_000_000,
+        {
+            "num_envs": 16,
+            "n_steps": 1024,
+            "num_minibatches": 256,
+            "gamma": 0.999,
+            "gae_lambda": 0.98,
+            "ent_coef": 0.01,
+        },
+    ),
     # the paper's 0.98 of the greatest entropy is too much where one wrong push in many lets the pole fall
     ("sac", "CartPole-v1"): (30_000, _PENDULUM | {"target_entropy_scale": 0.5, "n_step": 5}),
     ("sac", "Pendulum-v1"): (20_000, _PENDULUM),

@@ -423,8 +423,18 @@ def test_spaces_it_cannot_handle_are_refused():
 @pytest.mark.parametrize(
     ("agent", "env", "hyper", "message"),
     [
-        ("td3", "CartPole-v1", {}, "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, ppo, a2c, impala, ptr-ppo, sac"),
-        ("dqn", "Pendulum-v1", {}, "Pendulum-v1 has continuous actions, and dqn takes discrete ones; use ppo, a2c, impala, ptr-ppo, sac, td3"),
+        (
+            "td3",
+            "CartPole-v1",
+            {},
+            "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, ppo, a2c, impala, ptr-ppo, sac",
+        ),
+        (
+            "dqn",
+            "Pendulum-v1",
+            {},
+            "Pendulum-v1 has continuous actions, and dqn takes discrete ones; use ppo, a2c, impala, ptr-ppo, sac, td3",
+        ),
         ("d4pg", "Pendulum-v1", {"v_min": 5, "v_max": 5}, "v_min=5 must be less than v_max=5"),
     ],
 )
