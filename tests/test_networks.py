@@ -21,6 +21,7 @@ from frugalrl.networks import (
     mlp,
     nature_cnn,
     network,
+    orthogonal,
     out_features,
     out_shape,
     weighted,
@@ -173,3 +174,9 @@ def test_layers_of_one_shape_start_differently():
     for i, a in enumerate(params):
         for b in params[i + 1 :]:
             assert (a.w != b.w).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (3, 7), (40, 40), (3, 3, 2, 8), (5, 1), (1, 5)])
+def test_orthogonal_weights_are_those_of_jaxs_initializer(shape):
+    expected = jax.nn.initializers.orthogonal(1.0)(KEY, shape, jnp.float32)
+    np.testing.assert_allclose(orthogonal(KEY, shape), expected, atol=2e-6)

@@ -449,7 +449,7 @@ def test_a_wrong_choice_is_one_line_that_says_what_to_use(agent, env, hyper, mes
 def test_it_trains_in_both_runtimes_and_its_policy_is_kept(name, env, runtime, tmp_path):
     hyper = {"hidden": (16,), "batch_size": 32}
     run = frugalrl.train(name, env, steps=1000, seeds=2, runtime=runtime, hyper=hyper, out=tmp_path / "run")
-    assert len(run.returns.per_seed) == 2
+    assert len(run.returns["per_seed"]) == 2
     kept = load(tmp_path / "run")
     obs = np.random.default_rng(0).standard_normal((50, *kept.card.obs.shape), np.float32)
     actions = kept.predict(obs)
