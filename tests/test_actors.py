@@ -21,6 +21,7 @@ from runs import checkpoints, has_rows, receipt, rows, running
 from frugalrl import catalog, cli, jobs, rng, training
 from frugalrl.agents.dqn import Hyper, Static, assemble
 from frugalrl.distributions import epsilon_greedy
+from frugalrl.errors import UsageError
 from frugalrl.levers.compress import engines, quantise
 from frugalrl.memory import uniform
 from frugalrl.networks import weighted
@@ -596,3 +597,64 @@ def test_a_resumed_run_keeps_its_first_fallback():
     first = {"actors": {"mode": "fp32", "fallback": {"step": 5}, "restarts": 1}}
     again = training._added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
     assert again["actors"] == {"mode": "int8", "fallback": {"step": 5}, "restarts": 2}
+
+
+# actors that wait
+
+
+def watched(made: Parts) -> tuple[Parts, list[tuple[str, int, set[int], int]]]:
+    """The same parts, and a list of what the Learner is given: the part, the actor, the rollout's versions, its own."""
+    seen: list[tuple[str, int, set[int], int]] = []
+
+    def watch(name: str):
+        part = getattr(made.learner, name)
+
+        def call(carry, items, stream):
+            seen.append((name, int(stream), set(np.asarray(items.version).ravel().tolist()), int(carry.state.version)))
+            return part(carry, items, stream)
+
+        return call
+
+    learner = made.learner._replace(add=watch("add"), learn=watch("learn"))
+    return made._replace(learner=learner, spec=made.spec._replace(waits=made.plan.waits)), seen
+
+
+def test_actors_that_wait_act_with_the_policy_of_the_last_update():
+    made, seen = watched(parts(waits=True, slots=1, warmup=0))
+    for _ in made.train(steps=2 * 8 * 2 * 10):
+        pass
+    assert [name for name, *_ in seen] == ["add", "learn"] * 10
+    for (_, first, *_), (_, second, *_) in zip(seen[::2], seen[1::2], strict=True):
+        assert {first, second} == {0, 1}
+    assert [versions for _, _, versions, _ in seen] == [{4 * (i // 2)} for i in range(20)]
+    assert all(versions == {own} for _, _, versions, own in seen)
+
+
+def test_a_round_survives_the_death_of_an_actor_that_waits():
+    made, seen = watched(parts(waits=True, slots=1, warmup=0))
+    fleets: list[actors.Fleet] = []
+    killed = False
+    for tick in made.train(steps=2 * 8 * 2 * 12, fleets=fleets):
+        if tick.step >= 2 * 8 * 2 * 4 and not killed:
+            killed = True
+            fleets[0].processes[0].kill()
+    assert killed
+    assert fleets[0].restarts == 1
+    rounds = [name for name, *_ in seen].count("learn")
+    assert rounds >= 11  # one message may have been of an actor that came back within its round
+    assert all(versions == {own} for name, _, versions, own in seen if name == "learn")
+    assert made.plan.waits
+
+
+def test_ppo_in_actor_processes_is_on_policy():
+    result = training.train(
+        "ppo", "CartPole-v1", steps=2048, runtime="actors", hyper={"hidden": (8,), "num_envs": 4, "n_steps": 64}
+    )
+    assert result.receipt["actors"]["ratio"] == pytest.approx(1, abs=0.5)  # of the last minibatch, after the updates
+    assert result.receipt["steps"] == 2048
+    assert result.receipt["actors"]["mode"] == "fp32"
+
+
+def test_environments_that_cannot_be_shared_evenly_say_so():
+    with pytest.raises(UsageError, match="num_envs=4"):
+        training.train("ppo", "CartPole-v1", steps=2048, runtime="actors", hyper={"num_envs": 3})
