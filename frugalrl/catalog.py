@@ -19,6 +19,7 @@ class Entry(NamedTuple):
     summary: str
     discrete: bool = True  # takes discrete actions
     continuous: bool = False
+    images: bool = True  # takes images as observations, not only vectors
 
 
 AGENTS = {
@@ -27,10 +28,10 @@ AGENTS = {
     "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),
     "impala": Entry("frugalrl.agents.ppo", "impala", "policy gradient, actors that do not wait, V-trace", True, True),
     "ptr-ppo": Entry("frugalrl.agents.ppo", "ptr_ppo", "ppo with a replay of rollouts by priority", True, True),
-    "sac": Entry("frugalrl.agents.sac", "recipe", "entropy beside return, twin critics", True, True),
-    "td3": Entry("frugalrl.agents.td3", "recipe", "deterministic actor, twin critics", False, True),
-    "ddpg": Entry("frugalrl.agents.ddpg", "recipe", "deterministic actor, one critic", False, True),
-    "d4pg": Entry("frugalrl.agents.d4pg", "recipe", "ddpg with a distribution for a critic", False, True),
+    "sac": Entry("frugalrl.agents.sac", "recipe", "entropy beside return, twin critics", True, True, False),
+    "td3": Entry("frugalrl.agents.td3", "recipe", "deterministic actor, twin critics", False, True, False),
+    "ddpg": Entry("frugalrl.agents.ddpg", "recipe", "deterministic actor, one critic", False, True, False),
+    "d4pg": Entry("frugalrl.agents.d4pg", "recipe", "ddpg with a distribution for a critic", False, True, False),
 }
 
 # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values
@@ -229,13 +230,10 @@ def _bound(bound: Any) -> Any:
     return tuples(bound.astype(float).tolist())
 
 
-def able(actions: Space) -> list[str]:
-    """The agents that can take these actions."""
-    return [
-        name
-        for name, agent in AGENTS.items()
-        if (agent.discrete if isinstance(actions, Discrete) else agent.continuous)
-    ]
+def able(obs: Box, actions: Space) -> list[str]:
+    """The agents that can take these observations and actions."""
+    kind = "discrete" if isinstance(actions, Discrete) else "continuous"
+    return [name for name, entry in AGENTS.items() if getattr(entry, kind) and (entry.images or len(obs.shape) == 1)]
 
 
 def hyper_fields(recipe: Recipe) -> dict[str, Any]:

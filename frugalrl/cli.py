@@ -249,7 +249,7 @@ def envs(a: argparse.Namespace) -> None:
             if not there:
                 note = f"not installed: pip install 'frugalrl[{family.extra}]'"
             else:
-                note = ", ".join(catalog.able(catalog.spaces(env_id)[1])) or "no agent yet takes its continuous actions"
+                note = ", ".join(catalog.able(*catalog.spaces(env_id)))
             print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}   {note}")
     print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
     print("ALE/<Game>-v5 and tasks of dm_control/<domain>-<task>-v0")

@@ -157,12 +157,13 @@ def _check_corrector(config: Config, recipe: Recipe) -> None:
 def _check_pair(config: Config, recipe: Recipe) -> None:
     """That the agent can train on the environment, and that both can be made."""
     obs, actions = catalog.spaces(config.env)
-    able = catalog.able(actions)
+    able, entry = catalog.able(obs, actions), catalog.AGENTS[config.agent]
     if config.agent not in able:
         kind, other = ("discrete", "continuous") if isinstance(actions, Discrete) else ("continuous", "discrete")
-        raise UsageError(
-            f"{config.env} has {kind} actions, and {config.agent} takes {other} ones; use {', '.join(able)}"
-        )
+        why = f"{config.env} has {kind} actions, and {config.agent} takes {other} ones"
+        if getattr(entry, kind):
+            why = f"{config.env} has images {obs.shape} as observations, and {config.agent} takes vectors"
+        raise UsageError(f"{why}; use {', '.join(able)}")
     static, _ = split(recipe, config.hyper)
     try:
         recipe.assemble(static, obs, actions)
