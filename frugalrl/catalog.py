@@ -94,6 +94,11 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "ent_coef": 0.01,
         },
     ),
+    # lands in few seeds only: one update a rollout wants short rollouts, and more steps than these
+    ("a2c", "LunarLander-v3"): (
+        500_000,
+        {"n_steps": 8, "gae_lambda": 0.95, "anneal_lr": 1.0, "ent_coef": 0.01, "normalize_reward": True},
+    ),
     # the paper's 0.98 of the greatest entropy is too much where one wrong push in many lets the pole fall
     ("sac", "CartPole-v1"): (30_000, _PENDULUM | {"target_entropy_scale": 0.5, "n_step": 5}),
     ("sac", "Pendulum-v1"): (20_000, _PENDULUM),
