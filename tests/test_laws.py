@@ -178,13 +178,20 @@ def numbers(tree: Any) -> list[np.ndarray]:
 
 @RUNS
 def test_a_member_of_a_population_is_the_run_alone(name, lever):
-    """Over 20 iterations, to round-off: XLA adds up a batch in another order where a program holds one member only."""
+    """Over 20 iterations, to round-off: XLA adds up a batch in another order where a program holds one member only.
+
+    One iteration shows it closely. After more, Adam has magnified what there is: its first steps divide a gradient by
+    its own size, so where that is all but zero its round-off becomes a share of the learning rate (d4pg: 2e-6 after one
+    iteration, 3e-5 after two, 5e-5 to 2e-4 after twenty, in a few weights of 3,264). A member that saw another's data
+    would be off by whole steps.
+    """
     _, carry, programs = population(name, lever)
-    together = advanced(programs, carry, MEMBERS, [ITERATIONS])
-    alone = advanced(programs, carry, 1, [ITERATIONS])
-    assert alone[0].state.version.tolist() == [ITERATIONS] * MEMBERS
-    for a, b in zip(numbers(together), numbers(alone), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    for iterations, atol in ((1, 1e-5), (ITERATIONS, 0.05 * HYPER.learning_rate)):
+        together = advanced(programs, carry, MEMBERS, [iterations])
+        alone = advanced(programs, carry, 1, [iterations])
+        assert alone[0].state.version.tolist() == [iterations] * MEMBERS
+        for a, b in zip(numbers(together), numbers(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("width", [MEMBERS, 2])
