@@ -1,14 +1,12 @@
-"""What agents with an actor and critics share: spaces, ensembles of critics, and steps down a gradient."""
+"""What agents with an actor and critics share: spaces, networks, and ensembles of critics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ..networks import mlp
 from ..networks import network as build_network
@@ -60,15 +58,3 @@ def ensemble(network: Network, members: int) -> tuple[Callable, Callable]:
         return jax.vmap(network.apply, (0, None, None))(params, jnp.concatenate(inputs, -1), None)
 
     return init, apply
-
-
-def descend(tx: optax.GradientTransformation, params, moments, grads, learning_rate) -> tuple[Any, Any]:
-    """(params, moments) one step further down."""
-    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
-        direction, moments = tx.update(grads, moments, params)
-    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), moments
-
-
-def follow(target, params, tau):
-    """Target weights moved by `tau` of the way (Lillicrap et al. 2015, algorithm 1)."""
-    return jax.tree.map(lambda t, p: (1 - tau) * t + tau * p, target, params)

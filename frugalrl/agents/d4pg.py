@@ -15,8 +15,6 @@ from .actor_critic import critic as critic_network
 from .ddpg import as_it_is
 from .td3 import Critic, greedy, td3
 
-__all__ = ["Hyper", "Static", "assemble", "greedy"]
-
 
 class Static(NamedTuple):
     """Numbers and names that shape the program."""

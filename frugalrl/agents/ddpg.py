@@ -14,8 +14,6 @@ from .actor_critic import bounds
 from .actor_critic import critic as critic_network
 from .td3 import Static, greedy, least, td3
 
-__all__ = ["Hyper", "Static", "assemble", "greedy"]
-
 
 class Hyper(NamedTuple):
     """Numbers that may differ between the members of a population: leaves of the state."""

@@ -28,6 +28,7 @@ from ..types import (
     Recipe,
     Space,
 )
+from .descent import descend, follow, shrunk
 
 
 class Static(NamedTuple):
@@ -130,17 +131,12 @@ def dqn(
 
     def apply(state: State, grads) -> State:
         h = state.hyper
-        norm = optax.tree.norm(grads)
-        shrink = jnp.minimum(1.0, h.max_grad_norm / jnp.maximum(norm, 1e-12))
-        grads = jax.tree.map(lambda g: g * shrink, grads)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
-            direction, opt = tx.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, d: p - h.learning_rate * d, state.params, direction)
+        grads = shrunk(grads, h.max_grad_norm)
+        params, opt = descend(tx, state.params, state.optimizer, grads, h.learning_rate)
         version = state.version + 1
         interval = jnp.maximum(jnp.round(h.target_update_interval / h.steps_per_update), 1.0).astype(jnp.int32)
         due = version % interval == 0
-        move = jnp.where(due, h.tau, 0.0)
-        target = jax.tree.map(lambda t, p: (1 - move) * t + move * p, state.target, params)  # exact for 0 and 1
+        target = follow(state.target, params, jnp.where(due, h.tau, 0.0))
         return State(params, target, opt, h, version)
 
     return Agent(init, policy, epsilon_greedy, dist, grad, apply, network, ratio_from=1)

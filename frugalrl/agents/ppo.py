@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import distributions
-from ..losses import lambda_return
+from ..losses import backward, lambda_return
 from ..memory import rollouts
 from ..networks import Dense, Layers, out_features, torso
 from ..networks import network as build_network
@@ -36,6 +36,7 @@ from ..types import (
     Trace,
     Transition,
 )
+from .descent import descend, shrunk
 
 
 class Hyper(NamedTuple):
@@ -276,13 +277,10 @@ def actor_critic(
 
     def apply(state: State, grads: Params) -> State:
         h = state.hyper
-        norm = optax.tree.norm(grads)
-        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, h.max_grad_norm / jnp.maximum(norm, 1e-12)), grads)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
-            direction, opt = tx.update(grads, state.optimizer, state.params)
         done = jnp.clip(state.version.astype(jnp.float32) * h.steps_per_update / h.total_steps, 0.0, 1.0)
         rate = h.learning_rate * (1 - h.anneal_lr * done)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        grads = shrunk(grads, h.max_grad_norm)
+        params, opt = descend(tx, state.params, state.optimizer, grads, rate)
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
     return Agent(init, policy, head, dist, grad, apply, model.network, observe=observe, prepare=prepare)
@@ -352,16 +350,16 @@ def trajectory_weight(trace: Trace, margin: float = 0.2):
     P_t = rho_t P_t+1, begun anew where an episode ends; what exceeds 1 - margin counts as a share of itself, so that
     the weight stays below 2 - margin and is 1 for data of the own policy.
     """
-
-    def step(later, now):
-        log_ratio, ended = now
-        total = log_ratio + jnp.where(ended, 0.0, later)
-        return total, total
-
-    zero = jnp.zeros((), trace.log_ratio.dtype)
-    total = jnp.exp(jax.lax.scan(step, zero, (trace.log_ratio, trace.ended), reverse=True)[1])
+    total = jnp.exp(backward(trace.log_ratio, jnp.where(trace.ended, 0.0, 1.0)))
     low = 1 - margin
     return jnp.minimum(total, low) + jax.nn.relu((total - low) / jnp.maximum(total, 1e-30))
+
+
+PRIORITIES: dict[str, Callable[[Transition, Extra], Any]] = {
+    "max": lambda rollout, extra: jnp.max(jnp.abs(extra.advantage)),
+    "mean": lambda rollout, extra: jnp.mean(jnp.abs(extra.advantage)),
+    "reward": lambda rollout, extra: jax.nn.softplus(jnp.sum(rollout.reward)),
+}
 
 
 def prioritised(kind: str, alpha: float = 0.7, least: float = 0.01) -> Callable[[Transition, Extra], Any]:
@@ -370,11 +368,7 @@ def prioritised(kind: str, alpha: float = 0.7, least: float = 0.01) -> Callable[
     The paper leaves the exponent open; 0.7 is that of an unofficial implementation. Rewards are summed and enter
     through a softplus, since a probability may not be negative.
     """
-    size = {
-        "max": lambda rollout, extra: jnp.max(jnp.abs(extra.advantage)),
-        "mean": lambda rollout, extra: jnp.mean(jnp.abs(extra.advantage)),
-        "reward": lambda rollout, extra: jax.nn.softplus(jnp.sum(rollout.reward)),
-    }[kind]
+    size = _choice("priority", kind, PRIORITIES)
     return lambda rollout, extra: (size(rollout, extra) + least) ** alpha
 
 
@@ -473,10 +467,9 @@ def _impala_memory(static: Impala, example: Transition, **shape: Any) -> Memory:
 
 
 def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
-    kinds = {kind: prioritised(kind) for kind in ("max", "mean", "reward")}
     return rollouts(
         example, epochs=static.n_epochs, minibatches=static.num_minibatches, passes=static.replay_epochs,
-        capacity=static.buffer_size, priority=_choice("priority", static.priority, kinds), **shape,
+        capacity=static.buffer_size, priority=prioritised(static.priority), **shape,
     )  # fmt: skip
 
 

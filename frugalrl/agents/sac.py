@@ -19,8 +19,9 @@ from ..losses import n_step, squared
 from ..memory import in_turns, replay
 from ..types import Agent, Batch, Box, Discrete, Info, Network, Policy, Recipe, Space
 from .actor_critic import actor as actor_network
-from .actor_critic import bounds, descend, ensemble, follow, unit
+from .actor_critic import bounds, ensemble, unit
 from .actor_critic import critic as critic_network
+from .descent import descend, follow
 
 CRITICS = 2
 
