@@ -31,6 +31,7 @@ CASES = (
     Case("impala", "CartPole-v1", None),
     Case("ptr-ppo", "CartPole-v1", None),
     Case("dqn", "CartPole-v1", None),
+    Case("dqn", "MountainCar-v0", None),
     Case("sac", "Pendulum-v1", -200),
     Case("td3", "Pendulum-v1", -200),
     Case("ddpg", "Pendulum-v1", None),
