@@ -23,8 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import matrix_product, rows
-from benchmarks.peers.common import Settings
-from benchmarks.peers.run import cleanrl, sb3
+from benchmarks.peers.common import Settings, Task
+from benchmarks.peers.run import cleanrl, dqn, sb3
 
 NAME = "cartpole_dqn"
 OBS, ACTIONS = 4, 2  # CartPole's
@@ -87,9 +87,9 @@ def ours(seeds: int, settings: Settings) -> dict[str, object]:
     }
 
 
-def theirs(run: Callable[..., dict], processes: int, settings: Settings) -> dict[str, object]:
+def theirs(run: Callable[..., dict], task: Task | Settings, processes: int) -> dict[str, object]:
     """One run of a peer with a seed in each of `processes` processes."""
-    found = run(settings.steps, processes, settings=settings)
+    found = run(task, processes)
     return {
         "steps_per_second": found["steps_per_second"],
         "process_steps_per_second": found["steps"] / found["process_seconds"],
@@ -103,9 +103,9 @@ def theirs(run: Callable[..., dict], processes: int, settings: Settings) -> dict
 def contestants(settings: Settings, with_cleanrl: bool) -> dict[str, Callable[[], dict]]:
     """Name -> one measurement, in the order of a round."""
     run = {f"frugalrl x{seeds}": partial(ours, seeds, settings) for seeds in SEEDS}
-    peers = {f"sb3 x{n}": partial(theirs, sb3, n, settings) for n in (1, 2)}
+    peers = {f"sb3 x{n}": partial(theirs, sb3, dqn(settings), n) for n in (1, 2)}
     order = ["frugalrl x1", "sb3 x1", "frugalrl x8", "sb3 x2", "frugalrl x32"]
-    last = {"cleanrl x1": partial(theirs, cleanrl, 1, settings)} if with_cleanrl else {}
+    last = {"cleanrl x1": partial(theirs, cleanrl, settings, 1)} if with_cleanrl else {}
     return {name: (run | peers)[name] for name in order} | last
 
 

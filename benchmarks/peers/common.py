@@ -1,4 +1,4 @@
-"""The one configuration every peer runs at, its command line, and the greedy evaluation after the clock has stopped.
+"""What every peer runs, as a task or as DQN's settings, and the greedy evaluation after the clock has stopped.
 
 The peers run in their own environments, so this file needs the standard library only, and Gymnasium to evaluate.
 """
@@ -28,6 +28,20 @@ class Settings(NamedTuple):
     epsilon_end: float = 0.05
     # Share of the steps over which epsilon falls linearly. It matters for speed: a random action costs no forward pass.
     exploration_fraction: float = 0.5
+
+
+class Task(NamedTuple):
+    """One seed of a peer's algorithm."""
+
+    algorithm: str  # by the peer's own name
+    env: str
+    steps: int  # of all environments together
+    options: dict[str, Any]  # by the peer's own names
+    hidden: tuple[int, ...] = (64, 64)  # ReLU layers, of actor and critic each
+    num_envs: int = 1
+    seed: int = 1
+    threads: int = 1
+    episodes: int = 20  # greedy ones, of the evaluation
 
 
 def arguments(settings: Settings) -> list[str]:

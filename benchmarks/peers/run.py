@@ -1,6 +1,6 @@
-"""Runs a peer's DQN in its own environment, one process per seed, and returns one row of measurements.
+"""Runs a peer in its own environment, one process per seed, and returns one row of measurements.
 
-As a command it prints one row as JSON:
+As a command it prints CleanRL's or Stable-Baselines3's DQN at the shared settings as JSON:
 
     python -m benchmarks.peers.run sb3 --steps 20000 --processes 2
     python -m benchmarks.peers.run cleanrl --steps 20000 --source CHECKOUT
@@ -16,31 +16,46 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import Settings, arguments, parser, settings_from
+from .common import Settings, Task, arguments, parser, settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
 TIME_LIMIT = 3600.0  # seconds for all processes of one row
 
 
-def sb3(
-    steps: int, processes: int = 1, threads: int = 1, settings: Settings | None = None, time_limit: float = TIME_LIMIT
-) -> dict[str, Any]:
-    """Stable-Baselines3's DQN: `processes` seeds at once, `steps` environment steps and `threads` Torch threads each.
+def dqn(settings: Settings) -> Task:
+    """The shared settings in Stable-Baselines3's words. Its loss (Huber) and clipping (norm 10) are its own."""
+    options = {
+        "learning_rate": settings.learning_rate,
+        "buffer_size": settings.replay,
+        "learning_starts": settings.learning_starts,
+        "batch_size": settings.batch,
+        "tau": 1.0,
+        "gamma": settings.gamma,
+        "train_freq": settings.update_every,
+        "gradient_steps": 1,
+        "target_update_interval": settings.target_every,
+        "exploration_fraction": settings.exploration_fraction,
+        "exploration_initial_eps": settings.epsilon_start,
+        "exploration_final_eps": settings.epsilon_end,
+    }
+    return Task("DQN", settings.env, settings.steps, options, (settings.width,) * 2, seed=settings.seed)
 
-    The seeds count up from `settings.seed`; `settings.steps` is not read. The row is described at `row`.
+
+def sb3(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """An algorithm of Stable-Baselines3, `processes` seeds at once, counting up from the task's.
+
+    The row is described at `row`.
     """
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    extra = [f"--threads={threads}"]
-    return row("sb3", "benchmarks.peers.sb3_dqn", extra, variables, steps, processes, settings, time_limit)
+    tasks = [task._replace(seed=task.seed + index) for index in range(processes)]
+    threads = str(task.threads)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    words = [[json.dumps(each._asdict())] for each in tasks]
+    return row("sb3", "benchmarks.peers.sb3", words, variables, time_limit) | {"settings": task._asdict()}
 
 
 def cleanrl(
-    steps: int,
-    processes: int = 1,
-    source: str | None = None,
-    settings: Settings | None = None,
-    time_limit: float = TIME_LIMIT,
+    settings: Settings, processes: int = 1, source: str | None = None, time_limit: float = TIME_LIMIT
 ) -> dict[str, Any]:
     """CleanRL's `dqn_jax.py` from the checkout `source` (by default in CLEANRL_SOURCE); otherwise like `sb3`.
 
@@ -49,20 +64,16 @@ def cleanrl(
     variables = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     checkout = source or os.environ.get("CLEANRL_SOURCE")
     extra = [f"--source={Path(checkout).resolve()}"] if checkout else []
-    return row("cleanrl", "benchmarks.peers.cleanrl_dqn", extra, variables, steps, processes, settings, time_limit)
+    seeds = [settings._replace(seed=settings.seed + index) for index in range(processes)]
+    words = [[*arguments(each), *extra] for each in seeds]
+    found = row("cleanrl", "benchmarks.peers.cleanrl_dqn", words, variables, time_limit)
+    return found | {"settings": settings._asdict()}
 
 
 def row(
-    name: str,
-    module: str,
-    extra: list[str],
-    variables: dict[str, str],
-    steps: int,
-    processes: int,
-    settings: Settings | None,
-    time_limit: float,
+    name: str, module: str, words: list[list[str]], variables: dict[str, str], time_limit: float = TIME_LIMIT
 ) -> dict[str, Any]:
-    """Run `module` in the environment `name`, once per seed, all at once.
+    """Run `module` in the environment `name`, a process with each of `words` as its arguments, all at once.
 
     In the row, `steps_per_second` is the environment steps of all processes over `wall_seconds`, the time from the
     first construction of an agent to the last end of training: imports are out, compilation is in. `process_seconds`
@@ -75,11 +86,7 @@ def row(
     python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
         raise FileNotFoundError(f"no environment for {name}: run `bash benchmarks/peers/setup.sh {name}`")
-    base = (settings or Settings())._replace(steps=steps)
-    commands = [
-        [str(python), "-m", module, *arguments(base._replace(seed=base.seed + index)), *extra]
-        for index in range(processes)
-    ]
+    commands = [[str(python), "-m", module, *each] for each in words]
     began = time.perf_counter()
     runs = run_together(commands, os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""}, time_limit)
     process_seconds = time.perf_counter() - began
@@ -87,7 +94,7 @@ def row(
     total_steps = sum(run["steps"] for run in runs)
     return {
         "peer": runs[0]["peer"],
-        "processes": processes,
+        "processes": len(runs),
         "steps": total_steps,
         "updates": sum(run["updates"] for run in runs),
         "wall_seconds": wall_seconds,
@@ -96,7 +103,6 @@ def row(
         "steps_per_second": total_steps / wall_seconds,
         "mean_returns": [run["mean_return"] for run in runs],
         "environment_variables": variables,
-        "settings": base._asdict(),
         "versions": runs[0]["versions"],
         "runs": runs,
     }
@@ -131,9 +137,9 @@ def main() -> None:
     parsed = command.parse_args()
     settings = settings_from(parsed)
     if parsed.peer == "sb3":
-        result = sb3(parsed.steps, parsed.processes, parsed.threads, settings)
+        result = sb3(dqn(settings)._replace(threads=parsed.threads), parsed.processes)
     else:
-        result = cleanrl(parsed.steps, parsed.processes, parsed.source, settings)
+        result = cleanrl(settings, parsed.processes, parsed.source)
     print(json.dumps(result, indent=2))
 
 
