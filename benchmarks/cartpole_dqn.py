@@ -13,7 +13,6 @@ rather too small than too large. `process` rates are from the start of a process
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import matrix_product, rows
-from benchmarks.peers.common import Settings, Task
-from benchmarks.peers.run import cleanrl, dqn, sb3
+from benchmarks.peers.common import DQN, Task
+from benchmarks.peers.run import checkout, cleanrl, cleanrl_dqn, sb3, sb3_dqn
 
 NAME = "cartpole_dqn"
 OBS, ACTIONS = 4, 2  # CartPole's
@@ -34,7 +33,7 @@ FORMULA = "2 B (3 P + P - P_1) for an update: forward, forward of the target net
 FORMULA += "2 B P each, backward to the activations 2 B (P - P_1); B batch, P weights of all layers, P_1 of the first"
 
 
-def hyper(settings: Settings) -> list[str]:
+def hyper(settings: DQN) -> list[str]:
     """The peers' settings in our own names."""
     values = {
         "hidden": f"{settings.width},{settings.width}",
@@ -57,14 +56,14 @@ def hyper(settings: Settings) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def update_flops(settings: Settings) -> int:
+def update_flops(settings: DQN) -> int:
     """Floating-point operations of one update, by FORMULA."""
     widths = (OBS, settings.width, settings.width, ACTIONS)
     weights = [inputs * outputs for inputs, outputs in pairwise(widths)]
     return 2 * settings.batch * (4 * sum(weights) - weights[0])
 
 
-def ours(seeds: int, settings: Settings) -> dict[str, object]:
+def ours(seeds: int, settings: DQN) -> dict[str, object]:
     """One cold run of `frugal train` with `seeds` seeds."""
     words = ["dqn", settings.env, "--seeds", str(seeds), "--steps", str(settings.steps), "--hyper", *hyper(settings)]
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +86,7 @@ def ours(seeds: int, settings: Settings) -> dict[str, object]:
     }
 
 
-def theirs(run: Callable[..., dict], task: Task | Settings, processes: int) -> dict[str, object]:
+def theirs(run: Callable[..., dict], task: Task, processes: int) -> dict[str, object]:
     """One run of a peer with a seed in each of `processes` processes."""
     found = run(task, processes)
     return {
@@ -100,12 +99,12 @@ def theirs(run: Callable[..., dict], task: Task | Settings, processes: int) -> d
     }
 
 
-def contestants(settings: Settings, with_cleanrl: bool) -> dict[str, Callable[[], dict]]:
+def contestants(settings: DQN, with_cleanrl: bool) -> dict[str, Callable[[], dict]]:
     """Name -> one measurement, in the order of a round."""
     run = {f"frugalrl x{seeds}": partial(ours, seeds, settings) for seeds in SEEDS}
-    peers = {f"sb3 x{n}": partial(theirs, sb3, dqn(settings), n) for n in (1, 2)}
+    peers = {f"sb3 x{n}": partial(theirs, sb3, sb3_dqn(settings), n) for n in (1, 2)}
     order = ["frugalrl x1", "sb3 x1", "frugalrl x8", "sb3 x2", "frugalrl x32"]
-    last = {"cleanrl x1": partial(theirs, cleanrl, settings, 1)} if with_cleanrl else {}
+    last = {"cleanrl x1": partial(theirs, cleanrl, cleanrl_dqn(settings), 1)} if with_cleanrl else {}
     return {name: (run | peers)[name] for name in order} | last
 
 
@@ -120,7 +119,7 @@ def peak_gflops(quick: bool) -> float:
     return max(each["gflops"]["median"] for each in measured if each["threads"] == most)
 
 
-def table(rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: Settings) -> list[rows.Row]:
+def table(rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: DQN) -> list[rows.Row]:
     """A row for each contestant, then one for each of ours with its ratios to the peers."""
     made = [_contestant(name, [each[name] for each in rounds], settings) for name in rounds[0]]
     for seeds in SEEDS:
@@ -128,7 +127,7 @@ def table(rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: S
     return made
 
 
-def _contestant(name: str, runs: list[dict], settings: Settings) -> rows.Row:
+def _contestant(name: str, runs: list[dict], settings: DQN) -> rows.Row:
     numbers = {
         key: rows.spread([run[key] for run in runs]) for key, value in runs[0].items() if isinstance(value, float)
     }
@@ -140,7 +139,7 @@ def _contestant(name: str, runs: list[dict], settings: Settings) -> rows.Row:
     )  # fmt: skip
 
 
-def _ratios(name: str, rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: Settings) -> rows.Row:
+def _ratios(name: str, rounds: Sequence[dict[str, dict]], peaks: Sequence[float], settings: DQN) -> rows.Row:
     def against(*peers: str) -> dict[str, dict]:
         def times(key: str) -> dict[str, float]:
             return rows.spread([each[name][key] / max(each[peer][key] for peer in peers) for each in rounds])
@@ -180,8 +179,8 @@ def main() -> None:
     command = rows.parser(__doc__)
     command.add_argument("--rounds", type=int, default=3)
     args = command.parse_args()
-    settings = Settings(steps=10_000) if args.quick else Settings()
-    with_cleanrl = bool(os.environ.get("CLEANRL_SOURCE"))
+    settings = DQN(steps=10_000) if args.quick else DQN()
+    with_cleanrl = checkout("cleanrl") is not None
     if not with_cleanrl:
         print("without CleanRL: CLEANRL_SOURCE is not set (see benchmarks/peers/setup.sh)")
     path, rounds, peaks = rows.destination(NAME, args), [], []

@@ -1,16 +1,30 @@
-"""What every peer runs, as a task or as DQN's settings, and the greedy evaluation after the clock has stopped.
+"""What every peer runs: a task, DQN's and PPO's settings, and the greedy evaluation after the clock has stopped.
 
 The peers run in their own environments, so this file needs the standard library only, and Gymnasium to evaluate.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
-class Settings(NamedTuple):
+class Task(NamedTuple):
+    """One seed of a peer's algorithm, or several in one program where the peer can do that."""
+
+    algorithm: str  # by the peer's own name
+    env: str
+    steps: int  # of all environments of a seed together
+    options: dict[str, Any]  # by the peer's own names
+    hidden: tuple[int, ...] = (64, 64)  # layers of actor and critic each, ReLU where the peer leaves the choice
+    num_envs: int = 1
+    seed: int = 1
+    seeds: int = 1
+    threads: int = 1
+    episodes: int = 20  # greedy ones, of the evaluation
+
+
+class DQN(NamedTuple):
     """DQN's settings; counts are environment steps unless said otherwise."""
 
     env: str = "CartPole-v1"
@@ -30,39 +44,27 @@ class Settings(NamedTuple):
     exploration_fraction: float = 0.5
 
 
-class Task(NamedTuple):
-    """One seed of a peer's algorithm."""
+class PPO(NamedTuple):
+    """PPO's settings; two hidden layers of 64 units in actor and critic each."""
 
-    algorithm: str  # by the peer's own name
-    env: str
-    steps: int  # of all environments together
-    options: dict[str, Any]  # by the peer's own names
-    hidden: tuple[int, ...] = (64, 64)  # ReLU layers, of actor and critic each
-    num_envs: int = 1
+    env: str = "CartPole-v1"
+    steps: int = 200_000
     seed: int = 1
-    threads: int = 1
-    episodes: int = 20  # greedy ones, of the evaluation
+    num_envs: int = 4
+    n_steps: int = 128
+    epochs: int = 4
+    minibatches: int = 4
+    learning_rate: float = 2.5e-4  # Adam, epsilon 1e-5 where the peer leaves the choice
+    anneal: bool = True  # the learning rate, linearly to 0
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
 
 
-def arguments(settings: Settings) -> list[str]:
-    """`settings` as command-line flags, in the form `parser` reads."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings._asdict().items()]
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with one flag for each field of `Settings`, with its default and type."""
-    result = argparse.ArgumentParser(description=description)
-    for name, default in Settings()._asdict().items():
-        result.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    return result
-
-
-def settings_from(parsed: argparse.Namespace) -> Settings:
-    """The `Settings` in what `parser` parsed; other flags are left alone."""
-    return Settings(**{name: getattr(parsed, name) for name in Settings._fields})
-
-
-def greedy_returns(env_id: str, act: Callable[[Any], int], episodes: int = 20, seed: int = 10_000) -> list[float]:
+def greedy_returns(env_id: str, act: Callable[[Any], Any], episodes: int = 20, seed: int = 10_000) -> list[float]:
     """Undiscounted returns of `episodes` episodes; `act` maps one observation, float32 [features], to an action."""
     import gymnasium
 

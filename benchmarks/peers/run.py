@@ -1,10 +1,4 @@
-"""Runs a peer in its own environment, one process per seed, and returns one row of measurements.
-
-As a command it prints CleanRL's or Stable-Baselines3's DQN at the shared settings as JSON:
-
-    python -m benchmarks.peers.run sb3 --steps 20000 --processes 2
-    python -m benchmarks.peers.run cleanrl --steps 20000 --source CHECKOUT
-"""
+"""Runs a peer in its own environment, one process per seed, and returns one row of measurements."""
 
 from __future__ import annotations
 
@@ -16,64 +10,147 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import Settings, Task, arguments, parser, settings_from
+from .common import DQN, PPO, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
 TIME_LIMIT = 3600.0  # seconds for all processes of one row
+JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # and its own thread pool
 
 
-def dqn(settings: Settings) -> Task:
-    """The shared settings in Stable-Baselines3's words. Its loss (Huber) and clipping (norm 10) are its own."""
+def checkout(name: str) -> str | None:
+    """Where a peer's source is, from the variable NAME_SOURCE; None if it is not said."""
+    return os.environ.get(f"{name.upper()}_SOURCE")
+
+
+def sb3_dqn(s: DQN) -> Task:
+    """Stable-Baselines3's words. Its loss (Huber) and clipping (norm 10) are its own."""
     options = {
-        "learning_rate": settings.learning_rate,
-        "buffer_size": settings.replay,
-        "learning_starts": settings.learning_starts,
-        "batch_size": settings.batch,
+        "learning_rate": s.learning_rate,
+        "buffer_size": s.replay,
+        "learning_starts": s.learning_starts,
+        "batch_size": s.batch,
         "tau": 1.0,
-        "gamma": settings.gamma,
-        "train_freq": settings.update_every,
+        "gamma": s.gamma,
+        "train_freq": s.update_every,
         "gradient_steps": 1,
-        "target_update_interval": settings.target_every,
-        "exploration_fraction": settings.exploration_fraction,
-        "exploration_initial_eps": settings.epsilon_start,
-        "exploration_final_eps": settings.epsilon_end,
+        "target_update_interval": s.target_every,
+        "exploration_fraction": s.exploration_fraction,
+        "exploration_initial_eps": s.epsilon_start,
+        "exploration_final_eps": s.epsilon_end,
     }
-    return Task("DQN", settings.env, settings.steps, options, (settings.width,) * 2, seed=settings.seed)
+    return Task("DQN", s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+
+
+def cleanrl_dqn(s: DQN) -> Task:
+    """The flags of CleanRL's `dqn_jax.py`. Its loss (squared error) is its own."""
+    options = {
+        "learning-rate": s.learning_rate,
+        "buffer-size": s.replay,
+        "gamma": s.gamma,
+        "tau": 1.0,
+        "target-network-frequency": s.target_every,
+        "batch-size": s.batch,
+        "start-e": s.epsilon_start,
+        "end-e": s.epsilon_end,
+        "exploration-fraction": s.exploration_fraction,
+        "learning-starts": s.learning_starts,
+        "train-frequency": s.update_every,
+    }
+    return Task("dqn_jax", s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+
+
+def sb3_ppo(s: PPO) -> Task:
+    """Stable-Baselines3's words. It does not anneal the learning rate here."""
+    options = {
+        "learning_rate": s.learning_rate,
+        "n_steps": s.n_steps,
+        "batch_size": s.num_envs * s.n_steps // s.minibatches,
+        "n_epochs": s.epochs,
+        "gamma": s.gamma,
+        "gae_lambda": s.gae_lambda,
+        "clip_range": s.clip_range,
+        "ent_coef": s.ent_coef,
+        "vf_coef": s.vf_coef,
+        "max_grad_norm": s.max_grad_norm,
+    }
+    return Task("PPO", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed)
+
+
+def cleanrl_ppo(s: PPO, continuous: bool) -> Task:
+    """The flags of CleanRL's `ppo.py` or `ppo_continuous_action.py`. They clip the value's loss as well."""
+    options = {
+        "learning-rate": s.learning_rate,
+        "num-envs": s.num_envs,
+        "num-steps": s.n_steps,
+        "num-minibatches": s.minibatches,
+        "update-epochs": s.epochs,
+        "gamma": s.gamma,
+        "gae-lambda": s.gae_lambda,
+        "clip-coef": s.clip_range,
+        "ent-coef": s.ent_coef,
+        "vf-coef": s.vf_coef,
+        "max-grad-norm": s.max_grad_norm,
+    }
+    return Task("ppo_continuous_action" if continuous else "ppo", s.env, s.steps, options, seed=s.seed)
+
+
+def rejax_ppo(s: PPO, seeds: int) -> Task:
+    """Rejax's words. It does not anneal the learning rate, and clips the value's loss as well."""
+    options = {
+        "learning_rate": s.learning_rate,
+        "num_steps": s.n_steps,
+        "num_epochs": s.epochs,
+        "num_minibatches": s.minibatches,
+        "gamma": s.gamma,
+        "gae_lambda": s.gae_lambda,
+        "clip_eps": s.clip_range,
+        "ent_coef": s.ent_coef,
+        "vf_coef": s.vf_coef,
+        "max_grad_norm": s.max_grad_norm,
+    }
+    return Task("rejax", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
+
+
+def purejaxrl_ppo(s: PPO, seeds: int, source: str) -> Task:
+    """The configuration of PureJaxRL's `ppo.py`. It clips the value's loss as well."""
+    options = {
+        "LR": s.learning_rate,
+        "ANNEAL_LR": s.anneal,
+        "NUM_STEPS": s.n_steps,
+        "UPDATE_EPOCHS": s.epochs,
+        "NUM_MINIBATCHES": s.minibatches,
+        "GAMMA": s.gamma,
+        "GAE_LAMBDA": s.gae_lambda,
+        "CLIP_EPS": s.clip_range,
+        "ENT_COEF": s.ent_coef,
+        "VF_COEF": s.vf_coef,
+        "MAX_GRAD_NORM": s.max_grad_norm,
+    }
+    return Task(f"purejaxrl {source}", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
 
 
 def sb3(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
-    """An algorithm of Stable-Baselines3, `processes` seeds at once, counting up from the task's.
-
-    The row is described at `row`.
-    """
-    tasks = [task._replace(seed=task.seed + index) for index in range(processes)]
+    """An algorithm of Stable-Baselines3, `processes` seeds at once, counting up from the task's; described at `row`."""
     threads = str(task.threads)
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    words = [[json.dumps(each._asdict())] for each in tasks]
-    return row("sb3", "benchmarks.peers.sb3", words, variables, time_limit) | {"settings": task._asdict()}
+    return row("sb3", ["sb3"], task, processes, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}, time_limit)
 
 
-def cleanrl(
-    settings: Settings, processes: int = 1, source: str | None = None, time_limit: float = TIME_LIMIT
-) -> dict[str, Any]:
-    """CleanRL's `dqn_jax.py` from the checkout `source` (by default in CLEANRL_SOURCE); otherwise like `sb3`.
+def cleanrl(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """A script of CleanRL, from the checkout that CLEANRL_SOURCE names; otherwise like `sb3`."""
+    source = str(Path(checkout("cleanrl") or ".").resolve())
+    return row("cleanrl", ["cleanrl", source], task, processes, JAX, time_limit)
 
-    JAX keeps its default thread pool.
-    """
-    variables = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    checkout = source or os.environ.get("CLEANRL_SOURCE")
-    extra = [f"--source={Path(checkout).resolve()}"] if checkout else []
-    seeds = [settings._replace(seed=settings.seed + index) for index in range(processes)]
-    words = [[*arguments(each), *extra] for each in seeds]
-    found = row("cleanrl", "benchmarks.peers.cleanrl_dqn", words, variables, time_limit)
-    return found | {"settings": settings._asdict()}
+
+def jax_ppo(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """PPO of Rejax or PureJaxRL, all seeds of the task in one process; otherwise like `sb3`."""
+    return row("jax", ["jax_ppo"], task, 1, JAX, time_limit)
 
 
 def row(
-    name: str, module: str, words: list[list[str]], variables: dict[str, str], time_limit: float = TIME_LIMIT
+    name: str, words: list[str], task: Task, processes: int, variables: dict[str, str], time_limit: float
 ) -> dict[str, Any]:
-    """Run `module` in the environment `name`, a process with each of `words` as its arguments, all at once.
+    """Run the module and arguments in `words`, then the task, in the environment `name`; one process a seed, at once.
 
     In the row, `steps_per_second` is the environment steps of all processes over `wall_seconds`, the time from the
     first construction of an agent to the last end of training: imports are out, compilation is in. `process_seconds`
@@ -86,7 +163,9 @@ def row(
     python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
         raise FileNotFoundError(f"no environment for {name}: run `bash benchmarks/peers/setup.sh {name}`")
-    commands = [[str(python), "-m", module, *each] for each in words]
+    tasks = [task._replace(seed=task.seed + index) for index in range(processes)]
+    module, *rest = words
+    commands = [[str(python), "-m", f"benchmarks.peers.{module}", *rest, json.dumps(each._asdict())] for each in tasks]
     began = time.perf_counter()
     runs = run_together(commands, os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""}, time_limit)
     process_seconds = time.perf_counter() - began
@@ -94,7 +173,7 @@ def row(
     total_steps = sum(run["steps"] for run in runs)
     return {
         "peer": runs[0]["peer"],
-        "processes": len(runs),
+        "processes": processes,
         "steps": total_steps,
         "updates": sum(run["updates"] for run in runs),
         "wall_seconds": wall_seconds,
@@ -103,6 +182,7 @@ def row(
         "steps_per_second": total_steps / wall_seconds,
         "mean_returns": [run["mean_return"] for run in runs],
         "environment_variables": variables,
+        "settings": task._asdict(),
         "versions": runs[0]["versions"],
         "runs": runs,
     }
@@ -126,22 +206,3 @@ def run_together(commands: list[list[str]], variables: dict[str, str], time_limi
         if process.returncode != 0:
             raise RuntimeError(f"{command[2]} exited with {process.returncode}:\n{errors[-2000:]}")
     return [json.loads(printed.splitlines()[-1]) for printed, _ in outputs]
-
-
-def main() -> None:
-    command = parser(__doc__)
-    command.add_argument("peer", choices=("sb3", "cleanrl"))
-    command.add_argument("--processes", type=int, default=1, help="seeds trained at once")
-    command.add_argument("--threads", type=int, default=1, help="Torch threads of a Stable-Baselines3 process")
-    command.add_argument("--source", help="a checkout of CleanRL; by default in CLEANRL_SOURCE")
-    parsed = command.parse_args()
-    settings = settings_from(parsed)
-    if parsed.peer == "sb3":
-        result = sb3(dqn(settings)._replace(threads=parsed.threads), parsed.processes)
-    else:
-        result = cleanrl(settings, parsed.processes, parsed.source)
-    print(json.dumps(result, indent=2))
-
-
-if __name__ == "__main__":
-    main()

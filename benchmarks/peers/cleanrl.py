@@ -1,14 +1,17 @@
-"""Runs CleanRL's `cleanrl/dqn_jax.py` for one seed at the shared settings and prints one JSON line.
+"""Runs one of CleanRL's scripts for one seed and prints one JSON line.
 
-Run in the peer's own environment (see `setup.sh`), from the root of the project, on a checkout of the pinned commit:
+Run in the peer's own environment (see `setup.sh`), from the root of the project, on a checkout of the pinned commit,
+with a `Task` as JSON:
 
-    JAX_PLATFORMS=cpu .venv-peers/cleanrl/bin/python -m benchmarks.peers.cleanrl_dqn --source CHECKOUT --steps 20000
+    JAX_PLATFORMS=cpu .venv-peers/cleanrl/bin/python -m benchmarks.peers.cleanrl CHECKOUT \\
+        '{"algorithm": "ppo", "env": "CartPole-v1", "steps": 20000, "options": {"num-steps": 128}}'
 
-The script runs unchanged but for two numbers: its hidden layers, 120 and 84 units, become `--width` units each, in a
-copy that is deleted afterwards. Its settings come through its own flags; its loss is its own (squared error). It has no
-switch for its logging, so the TensorBoard writer it imports is an empty one here and what it prints is not shown.
-`wall_seconds` runs from the first line of the script to its last, with the packages it needs already imported
-(`import_seconds`); `loop_seconds` is its training loop alone, by its own clock. Both contain JAX's compilation.
+A script runs unchanged but for two numbers of `dqn_jax`: its hidden layers, 120 and 84 units, become `hidden` units
+each, in a copy that is deleted afterwards; those of the PPO scripts are 64 and 64 tanh units. `options` are its own
+flags. It has no switch for its logging, so the TensorBoard writer it imports is an empty one here and what it prints is
+not shown. `wall_seconds` runs from the first line of the script to its last, with the packages it needs already
+imported (`import_seconds`); `loop_seconds` is its training loop alone, by its own clock. Both contain JAX's
+compilation. `mean_return` is that of greedy episodes for `dqn_jax`, and of the last training episodes for the others.
 """
 # pyright: reportMissingImports=false
 # Torch, Flax and tyro live in the peer's environment, not in ours.
@@ -31,13 +34,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.common import Settings, greedy_returns, parser, settings_from
+from benchmarks.peers.common import Task, greedy_returns
 
 COMMIT = "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb"
-SCRIPT_SHA256 = "c24d0dd56ec8bc29863d3d414ec743550f2d534bbb536b52f86288f144072426"
+SHA256 = {
+    "dqn_jax": "c24d0dd56ec8bc29863d3d414ec743550f2d534bbb536b52f86288f144072426",
+    "ppo": "d8dfbb7ac0b21e747b77d6e6673e566db4d6cdacc83bcebcd19cf87ad0e459ae",
+    "ppo_continuous_action": "326dd8678bf9cc51abec833eb551ef2409a3804d604b689e1f0a084eca41f655",
+}
 HOW_TO_GET = (
     f"git clone https://github.com/vwxyzjn/cleanrl CHECKOUT && git -C CHECKOUT checkout {COMMIT}, "
-    "then pass CHECKOUT as --source or in the variable CLEANRL_SOURCE"
+    "then pass CHECKOUT in the variable CLEANRL_SOURCE"
 )
 
 
@@ -53,43 +60,30 @@ class NoWriter:
     def close(self) -> None: ...
 
 
-def resized_script(checkout: Path, width: int) -> str:
-    """The text of `dqn_jax.py` with both hidden layers `width` units wide.
+def text_of(checkout: Path, task: Task) -> str:
+    """The text of a script, both hidden layers of `dqn_jax` as wide as the task asks.
 
     Raises FileNotFoundError without a checkout, ValueError when the file is not that of the pinned commit.
     """
-    path = checkout / "cleanrl" / "dqn_jax.py"
+    path = checkout / "cleanrl" / f"{task.algorithm}.py"
     if not path.is_file():
         raise FileNotFoundError(f"no CleanRL at {checkout}: {HOW_TO_GET}")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SCRIPT_SHA256:
+    if hashlib.sha256(content).hexdigest() != SHA256[task.algorithm]:
         raise ValueError(f"{path} is not the file of the pinned commit: {HOW_TO_GET}")
     text = content.decode()
-    for units in (120, 84):
-        text, replaced = re.subn(rf"nn\.Dense\({units}\)", f"nn.Dense({width})", text)
+    for units, wanted in zip((120, 84), task.hidden, strict=True):
+        if task.algorithm != "dqn_jax":
+            break
+        text, replaced = re.subn(rf"nn\.Dense\({units}\)", f"nn.Dense({wanted})", text)
         if replaced != 1:
             raise ValueError(f"expected one layer of {units} units in {path}, found {replaced}")
     return text
 
 
-def flags(settings: Settings) -> list[str]:
-    """`settings` in the script's own flags."""
-    values = {
-        "env-id": settings.env,
-        "seed": settings.seed,
-        "total-timesteps": settings.steps,
-        "learning-rate": settings.learning_rate,
-        "buffer-size": settings.replay,
-        "gamma": settings.gamma,
-        "tau": 1.0,
-        "target-network-frequency": settings.target_every,
-        "batch-size": settings.batch,
-        "start-e": settings.epsilon_start,
-        "end-e": settings.epsilon_end,
-        "exploration-fraction": settings.exploration_fraction,
-        "learning-starts": settings.learning_starts,
-        "train-frequency": settings.update_every,
-    }
+def flags(task: Task) -> list[str]:
+    """The task in the script's own flags."""
+    values = {"env-id": task.env, "seed": task.seed, "total-timesteps": task.steps} | task.options
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
@@ -124,16 +118,16 @@ def greedy_action(layers: list[tuple[np.ndarray, np.ndarray]], observation: np.n
     return int(np.argmax(hidden @ kernel + bias))
 
 
-def run_script(text: str, settings: Settings) -> tuple[dict[str, Any], str]:
+def run_script(text: str, task: Task) -> tuple[dict[str, Any], str]:
     """Run the script `text` as the main program; returns its global variables and what it printed."""
     printed = io.StringIO()
     arguments_before, directory_before = sys.argv, Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "dqn_jax.py"
+        path = Path(scratch) / f"{task.algorithm}.py"
         path.write_text(text)
         try:
             os.chdir(scratch)
-            sys.argv = [str(path), *flags(settings)]
+            sys.argv = [str(path), *flags(task)]
             with contextlib.redirect_stdout(printed):
                 variables = runpy.run_path(str(path), run_name="__main__")
         finally:
@@ -142,26 +136,34 @@ def run_script(text: str, settings: Settings) -> tuple[dict[str, Any], str]:
     return variables, printed.getvalue()
 
 
-def train(settings: Settings, checkout: Path) -> dict[str, object]:
+def dqn_returns(variables: dict[str, Any], task: Task) -> list[float]:
+    """Of greedy episodes. Raises RuntimeError if another network was trained than was asked for."""
+    parameters = variables["q_state"].params["params"]
+    layers = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for _, layer in sorted(parameters.items())]
+    if [bias.size for _, bias in layers[:-1]] != list(task.hidden):
+        raise RuntimeError(f"the network that was trained is {[bias.size for _, bias in layers]}")
+    return greedy_returns(task.env, lambda observation: greedy_action(layers, observation), task.episodes)
+
+
+def train(task: Task, checkout: Path) -> dict[str, object]:
     """Train once; times in seconds, `began` and `ended` in seconds since the epoch."""
-    text = resized_script(checkout, settings.width)
+    text = text_of(checkout, task)
     imports_from = time.perf_counter()
     versions = import_packages(checkout)
     import_seconds = time.perf_counter() - imports_from
     began = time.time()
-    variables, printed = run_script(text, settings)
+    variables, printed = run_script(text, task)
     ended = time.time()
-    state = variables["q_state"]
-    parameters = state.params["params"]
-    layers = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for _, layer in sorted(parameters.items())]
-    if [bias.size for _, bias in layers[:-1]] != [settings.width, settings.width]:
-        raise RuntimeError(f"the network that was trained is {[bias.size for _, bias in layers]}")
-    returns = greedy_returns(settings.env, lambda observation: greedy_action(layers, observation))
+    if task.algorithm == "dqn_jax":
+        returns, updates = dqn_returns(variables, task), int(variables["q_state"].step)
+    else:
+        found = re.findall(r"episodic_return=\[?(-?[\d.]+)", printed)
+        returns, updates = [float(x) for x in found[-task.episodes :]], 0
     own_rates = re.findall(r"SPS: (\d+)", printed)
     return {
-        "peer": "cleanrl dqn_jax",
-        "steps": settings.steps,
-        "updates": int(state.step),
+        "peer": f"cleanrl {task.algorithm}",
+        "steps": task.steps,
+        "updates": updates,
         "wall_seconds": ended - began,
         "loop_seconds": ended - variables["start_time"],
         "own_steps_per_second": int(own_rates[-1]) if own_rates else None,
@@ -173,14 +175,5 @@ def train(settings: Settings, checkout: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    command = parser(__doc__)
-    command.add_argument("--source", default=os.environ.get("CLEANRL_SOURCE"), help="a checkout of CleanRL")
-    parsed = command.parse_args()
-    if not parsed.source:
-        command.error(f"no --source: {HOW_TO_GET}")
-    print(json.dumps(train(settings_from(parsed), Path(parsed.source).resolve())))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(train(Task(**json.loads(sys.argv[2])), Path(sys.argv[1]).resolve())))
