@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environments of the peers in .venv-peers/, each with its pinned packages.
 #
-#   bash benchmarks/peers/setup.sh [sb3] [cleanrl]     (both by default)
+#   bash benchmarks/peers/setup.sh [sb3] [cleanrl] [jax]     (all by default)
 #
 # PYTHON chooses the interpreter (python3.11 by default: the pins are for 3.11). Torch comes first, so that the packages
 # that need it take the one that is there.
@@ -9,7 +9,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python="${PYTHON:-python3.11}"
-if [ "$#" -gt 0 ]; then names=("$@"); else names=(sb3 cleanrl); fi
+if [ "$#" -gt 0 ]; then names=("$@"); else names=(sb3 cleanrl jax); fi
 
 for name in "${names[@]}"; do
   requirements="benchmarks/peers/requirements-$name.txt"
@@ -18,11 +18,13 @@ for name in "${names[@]}"; do
     exit 2
   fi
   "$python" -m venv ".venv-peers/$name"
-  ".venv-peers/$name/bin/python" -m pip install "$(grep '^torch==' "$requirements")"
+  torch="$(grep '^torch==' "$requirements" || true)"
+  if [ -n "$torch" ]; then ".venv-peers/$name/bin/python" -m pip install "$torch"; fi
   ".venv-peers/$name/bin/python" -m pip install -r "$requirements"
 done
 
-commit="$(sed -n 's/^COMMIT = "\(.*\)"$/\1/p' benchmarks/peers/cleanrl_dqn.py)"
-echo "CleanRL itself is not on the package index in this version:"
-echo "  git clone https://github.com/vwxyzjn/cleanrl CHECKOUT && git -C CHECKOUT checkout $commit"
-echo "  export CLEANRL_SOURCE=CHECKOUT"
+commit_of() { sed -n 's/^COMMIT = "\(.*\)"$/\1/p' "benchmarks/peers/$1.py"; }
+echo "CleanRL and PureJaxRL themselves are not on the package index in these versions:"
+echo "  git clone https://github.com/vwxyzjn/cleanrl CLEANRL && git -C CLEANRL checkout $(commit_of cleanrl)"
+echo "  git clone https://github.com/luchris429/purejaxrl PUREJAXRL && git -C PUREJAXRL checkout $(commit_of jax_ppo)"
+echo "  export CLEANRL_SOURCE=CLEANRL PUREJAXRL_SOURCE=PUREJAXRL"
