@@ -8,6 +8,7 @@ processes do not. Wrappers are Gymnasium's and keep no statistics: normalisation
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
@@ -56,9 +57,9 @@ def namespace(env_id: str) -> str:
     return env_id.rpartition(":")[2].rpartition("/")[0]
 
 
-def options_for(env_id: str) -> EnvOptions:
-    """The default options of an environment."""
-    return DEFAULTS.get(namespace(env_id), EnvOptions())
+def options_for(env_id: str, changed: Mapping[str, Any] | None = None) -> EnvOptions:
+    """The default options of an environment, but for those that are `changed`."""
+    return DEFAULTS.get(namespace(env_id), EnvOptions())._replace(**(changed or {}))
 
 
 def find(env_id: str) -> EnvSpec:
