@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -260,7 +262,11 @@ def parse_hyper(agent: str, items: dict[str, Any]) -> dict[str, Any]:
 def _convert(agent: str, name: str, value: Any, known: dict[str, Any]) -> Any:
     if name not in known:
         raise UsageError(f"{agent} has no hyper-parameter {name!r}: {nearest(name, known, 'it has')}")
-    default = known[name]
+    return _as(known[name], "--hyper", name, value, name in recipe(agent).static._fields)
+
+
+def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
+    """A value as the kind that `default` is, numbers as `whole` ones or not. Raises UsageError with an example."""
     try:
         if isinstance(default, tuple):
             parts = value.split(",") if isinstance(value, str) else list(value)
@@ -272,14 +278,55 @@ def _convert(agent: str, name: str, value: Any, known: dict[str, Any]) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if isinstance(default, str):
             return str(value)
-        if name in recipe(agent).static._fields:
-            return _whole(value)
-        return float(value)
+        return _whole(value) if whole else float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         example = ",".join(map(str, default)) if isinstance(default, tuple) else default
         raise UsageError(
-            f"--hyper {name}={value} is not of the right kind; write for example {name}={example}"
+            f"{option} {name}={value} is not of the right kind; write for example {name}={example}"
         ) from None
+
+
+# of the environment options that are numbers: the least and the greatest
+_BOUNDS = {
+    "frame_stack": (1, 64), "noop_max": (0, 1000), "frame_skip": (1, 64), "screen_size": (1, 512),
+    "sticky_actions": (0, 1),
+}  # fmt: skip
+
+
+def parse_env_options(items: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names and convert the values of environment options (see `envs.make.EnvOptions`).
+
+    What is for the environment itself comes as `kwargs.NAME`, or together as a dictionary `kwargs`; a string that reads
+    as JSON is what it says there. Raises UsageError for an unknown name or a value of the wrong kind. Whether an
+    environment has an option is found out when it is made.
+    """
+    known = make.EnvOptions._field_defaults | {"sticky_actions": 0.25}
+    parsed: dict[str, Any] = {}
+    for name, value in items.items():
+        if name == "kwargs" and isinstance(value, Mapping):
+            parsed.setdefault("kwargs", {}).update({key: _json(key, each) for key, each in value.items()})
+        elif name.startswith("kwargs.") and name != "kwargs.":
+            parsed.setdefault("kwargs", {})[name.removeprefix("kwargs.")] = _json(name, value)
+        elif name in ("kwargs", "kwargs."):
+            raise UsageError(f"--env-option {name}={value} is not of the right kind; write kwargs.NAME=VALUE")
+        elif name not in known:
+            raise UsageError(f"there is no environment option {name!r}: {nearest(name, known, 'there are')}")
+        else:
+            parsed[name] = _as(known[name], "--env-option", name, value, isinstance(known[name], int))
+            low, high = _BOUNDS.get(name, (parsed[name],) * 2)
+            if not low <= parsed[name] <= high:
+                raise UsageError(f"--env-option {name}={value} must be from {low} to {high}")
+    return parsed
+
+
+def _json(name: str, value: Any) -> Any:
+    """What a string says as JSON, else the string itself; what is no string must be something that JSON can hold."""
+    try:
+        return json.loads(value if isinstance(value, str) else json.dumps(value))
+    except TypeError:
+        raise UsageError(f"the environment option {name} must be a number, text, list or dictionary") from None
+    except ValueError:
+        return value
 
 
 def _whole(value: Any) -> int:
@@ -295,5 +342,6 @@ def defaults(agent: str, env_id: str) -> tuple[int, dict[str, Any]]:
     return steps, hyper_fields(recipe(agent)) | changed
 
 
-def has_twin(env_id: str) -> bool:
-    return env_id in TWINS
+def has_twin(env_id: str, env_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether there is a JAX environment that does the same; none of them has options."""
+    return env_id in TWINS and make.options_for(env_id, env_options) == make.options_for(env_id)

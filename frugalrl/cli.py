@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded; or it fights the actors for the cores
 
 from . import __version__, catalog
+from .envs.make import EnvOptions, options_for
 from .errors import BadFile, RunFailed, Stopped, UsageError, one_line
 from .signals import EndAtOnce
 
@@ -62,6 +63,10 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
     p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
     p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
+    p.add_argument(
+        "--env-option", nargs="+", default=[], action="extend", metavar="NAME=VALUE",
+        help="how the environment is set up; kwargs.NAME=VALUE is for the environment itself",
+    )  # fmt: skip
     p.add_argument("--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8 or auto")
     p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none or tis")
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32")
@@ -105,11 +110,13 @@ def _running(p: argparse.ArgumentParser) -> None:
 def train(a: argparse.Namespace) -> None:
     from . import training
 
-    hyper = _pairs(a.hyper)
+    hyper = _pairs("--hyper", a.hyper, "learning_rate=0.001")
+    options = _pairs("--env-option", a.env_option, "frame_stack=4")
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
-        a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, actors=a.actors,
-        correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
+        a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
+        actors=a.actors, correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet,
+        budget=a.budget,
     )  # fmt: skip
     _finished(result, a.quiet)
 
@@ -151,7 +158,8 @@ def evaluate(a: argparse.Namespace) -> None:
     if a.seed is not None and a.seed < 0:
         raise UsageError(f"--seed must not be negative, got {a.seed}")
     actor = policy.load(a.run)
-    obs, actions = catalog.spaces(actor.card.env)  # says what to install if the environment is not there
+    options = options_for(actor.card.env, actor.card.env_options)
+    obs, actions = catalog.spaces(actor.card.env, options)  # says what to install if the environment is not there
     if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     if a.video is not None:
@@ -167,7 +175,7 @@ def evaluate(a: argparse.Namespace) -> None:
         try:
             played = on_gymnasium(
                 act, actor.card.env, a.episodes, seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel,
-                obs_dtype=actor.card.obs.dtype, frames=frames,
+                options=options, obs_dtype=actor.card.obs.dtype, frames=frames,
             )  # fmt: skip
         except Exception as error:  # out of the environment, which may raise anything
             raise RunFailed(f"{actor.card.env} failed: {one_line(error)}", None) from error
@@ -251,6 +259,8 @@ def envs(a: argparse.Namespace) -> None:
             else:
                 note = ", ".join(catalog.able(*catalog.spaces(env_id)))
             print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}   {note}")
+    options = " ".join(f"{name}={value}" for name, value in EnvOptions._field_defaults.items() if name != "kwargs")
+    print(f"--env-option {options} kwargs.NAME=VALUE")
     print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
     print("ALE/<Game>-v5 and tasks of dm_control/<domain>-<task>-v0")
 
@@ -283,12 +293,12 @@ def bench(a: argparse.Namespace) -> int:
     return subprocess.call(words, env=os.environ | {"PYTHONPATH": there})
 
 
-def _pairs(items: Sequence[str]) -> dict[str, Any]:
+def _pairs(option: str, items: Sequence[str], example: str) -> dict[str, Any]:
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not value:
-            raise UsageError(f"--hyper takes name=value, got {item!r}; for example --hyper learning_rate=0.001")
+            raise UsageError(f"{option} takes name=value, got {item!r}; for example {option} {example}")
         pairs[name] = value
     return pairs
 

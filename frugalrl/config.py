@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import catalog
+from .envs import atari
+from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .monitor import files
 from .types import Discrete, Recipe
@@ -48,6 +50,7 @@ class Config(NamedTuple):
     hyper: dict[str, Any]
     first_steps: int  # of the first `train`: what schedules are fractions of, also after `resume --steps`
     log: str = "none"
+    env_options: dict[str, Any] | None = None  # those that are not the environment's defaults
 
 
 def configure(
@@ -59,6 +62,7 @@ def configure(
     seed: int = 0,
     runtime: str = "auto",
     hyper: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None,
     actors: str = "fp32",
     correct: str = "auto",
     precision: str = "fp32",
@@ -70,13 +74,14 @@ def configure(
             raise UsageError(f"the {name} is given by its name, got {value!r}")
     default_steps, defaults = catalog.defaults(agent, env)
     chosen = defaults | catalog.parse_hyper(agent, dict(hyper or {}))
+    options = catalog.parse_env_options(env_options or {})
     steps = default_steps if steps is None else steps
     if runtime == "auto":
-        runtime = "compiled" if catalog.has_twin(env) and actors == "fp32" else "actors"
+        runtime = "compiled" if catalog.has_twin(env, options) and actors == "fp32" else "actors"
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
-    config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log)
+    config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options)
     check(config)
     return config
 
@@ -156,7 +161,10 @@ def _check_corrector(config: Config, recipe: Recipe) -> None:
 
 def _check_pair(config: Config, recipe: Recipe) -> None:
     """That the agent can train on the environment, and that both can be made."""
-    obs, actions = catalog.spaces(config.env)
+    options = options_for(config.env, config.env_options)
+    obs, actions = catalog.spaces(config.env, options)
+    if namespace(config.env) == "ALE":
+        atari.check(catalog.registration(config.env), options)
     able, entry = catalog.able(obs, actions), catalog.AGENTS[config.agent]
     if config.agent not in able:
         kind, other = ("discrete", "continuous") if isinstance(actions, Discrete) else ("continuous", "discrete")
@@ -176,6 +184,11 @@ def _check_runtime(config: Config) -> None:
         raise UsageError(f"--actors {config.actors} needs actor processes: use --runtime actors, or leave it out")
     if config.runtime == "compiled" and not catalog.has_twin(config.env):
         raise UsageError(f"{config.env} has no JAX twin, which --runtime compiled needs: use --runtime actors")
+    if config.runtime == "compiled" and not catalog.has_twin(config.env, config.env_options):
+        options = ", ".join(f"{name}={value}" for name, value in (config.env_options or {}).items())
+        raise UsageError(
+            f"the JAX twin of {config.env} knows no --env-option {options}: use --runtime actors, or leave it out"
+        )
     if config.runtime == "actors" and not _portable(catalog.registration(config.env)):
         raise UsageError(
             f"{config.env} is registered in the script itself, which actor processes do not run: register it in a "
@@ -224,7 +237,8 @@ def read(folder: Path) -> Config:
             raise ValueError("it was written by another version")
         config = Config(**found)
         hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
-        config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper))
+        options = catalog.parse_env_options(config.env_options or {})
+        config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper), env_options=options)
         check(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"

@@ -22,6 +22,7 @@ import numpy as np
 from . import catalog, rng
 from .catalog import UsageError
 from .config import split
+from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
@@ -72,7 +73,7 @@ def records(config: Config) -> Parts:
     """The records of a run; `with_schedule` fills in the hyper-parameters that follow from its runtime."""
     recipe = catalog.recipe(config.agent)
     static, hyper = split(recipe, config.hyper)
-    obs, space = catalog.spaces(config.env)
+    obs, space = catalog.spaces(config.env, options_for(config.env, config.env_options))
     tables = {"state": STATE_VALUES, "action": ACTION_VALUES}
     if recipe.values in tables:
         agent = recipe.assemble(static, obs, space, tables[recipe.values][config.correct])
@@ -81,7 +82,9 @@ def records(config: Config) -> Parts:
         agent = corrected(agent, truncated()) if config.correct == "tis" else agent
     assert agent.network.layers is not None
     greedy = recipe.greedy(space)
-    card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy)
+    card = Card(
+        config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy, config.env_options
+    )  # fmt: skip
     return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
 
 
@@ -303,7 +306,7 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
     quantised = "QuantLinear" if chosen.mode == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
-        env_options=None,
+        env_options=options_for(config.env, config.env_options),
         num_envs=plan.num_envs,
         unroll=plan.unroll,
         seed=(),
@@ -335,7 +338,8 @@ def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], e
     def act(obs):
         return agent.head(session.run(obs), card.knobs).mode()
 
-    played = on_gymnasium(act, card.env, episodes, parallel=parallel, obs_dtype=card.obs.dtype)
+    options = options_for(card.env, card.env_options)
+    played = on_gymnasium(act, card.env, episodes, parallel=parallel, options=options, obs_dtype=card.obs.dtype)
     return Episodes(*(x[None] for x in played))
 
 

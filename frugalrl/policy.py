@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import distributions, networks
+from . import catalog, distributions, networks
 from .distributions import draw
 from .errors import BadFile, one_line
 from .types import Box, Discrete, Linear, Session, Space
@@ -54,6 +54,7 @@ class Card(NamedTuple):
     layers: tuple
     head: str
     knobs: dict[str, Any]  # of greedy actions: numbers, and lists of them
+    env_options: dict[str, Any] | None = None  # of the environment it was trained on; see `envs.make`
 
 
 def layers_to_json(layers: tuple) -> list:
@@ -114,7 +115,9 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         actions = dict(found["actions"])
         space = Discrete(actions["n"]) if actions.pop("kind") == "Discrete" else _box(actions)
         layers = layers_from_json(found["layers"])
-        card = Card(**found | {"obs": _box(found["obs"]), "actions": space, "layers": layers})
+        options = catalog.parse_env_options(found.get("env_options") or {})
+        read = {"obs": _box(found["obs"]), "actions": space, "layers": layers, "env_options": options}
+        card = Card(**found | read)
         shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]
         HEADS[card.head](np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32), card.knobs).mode()
         if not shapes or seeds < 1:

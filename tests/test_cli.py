@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from runs import TINY, checkpoints, command, receipt, rows, timeless
 
-from frugalrl import catalog, checkpoint, cli, training
+from frugalrl import catalog, checkpoint, cli, policy, training
 
 CARTPOLE = ("train", "dqn", "CartPole-v1")
 
@@ -192,6 +192,51 @@ def test_force_replaces_a_run_and_nothing_else(run):
     assert len(rows(run)) == 10
 
 
+def test_environment_options_are_kept_for_whatever_comes_after(tmp_path, capfd, wrong):
+    out = tmp_path / "a"
+    options = {"frame_stack": 2, "kwargs": {"sutton_barto_reward": True}}
+    words = ["--env-option", "frame_stack=2", "kwargs.sutton_barto_reward=true", "--quiet", "--out", str(out)]
+    assert cli.main([*CARTPOLE, *TINY, *words]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["runtime"], config["env_options"]) == ("actors", options)
+    actor = policy.load(out)
+    assert actor.card.env_options == options
+    assert actor.card.obs.shape == (8,)
+    assert actor.predict(np.zeros(8)).shape == ()
+    assert cli.main(["eval", str(out), "--episodes", "2"]) == 0
+    assert "mean greedy return -1.0" in capfd.readouterr().out
+    assert {row["episode_return"] for row in rows(out)} == {-1.0}
+    assert cli.main(["resume", str(out), "--steps", "3500", "--quiet"]) == 0
+    assert json.loads((out / "config.json").read_text())["env_options"] == options
+    assert cli.main(["export", str(out), "--format", "litert"]) == 0
+    capfd.readouterr()
+    card = json.loads((out / "policy" / "policy.json").read_text())
+    (out / "policy" / "policy.json").write_text(json.dumps(card | {"env_options": {"frame_stak": 2}}))
+    assert "is damaged" in wrong("eval", out)
+
+
+def test_files_from_before_there_were_environment_options_are_read(run, capfd):
+    for file in (run / "config.json", run / "policy" / "policy.json"):
+        found = json.loads(file.read_text())
+        del found["env_options"]
+        file.write_text(json.dumps(found))
+    assert cli.main(["eval", str(run), "--episodes", "1"]) == 0
+    assert cli.main(["resume", str(run), "--steps", "3100", "--quiet"]) == 0
+
+
+def test_environment_options_may_be_python_values():
+    options = {"terminal_on_life_loss": True, "sticky_actions": 0, "kwargs.mode": 1, "kwargs": {"difficulty": "0"}}
+    assert catalog.parse_env_options(options) == {
+        "terminal_on_life_loss": True, "sticky_actions": 0.0, "kwargs": {"mode": 1, "difficulty": 0},
+    }  # fmt: skip
+    with pytest.raises(training.UsageError, match="must be a number, text, list or dictionary"):
+        catalog.parse_env_options({"kwargs": {"mode": object()}})
+
+
+def test_options_that_are_the_defaults_leave_the_twin():
+    assert training.configure("dqn", "CartPole-v1", env_options={"frame_stack": 1}).runtime == "compiled"
+
+
 def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
     words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(tmp_path / "a")]
     assert cli.main(words) == 0
@@ -287,6 +332,19 @@ WRONG_CALLS = {
     "hyper flag": ((*CARTPOLE, "--hyper", "double=maybe"), "write for example double="),
     "hyper choice": ((*CARTPOLE, "--hyper", "loss=hubber"), "huber, mse"),
     "hyper without value": ((*CARTPOLE, "--hyper", "gamma"), "--hyper takes name=value"),
+    "option of no environment": ((*CARTPOLE, "--env-option", "frame_stak=2"), "did you mean frame_stack?"),
+    "option without value": ((*CARTPOLE, "--env-option", "frame_stack"), "--env-option takes name=value"),
+    "option word": ((*CARTPOLE, "--env-option", "frame_stack=two"), "write for example frame_stack=1"),
+    "option out of bounds": ((*CARTPOLE, "--env-option", "frame_stack=0"), "must be from 1 to 64"),
+    "option nan": ((*CARTPOLE, "--env-option", "sticky_actions=nan"), "must be from 0 to 1"),
+    "option of others": ((*CARTPOLE, "--env-option", "frame_skip=2"), "is of ALE environments"),
+    "kwargs": ((*CARTPOLE, "--env-option", "kwargs=2"), "write kwargs.NAME=VALUE"),
+    "kwargs of others": ((*CARTPOLE, "--env-option", "kwargs.foo=2"), "unexpected keyword argument 'foo'"),
+    "option of no twin": (
+        (*CARTPOLE, "--env-option", "frame_stack=2", "--runtime", "compiled"),
+        "knows no --env-option frame_stack=2: use --runtime actors",
+    ),
+    "backend": (("train", "dqn", "ALE/Pong-v5", "--env-option", "backend=epool"), "ale, envpool, python"),
     "no width": ((*CARTPOLE, "--hyper", "hidden=0"), "write for example hidden="),
     "n_step": ((*CARTPOLE, "--hyper", "n_step=0"), "at least 1"),
     "n_step beyond memory": ((*CARTPOLE, "--hyper", "n_step=500", "buffer_size=400"), "too small"),

@@ -8,6 +8,7 @@ processes do not. Wrappers are Gymnasium's and keep no statistics: normalisation
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
@@ -43,11 +44,12 @@ class EnvOptions(NamedTuple):
     grayscale: bool = True  # one channel a frame, else three
     full_action_space: bool = False  # all 18 actions instead of those that do something in this game
     terminal_on_life_loss: bool = False  # the next episode is a new game then
+    backend: str = "ale"  # steps training environments: ale-py's native code, "envpool", or "python" one by one
 
 
 DEFAULTS = {"ALE": EnvOptions(frame_stack=4, clip_reward=True)}  # by namespace; EnvOptions() for the others
 _ALE_ONLY = EnvOptions._fields[EnvOptions._fields.index("noop_max") :]
-ATARI_LIMIT = 27_000  # steps: ale-py cuts its v5 off after 108,000 frames, half an hour of play
+ATARI_FRAMES = 108_000  # after which ale-py cuts its v5 off: half an hour of play, 27,000 steps
 
 
 def namespace(env_id: str) -> str:
@@ -55,9 +57,9 @@ def namespace(env_id: str) -> str:
     return env_id.rpartition(":")[2].rpartition("/")[0]
 
 
-def options_for(env_id: str) -> EnvOptions:
-    """The default options of an environment."""
-    return DEFAULTS.get(namespace(env_id), EnvOptions())
+def options_for(env_id: str, changed: Mapping[str, Any] | None = None) -> EnvOptions:
+    """The default options of an environment, but for those that are `changed`."""
+    return DEFAULTS.get(namespace(env_id), EnvOptions())._replace(**(changed or {}))
 
 
 def find(env_id: str) -> EnvSpec:
@@ -113,7 +115,7 @@ def make(
     spec = find(env) if isinstance(env, str) else env
     o = options_for(spec.id) if options is None else options
     kwargs: dict[str, Any] = (
-        _own_options(spec.id, o) | (o.kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
+        own_options(spec.id, o) | (o.kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
     )
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
         with suppress(ImportError):  # Gymnasium says what is missing
@@ -143,7 +145,7 @@ def make(
     return made
 
 
-def _own_options(env_id: str, o: EnvOptions) -> dict[str, Any]:
+def own_options(env_id: str, o: EnvOptions) -> dict[str, Any]:
     """What the environment itself is told. Raises UsageError for an option that it does not have."""
     family, kwargs = namespace(env_id), {}
     for name in () if family == "ALE" else _ALE_ONLY:

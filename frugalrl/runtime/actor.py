@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..distributions import draw
-from ..envs.make import EnvOptions, make
+from ..envs import atari
+from ..envs.make import EnvOptions, find, make, namespace, options_for
 from ..errors import EngineFailed, one_line
 from ..types import Box, Linear, QuantLinear, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
@@ -81,13 +82,19 @@ def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str
 
 
 def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
-    """Gymnasium's synchronous vector of training environments, each reset within the step that ends its episode.
+    """A vector of training environments, each reset within the step that ends its episode.
 
-    `env` is an id or an EnvSpec.
+    Atari's games are stepped by native code where that can do what the options ask for, all others by Gymnasium's
+    SyncVectorEnv. `env` is an id or an EnvSpec.
     """
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-    one = partial(make, env, options, training=True)
+    spec = find(env) if isinstance(env, str) else env
+    if namespace(spec.id) == "ALE":
+        native = atari.vector(spec, num_envs, options_for(spec.id) if options is None else options)
+        if native is not None:
+            return native
+    one = partial(make, spec, options, training=True)
     return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
