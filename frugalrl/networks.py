@@ -134,6 +134,41 @@ def orthogonal(key, shape: tuple[int, ...]):
     return (q if rows >= cols else q.T).reshape(shape)
 
 
+def convolution(x, w, stride: int, padding: str):
+    """The convolution of one image [height, width, in] with w [kernel, kernel, in, out]; [height', width', out].
+
+    On a CPU as one product of patches and weights: XLA's own loses its fast path inside of a loop (jax issue 12868),
+    and every update is inside of one. There the gradient of the Nature network took 0.71 ms a sample this way and 9.3
+    ms the other, of the deep IMPALA network 9.5 against 93 ms.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if jax.default_backend() != "cpu":
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
+    kernel, channels = w.shape[0], x.shape[-1]
+    blocks = -(-kernel // stride)  # that a kernel touches on a side, if the image is cut in blocks of stride x stride
+
+    def edges(size: int) -> tuple[int, int, int]:
+        """(outputs, zeros before, zeros after; fewer than none if the image's end is not used) of one side."""
+        outputs = -(-size // stride) if padding == "SAME" else (size - kernel) // stride + 1
+        before = max((outputs - 1) * stride + kernel - size, 0) // 2 if padding == "SAME" else 0
+        return outputs, before, (outputs - 1 + blocks) * stride - before - size
+
+    (high, *rows), (wide, *columns) = edges(x.shape[0]), edges(x.shape[1])
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, ((*rows, 0), (*columns, 0), (0, 0, 0)))
+    # all that one block holds becomes its channels, so that the stride is 1
+    x = x.reshape(high - 1 + blocks, stride, wide - 1 + blocks, stride, channels).swapaxes(1, 2)
+    x = x.reshape(high - 1 + blocks, wide - 1 + blocks, -1)
+    rest = blocks * stride - kernel
+    w = jnp.pad(w, ((0, rest), (0, rest), (0, 0), (0, 0)))
+    w = w.reshape(blocks, stride, blocks, stride, channels, -1).swapaxes(1, 2)
+    patches = [x[i : i + high, j : j + wide] for i in range(blocks) for j in range(blocks)]
+    return jnp.concatenate(patches, -1) @ w.reshape(-1, w.shape[-1])
+
+
 def network(layers: Layers, obs: Box) -> Network:
     """The network made of `layers`; `apply` takes one observation and ignores its key.
 
@@ -154,10 +189,8 @@ def network(layers: Layers, obs: Box) -> Network:
         return jnp.ones(shape, jnp.float32) if isinstance(layer, LayerNorm) else layer.gain * orthogonal(key, shape)
 
     def conv(layer: Conv, x, weights: Linear):
-        y = jax.lax.conv_general_dilated(
-            x[None], weights.w, (layer.stride, layer.stride), layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y[0] + weights.b[None, None]
+        y = convolution(x, weights.w, layer.stride, layer.padding)
+        return y + weights.b[None, None]
 
     def norm(layer: LayerNorm, x, weights: Linear):
         x = x - jnp.mean(x, -1, keepdims=True)

@@ -17,6 +17,7 @@ from frugalrl.networks import (
     Relu,
     Residual,
     Scale,
+    convolution,
     impala_resnet,
     minatar_cnn,
     mlp,
@@ -210,3 +211,24 @@ def test_layers_of_one_shape_start_differently():
 def test_orthogonal_weights_are_those_of_jaxs_initializer(shape):
     expected = jax.nn.initializers.orthogonal(1.0)(KEY, shape, jnp.float32)
     np.testing.assert_allclose(orthogonal(KEY, shape), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((9, 9), 3, 1), ((84, 84), 8, 4), ((21, 20), 4, 2), ((11, 8), 3, 2)]
+)
+def test_a_convolution_is_xlas_own(size, kernel, stride, padding):
+    """With its gradients; also where the image's end is not used, and where the kernel is no multiple of the stride."""
+    x = jax.random.normal(jax.random.key(0), (*size, 3))
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 5))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+
+    def reference(x, w):
+        return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
+
+    def both(conv):
+        return conv(x, w), jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1))(x, w)
+
+    got, expected = both(lambda x, w: convolution(x, w, stride, padding)), both(reference)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

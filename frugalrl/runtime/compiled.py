@@ -174,12 +174,11 @@ class Way(NamedTuple):
 
 
 def ways(seeds: int, cores: int) -> list[Way]:
-    """The ways worth measuring: chunks that keep every core busy, and one by one; on a single core, all in one vmap too.
+    """The ways worth measuring: chunks that keep every core busy, and one by one; on a single core all in one vmap too.
 
     On several cores that vmap leaves all but one idle (with 32 seeds of PPO it took 2.2 times as long as chunks on two
-    cores, 2924 against 1318 us an iteration), and to compile it costs as much as to compile the others. Widths divide
-    the number of seeds: a remainder would need a program of its own. `lax.map` over seeds is not among them: it is "one
-    by one" on a single core.
+    cores), and to compile it costs as much as each of the others. Widths divide the number of seeds: a remainder would
+    need a program of its own. `lax.map` over seeds is not among them: it is "one by one" on a single core.
     """
     fair = min(CHUNK, -(-seeds // cores))
     even = max(w for w in range(1, fair + 1) if seeds % w == 0)
