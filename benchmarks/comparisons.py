@@ -80,8 +80,16 @@ CHEETAH = "HalfCheetah-v5"
 # those of its zoo for MuJoCo, which are our defaults too: 256x256, Adam at 3e-4, batches of 256, one update a step
 SB3_SAC = Task("SAC", CHEETAH, 0, {"learning_starts": 10_000}, (256, 256))
 
+PONG = "ALE/Pong-v5"
+# PPO's settings for Atari with twice their learning rate, which falls to 0 within this short training
+PPO_PONG = "num_envs=8 n_steps=128 learning_rate=5e-4 anneal_lr=1 clip_range=0.1 ent_coef=0.01"
+
 COMPARISONS: dict[str, Comparison] = {
     "sac-halfcheetah": Comparison(CHEETAH, 50_000, 3, {"frugalrl": ours("sac", CHEETAH), "sb3": sb3(SB3_SAC)}),
+    # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
+    "pong": Comparison(
+        PONG, 1_000_000, 3, {"ppo": ours("ppo", PONG, "--env-option", "screen_size=42", "--hyper", *PPO_PONG.split())}
+    ),
 }
 
 
