@@ -27,6 +27,7 @@ AGENTS = {
     "ppo": Entry("frugalrl.agents.ppo", "ppo", "policy gradient, clipped, several passes over a rollout", True, True),
     "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),
     "impala": Entry("frugalrl.agents.ppo", "impala", "policy gradient, actors that do not wait, V-trace", True, True),
+    "a3c": Entry("frugalrl.agents.a3c", "recipe", "actor-learners that share parameters and do not wait", True, True),
     "ptr-ppo": Entry("frugalrl.agents.ppo", "ptr_ppo", "ppo with a replay of rollouts by priority", True, True),
     "sac": Entry("frugalrl.agents.sac", "recipe", "entropy beside return, twin critics", True, True, False),
     "td3": Entry("frugalrl.agents.td3", "recipe", "deterministic actor, twin critics", False, True, False),
