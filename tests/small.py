@@ -27,20 +27,21 @@ PLAN = Plan(num_envs=2, unroll=2, updates=1, warmup=10)
 
 @cache
 def small_dqn(**switches: Any) -> Agent:
-    """A DQN with 16 hidden units for CartPole, each part compiled: operation by operation tests would be slow."""
-    return _compiled(dqn(network(mlp((16,), ACTIONS), OBS), **switches))
+    """A DQN with 16 hidden units for CartPole, compiled."""
+    return compiled(dqn(network(mlp((16,), ACTIONS), OBS), **switches))
 
 
 @cache
 def small(name: str, continuous: bool = True, **static: Any) -> Agent:
     """Another agent as small, for actions like TORQUE or CartPole's."""
     module, actions = MODULES[name], TORQUE if continuous else Discrete(ACTIONS)
-    return _compiled(module.assemble(module.Static(hidden=(16,), **static), OBS, actions))
+    return compiled(module.assemble(module.Static(hidden=(16,), **static), OBS, actions))
 
 
-def _compiled(agent: Agent) -> Agent:
-    parts = {name: jax.jit(getattr(agent, name)) for name in ("init", "policy", "dist", "grad", "apply")}
-    return agent._replace(**parts)
+def compiled(agent: Agent) -> Agent:
+    """The agent, each part compiled: operation by operation tests would be slow."""
+    parts = ("init", "policy", "dist", "grad", "apply", "prepare")
+    return agent._replace(**{name: jax.jit(getattr(agent, name)) for name in parts})
 
 
 def pushed() -> Env:

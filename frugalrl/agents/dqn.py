@@ -29,6 +29,7 @@ from ..types import (
     Space,
 )
 from .descent import descend, follow, shrunk
+from .schedules import epsilon, target_due
 
 
 class Static(NamedTuple):
@@ -92,11 +93,7 @@ def dqn(
         return State(params, params, tx.init(params), hyper, jnp.zeros((), jnp.int32))
 
     def policy(state: State) -> Policy:
-        h = state.hyper
-        steps = state.version.astype(jnp.float32) * h.steps_per_update
-        progress = jnp.clip(steps / jnp.maximum(h.exploration_fraction * h.total_steps, 1.0), 0.0, 1.0)
-        epsilon = h.exploration_initial_eps + progress * (h.exploration_final_eps - h.exploration_initial_eps)
-        return Policy(state.params, {"epsilon": epsilon})
+        return Policy(state.params, {"epsilon": epsilon(state)})
 
     def dist(policy: Policy, obs, key=None) -> EpsilonGreedy:
         return epsilon_greedy(network.apply(policy.params, obs, key), policy.knobs)
@@ -134,9 +131,7 @@ def dqn(
         grads = shrunk(grads, h.max_grad_norm)
         params, opt = descend(tx, state.params, state.optimizer, grads, h.learning_rate)
         version = state.version + 1
-        interval = jnp.maximum(jnp.round(h.target_update_interval / h.steps_per_update), 1.0).astype(jnp.int32)
-        due = version % interval == 0
-        target = follow(state.target, params, jnp.where(due, h.tau, 0.0))
+        target = follow(state.target, params, jnp.where(target_due(state, version), h.tau, 0.0))
         return State(params, target, opt, h, version)
 
     return Agent(init, policy, epsilon_greedy, dist, grad, apply, network, ratio_from=1)

@@ -37,6 +37,7 @@ from ..types import (
     Transition,
 )
 from .descent import descend, shrunk
+from .schedules import learning_rate
 
 
 class Hyper(NamedTuple):
@@ -276,11 +277,8 @@ def actor_critic(
         return grads, Info({"loss": loss} | metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
 
     def apply(state: State, grads: Params) -> State:
-        h = state.hyper
-        done = jnp.clip(state.version.astype(jnp.float32) * h.steps_per_update / h.total_steps, 0.0, 1.0)
-        rate = h.learning_rate * (1 - h.anneal_lr * done)
-        grads = shrunk(grads, h.max_grad_norm)
-        params, opt = descend(tx, state.params, state.optimizer, grads, rate)
+        grads = shrunk(grads, state.hyper.max_grad_norm)
+        params, opt = descend(tx, state.params, state.optimizer, grads, learning_rate(state))
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
     return Agent(init, policy, head, dist, grad, apply, model.network, observe=observe, prepare=prepare)

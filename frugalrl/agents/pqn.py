@@ -1,0 +1,122 @@
+"""Action values from rollouts: PQN, and the one-step Q, one-step Sarsa and n-step Q of asynchronous learners.
+
+They differ in what the next observation is worth (`bootstrap`), in lambda and in whether a target network judges it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..distributions import EpsilonGreedy, epsilon_greedy
+from ..losses import lambda_return, squared
+from ..types import Agent, Batch, Corrector, Info, Network, Policy, Trace, Transition
+from .descent import descend, follow, shrunk
+from .schedules import epsilon, learning_rate, target_due
+
+BOOTSTRAPS = ("max", "mean", "sarsa")
+
+
+class State(NamedTuple):
+    params: Any
+    target: Any  # as `params`; () without a target network
+    optimizer: Any
+    hyper: Any
+    version: Any  # int32, learner updates so far
+
+
+def rollout_q(
+    network: Network,
+    *,
+    corrector: Corrector = lambda_return,
+    bootstrap: str = "max",
+    target: bool = False,
+    loss: Callable = squared,
+    optimizer: optax.GradientTransformation | None = None,
+    reduce: Callable = jnp.mean,
+) -> Agent:
+    """Action values on `network`, learned from rollouts whose targets `corrector` makes, once for all updates.
+
+    `bootstrap` is what the next observation is worth, and whose values are learned: "max" those of the greedy policy
+    (Q-learning; with `lambda_return` Peng's Q(lambda), as in Gallici et al. 2024, arXiv 2407.04811), "mean" those of
+    the epsilon-greedy policy of now (expected Sarsa). Ratios and probabilities are those of the same policy, so that
+    Retrace and tree-backup learn its values too. "sarsa" takes the action really taken next, and the mean where none is
+    known: at the end of a rollout and where an episode was truncated; no Corrector fits that but `lambda_return`.
+
+    With a `target` network that one judges the rollout, and its greedy action is what greedy means; it becomes a copy
+    of the learner's once in `target_update_interval` environment steps (Mnih et al. 2016, algorithms 1 and 2: lambda 0
+    is one step, lambda 1 as many as the rollout has). `loss` is taken of the error of each step; `reduce` makes a
+    number of those of a batch; `optimizer` is an optax direction, without its learning rate (default RAdam, Liu et al.
+    2020).
+
+    The hyper-parameters read are learning_rate, anneal_lr, gamma, q_lambda, max_grad_norm, the three of exploration,
+    total_steps, steps_per_update and, with a target network, target_update_interval; a record may have others. Raises
+    ValueError for a bootstrap that does not exist or that the Corrector does not fit.
+    """
+    if bootstrap not in BOOTSTRAPS:
+        raise ValueError(f"bootstrap={bootstrap!r} does not exist; there are: {', '.join(BOOTSTRAPS)}")
+    if bootstrap == "sarsa" and corrector is not lambda_return:
+        raise ValueError("sarsa learns from the actions taken and cannot be corrected; use --correct none")
+    tx = optax.scale_by_radam() if optimizer is None else optimizer
+
+    def init(key, hyper) -> State:
+        params = network.init(key)
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
+        return State(params, params if target else (), tx.init(params), hyper, jnp.zeros((), jnp.int32))
+
+    def policy(state: State) -> Policy:
+        return Policy(state.params, {"epsilon": epsilon(state)})
+
+    def dist(policy: Policy, obs, key=None) -> EpsilonGreedy:
+        return epsilon_greedy(network.apply(policy.params, obs, key), policy.knobs)
+
+    def prepare(state: State, rollout: Transition) -> jax.Array:
+        judge = state.target if target else state.params
+        own_epsilon = jnp.float32(0) if bootstrap == "max" else epsilon(state)
+        now, then = (
+            EpsilonGreedy(jax.vmap(network.apply, (None, 0, None))(judge, obs, None), own_epsilon)
+            for obs in (rollout.obs, rollout.next_obs)
+        )
+        ended = rollout.terminated | rollout.truncated
+        worth = jnp.sum(then.probs() * then.values, -1)  # of the greedy policy: its largest
+        if bootstrap == "sarsa":
+            goes_on = jnp.logical_not(ended).at[-1].set(False)
+            worth = jnp.where(goes_on, _taken(then.values, jnp.roll(rollout.action, -1)), worth)
+        trace = Trace(
+            reward=rollout.reward,
+            discount=jnp.where(rollout.terminated, 0.0, state.hyper.gamma),
+            ended=ended,
+            value=_taken(now.values, rollout.action),
+            bootstrap=worth,
+            log_ratio=now.log_prob(rollout.action) - rollout.log_prob,
+            prob=_taken(now.probs(), rollout.action),
+        )
+        return corrector(trace, state.hyper.q_lambda).target
+
+    def grad(state: State, batch: Batch, key) -> tuple[Any, Info]:
+        def objective(params):
+            values = jax.vmap(jax.vmap(network.apply, (None, 0, None)), (None, 0, None))(params, batch.data.obs, None)
+            q = _taken(values, batch.data.action)
+            error = batch.extra - q
+            return reduce(batch.weight[:, None] * loss(error)), (error, q)
+
+        (value, (error, q)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        return grads, Info({"loss": value, "q": jnp.mean(q)}, jnp.mean(jnp.abs(error), -1))
+
+    def apply(state: State, grads) -> State:
+        grads = shrunk(grads, state.hyper.max_grad_norm)
+        params, moments = descend(tx, state.params, state.optimizer, grads, learning_rate(state))
+        version = state.version + 1
+        judge = follow(state.target, params, jnp.where(target_due(state, version), 1.0, 0.0)) if target else ()
+        return State(params, judge, moments, state.hyper, version)
+
+    return Agent(init, policy, epsilon_greedy, dist, grad, apply, network, ratio_from=1, prepare=prepare)
+
+
+def _taken(values: jax.Array, action: jax.Array) -> jax.Array:
+    """The value [...] of each action, of `values` [..., actions]."""
+    return jnp.take_along_axis(values, action[..., None], -1)[..., 0]
