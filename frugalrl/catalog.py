@@ -29,6 +29,9 @@ AGENTS = {
     "ppo": Entry("frugalrl.agents.ppo", "ppo", "policy gradient, clipped, several passes over a rollout", True, True),
     "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),
     "impala": Entry("frugalrl.agents.ppo", "impala", "policy gradient, actors that do not wait, V-trace", True, True),
+    "a3c": Entry(
+        "frugalrl.agents.a3c", "recipe", "asynchronous actor-critic, in earnest in --runtime actors", True, True
+    ),
     "ptr-ppo": Entry("frugalrl.agents.ppo", "ptr_ppo", "ppo with a replay of rollouts by priority", True, True),
     "sac": Entry("frugalrl.agents.sac", "recipe", "entropy beside return, twin critics", True, True, False),
     "td3": Entry("frugalrl.agents.td3", "recipe", "deterministic actor, twin critics", False, True, False),
@@ -81,6 +84,7 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("a2c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "anneal_lr": 1.0, "n_steps": 16, "gae_lambda": 0.95}),
     ("impala", "CartPole-v1"): (200_000, {}),
     ("ptr-ppo", "CartPole-v1"): (100_000, {}),
+    ("a3c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "n_steps": 16}),
     ("ppo", "Pendulum-v1"): (
         100_000,
         {"learning_rate": 1e-3, "num_envs": 4, "n_steps": 512, "n_epochs": 10, "num_minibatches": 8, "gamma": 0.9},

@@ -154,7 +154,7 @@ def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
 def _check_corrector(config: Config, recipe: Recipe) -> None:
     known = {name for names in CORRECTORS.values() for name in names}
     _among("--correct", config.correct, ("auto", *sorted(known)))
-    able = CORRECTORS[recipe.values]
+    able = CORRECTORS[values_of(recipe, split(recipe, config.hyper)[0])]
     if config.correct not in able:
         raise UsageError(f"--correct {config.correct} is not for {config.agent}, which takes: {', '.join(able)}")
 
@@ -202,6 +202,11 @@ def _portable(registration: Any) -> bool:
         return b"__main__" not in pickle.dumps(registration)
     except (pickle.PicklingError, AttributeError, TypeError):  # a lambda, say
         return False
+
+
+def values_of(recipe: Recipe, static: Any) -> str:
+    """What the Correctors of an agent are of, as in Recipe.values."""
+    return recipe.values(static) if callable(recipe.values) else recipe.values
 
 
 def split(recipe: Recipe, hyper: dict[str, Any]) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import catalog, rng
 from .catalog import UsageError
-from .config import split
+from .config import split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
@@ -33,11 +33,12 @@ from .monitor.machine import hardware, versions
 from .monitor.receipt import given_up
 from .networks import weighted
 from .policy import Card
-from .runtime import actor, actors, compiled
+from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Cadence, Discrete, Recipe, Session, Transition
+from .types import Agent, Box, Cadence, Discrete, Recipe, Session, Space, Transition
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
+CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 UNROLL = 16  # steps of each environment in a message of an actor
 PROBE_SECONDS = 1.0  # between two comparisons of the full and the compressed policy
 
@@ -74,18 +75,32 @@ def records(config: Config) -> Parts:
     recipe = catalog.recipe(config.agent)
     static, hyper = split(recipe, config.hyper)
     obs, space = catalog.spaces(config.env, options_for(config.env, config.env_options))
-    tables = {"state": STATE_VALUES, "action": ACTION_VALUES}
-    if recipe.values in tables:
-        agent = recipe.assemble(static, obs, space, tables[recipe.values][config.correct])
-    else:
-        agent = recipe.assemble(static, obs, space)
-        agent = corrected(agent, truncated()) if config.correct == "tis" else agent
+    agent = assembled(recipe, static, obs, space, config.correct)
     assert agent.network.layers is not None
-    greedy = recipe.greedy(space)
+    has = jax.eval_shape(lambda: agent.policy(agent.init(rng.key(0), hyper))).knobs
+    greedy = {name: value for name, value in recipe.greedy(space).items() if name in has}
     card = Card(
         config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy, config.env_options
     )  # fmt: skip
     return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
+
+
+def assembled(recipe: Recipe, static: Any, obs: Box, space: Space, correct: str) -> Agent:
+    """An agent with its Corrector."""
+    values = values_of(recipe, static)
+    if values in CORRECTORS:
+        return recipe.assemble(static, obs, space, CORRECTORS[values][correct])
+    agent = recipe.assemble(static, obs, space)
+    return corrected(agent, truncated()) if correct == "tis" else agent
+
+
+def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:
+    """What actor-learners compute gradients with; called in their processes."""
+    set_up_jax()
+    recipe = catalog.recipe(config.agent)
+    agent = assembled(recipe, static, card.obs, card.actions, config.correct)
+    memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=1)
+    return actor_learner.Parts(agent, memory, hyper)
 
 
 def with_schedule(hyper: Any, config: Config, steps_per_update: float) -> Any:
@@ -122,7 +137,8 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
     memory = recipe.memory(static, example(card), lanes=static.num_envs, unroll=unroll, streams=1)
-    run = compiled.run(agent, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
+    acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
+    run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
     players = on_twin(agent, env, EVAL_EPISODES)
@@ -133,6 +149,10 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
 
     def play(states, key):
         return jax.vmap(lambda state: players(agent.policy(state), key))(states)
+
+    def shared(tick: compiled.Tick) -> Callable[[], Any]:
+        """The states that are evaluated and kept: of actor-learners the one they share."""
+        return lambda: tick.state().newest if cadence.learners else tick.state()
 
     def step_of(iteration: int) -> int:
         return (warmup + iteration) * per_iteration
@@ -172,14 +192,14 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
             spent["first_update"] = spent["first_update"] or seconds_since_start()
             if evaluator is None:
                 start = perf_counter()
-                evaluator = jax.jit(play).lower(tick.state(), rng.key(0)).compile()
+                evaluator = jax.jit(play).lower(shared(tick)(), rng.key(0)).compile()
                 spent["compile"] += perf_counter() - start
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
                 {name: np.asarray(x) for name, x in tick.metrics.items()},
-                partial(_evaluate_on_twin, evaluator, tick.state),
+                partial(_evaluate_on_twin, evaluator, shared(tick)),
                 tick.carry,
-                partial(_weights_per_seed, agent, tick.state, config.seeds),
+                partial(_weights_per_seed, agent, shared(tick), config.seeds),
             )
 
     def account() -> dict[str, Any]:
@@ -255,6 +275,12 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
         def sitting(carry: actors.Carry, k: int) -> Iterator[Moment]:
             spec = _actor_spec(config, agent, card, plan, ledger.chosen)
+            if plan.gradients:
+                brought = actor_learner.shapes(agent, memory, carry.state, _items(spec))
+                spec = spec._replace(
+                    learner=partial(gradient_parts, config, card, static, hyper, plan),
+                    gradient=link.fields(jax.tree.leaves(brought)),
+                )
             try:
                 parts = ledger.compile(learner(spec.mode), carry, spec)
                 ticks = actors.train(
@@ -282,8 +308,12 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
 
 def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
-    """How two actor processes and a Learner take turns."""
+    """How the actor processes, two unless an agent says how many, and a Learner take turns."""
     count = actors.Plan().actors
+    if cadence.learners:
+        return actors.Plan(
+            cadence.learners, static.num_envs, cadence.rollout, cadence.updates, 0, slots=1, gradients=True
+        )
     if not cadence.rollout:
         steps = UNROLL * static.num_envs
         advice = f"train_freq={gcd(steps * cadence.updates, cadence.steps)}"
@@ -322,8 +352,13 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
         packet=(),
         kinds=tuple(matrix if len(shape) > 1 else "Linear" for _, shape in weighted(card.layers, card.obs.shape)),
         knobs=tuple(sorted(card.knobs)),
-        waits=plan.waits,
+        steady=plan.waits or plan.gradients,
     )
+
+
+def _items(spec: actor.Spec) -> Transition:
+    """The shapes of an unroll."""
+    return Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
 
 
 def _host_weights(agent: Agent, state) -> tuple:
@@ -357,6 +392,7 @@ class Ledger:
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
         self.looked_at, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
         self.recent: deque = deque(maxlen=100)
+        self.stale, self.gradients, self.stalest = 0.0, 0, 0.0  # of actor-learners: staleness, and of how many
 
     def choose(self, mode: str, among: Iterable[str] | None = None, why: str = "") -> None:
         """Take the fastest engine of `mode`, or of fp32 if all engines fail in that. Raises ValueError if none is left.
@@ -404,18 +440,18 @@ class Ledger:
         start = perf_counter()
         seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
         self.session = actor.session(spec.engine, self.card.layers, self.card.obs, seen, spec.mode)
-        items = actor.Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
-        stream = jax.ShapeDtypeStruct((), "int32")
+        items, stream = _items(spec), jax.ShapeDtypeStruct((), "int32")
+        brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
         jobs = {
-            "learn": (carry, items, stream), "add": (carry, items, stream), "cut": (carry, stream),
+            "learn": (carry, items, stream, brought), "add": (carry, items, stream), "cut": (carry, stream),
             "ship": (carry.state,), "probe": (carry,),
         }  # fmt: skip
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
         with ThreadPoolExecutor() as pool:
             done = dict(zip(jobs, pool.map(lambda x: x.compile(), lowered), strict=True))
         self.compile_seconds += perf_counter() - start
-        packet, _ = jax.eval_shape(learner.ship, carry.state)
-        self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(packet))
+        packet, _, shared = jax.eval_shape(learner.ship, carry.state)
+        self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))
         return learner._replace(**done)
 
     def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, float]:
@@ -426,14 +462,22 @@ class Ledger:
         if tick.metrics and perf_counter() - self.looked_at > PROBE_SECONDS:
             self.looked_at = perf_counter()
             obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
-            packet, _ = jax.device_get(parts.ship(tick.carry.state))
+            packet, *_ = jax.device_get(parts.ship(tick.carry.state))
             self.session.load(packet.weights)
             compressed = self.agent.head(self.session.run(obs), knobs)
             self.seen = quality.divergence(self.agent.head(outputs, knobs), compressed) | quality.importance(log_ratio)
             self.looks += 1
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.seen.items()}
         train_return = float(np.mean(self.recent)) if self.recent else float("nan")
-        return tick.metrics | self.seen | {"train_return": train_return}
+        if "staleness" in tick.metrics:
+            self.gradients += 1
+            self.stale += tick.metrics["staleness"]
+            self.stalest = max(self.stalest, tick.metrics["staleness"])
+        return tick.metrics | self.staleness() | self.seen | {"train_return": train_return}
+
+    def staleness(self) -> dict[str, float]:
+        """How many updates late the gradients of actor-learners were, on average and at most; else nothing."""
+        return {"staleness": self.stale / self.gradients, "staleness_max": self.stalest} if self.gradients else {}
 
     def account(self) -> dict[str, Any]:
         """What the receipt says about actors, and the seconds of all processes by kind of work."""
@@ -450,7 +494,7 @@ class Ledger:
                 "environment": acting.get("environment", 0.0),
                 "inference": acting.get("inference", 0.0),
                 "transport": acting.get("transport", 0.0) + own.get("transport", 0.0),
-                "learner": own.get("learner", 0.0),
+                "learner": own.get("learner", 0.0) + acting.get("learner", 0.0),
                 "compressor": own.get("compressor", 0.0) + acting.get("refresh", 0.0),
                 "other": sum(times.get(kind, 0.0) for times in (acting, own) for kind in idle),
             },
@@ -460,6 +504,7 @@ class Ledger:
                 "refreshes": sum(fleet.refreshes for fleet in self.fleets),
                 "packet_bytes": self.packet_bytes,
                 **{name: value / self.looks for name, value in self.sums.items()},
+                **self.staleness(),
                 "fallback": self.fallback,
                 "processes": self.plan.actors,
                 "restarts": sum(fleet.restarts for fleet in self.fleets),

@@ -140,6 +140,10 @@ def _nothing(state: Tree, rollout: Transition) -> Tree:
     return ()
 
 
+def _same(state: Tree, worker: Any) -> Tree:
+    return state
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
 
@@ -155,6 +159,8 @@ class Agent(NamedTuple):
     observe: Callable[[Tree, Transition, Any], Tree] = _unchanged
     # (state, rollout [time, ...] of one lane) -> extra [time, ...]: targets worked out once for several updates
     prepare: Callable[[Tree, Transition], Tree] = _nothing
+    # (state, number) -> state: what one of several actor-learners acts and learns with, an exploration of its own say
+    own: Callable[[Tree, Any], Tree] = _same
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:
@@ -182,6 +188,7 @@ class Cadence(NamedTuple):
     starts: int = 0  # environment steps before the first update
     rollout: int = 0  # learns from rollouts of so many steps of each environment; 0 if any number of steps will do
     waits: bool = False  # actors wait for the policy of the last update: what is called on-policy
+    learners: int = 0  # actor-learners, which bring gradients of their own rollouts; 0 if one Learner computes them
 
 
 class Recipe(NamedTuple):
@@ -193,7 +200,8 @@ class Recipe(NamedTuple):
     cadence: Callable[[Any], Cadence]  # of static
     memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
     greedy: Callable[[Space], dict[str, Any]]  # the knobs of a policy that acts as well as it can
-    values: str = "state"  # what its Correctors are of: "state" or "action" values, or the "weight" of a sample
+    # what its Correctors are of: "state" or "action" values, or the "weight" of a sample; or a function of static
+    values: str | Callable[[Any], str] = "state"
     corrector: str = "none"  # its own, what --correct auto is
 
 

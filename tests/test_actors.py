@@ -173,8 +173,8 @@ def test_transitions_are_what_happened(tmp_path):
     actor_, _ = worker(made, tmp_path)
     ended, steps = [], []
     for _ in range(6):
-        ended += actor_.unroll(actor_.slots[0])
-        steps.append(Transition(*(x.copy() for x in actor_.slots[0])))
+        ended += actor_.unroll(actor_.slots[0].items)
+        steps.append(Transition(*(x.copy() for x in actor_.slots[0].items)))
     t = Transition(*(np.concatenate(x) for x in zip(*steps, strict=True)))  # [48, 2, ...]
     done = t.terminated | t.truncated
     assert done.any()
@@ -217,10 +217,10 @@ def test_log_probs_are_those_of_the_compressed_policy_of_that_version(mode, engi
             hyper=made.carry.state.hyper._replace(total_steps=jnp.float32(100)),
         )
         box.put(packet_of(made, state))
-        slot = actor_.slots[0]
+        slot = actor_.slots[0].items
         actor_.unroll(slot)
         assert (slot.version == version).all()
-        packet, _ = jax.device_get(made.learner.ship(state))
+        packet, *_ = jax.device_get(made.learner.ship(state))
         session = engines.engine(engine).build(made.spec.layers, made.spec.obs, 2, mode)
         session.load(packet.weights)
         outputs = np.stack([session.run(slot.obs[t]) for t in range(8)])
@@ -244,7 +244,7 @@ def test_refreshing_takes_a_bounded_share_of_an_actors_time(tmp_path):
     arrays, end = box.get()[1], time.perf_counter() + 60
     while len(loads) < 4 and time.perf_counter() < end:
         box.put(arrays)
-        actor_.unroll(actor_.slots[0])
+        actor_.unroll(actor_.slots[0].items)
     assert len(loads) == 4
     for (began, ended), (next_began, _) in pairwise(loads):
         assert next_began - ended > (ended - began) / actor.REFRESH_SHARE
@@ -609,14 +609,14 @@ def watched(made: Parts) -> tuple[Parts, list[tuple[str, int, set[int], int]]]:
     def watch(name: str):
         part = getattr(made.learner, name)
 
-        def call(carry, items, stream):
+        def call(carry, items, stream, *gradient):
             seen.append((name, int(stream), set(np.asarray(items.version).ravel().tolist()), int(carry.state.version)))
-            return part(carry, items, stream)
+            return part(carry, items, stream, *gradient)
 
         return call
 
     learner = made.learner._replace(add=watch("add"), learn=watch("learn"))
-    return made._replace(learner=learner, spec=made.spec._replace(waits=made.plan.waits)), seen
+    return made._replace(learner=learner, spec=made.spec._replace(steady=made.plan.waits)), seen
 
 
 def test_actors_that_wait_act_with_the_policy_of_the_last_update():

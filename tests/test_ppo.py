@@ -1,4 +1,4 @@
-"""PPO, A2C, IMPALA and PTR-PPO: each part against NumPy, each switch alone, and the laws of a run."""
+"""PPO, A2C, IMPALA, PTR-PPO and A3C: each part against NumPy, each switch alone, and the laws of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from probes import GAMMA, PROBES
 from small import bits
 
 from frugalrl import checkpoint, rng
-from frugalrl.agents import ppo
+from frugalrl.agents import a3c, ppo
 from frugalrl.agents.ppo import Extra, Hyper, Normaliser, prioritised, trajectory_weight
 from frugalrl.envs.cartpole import cartpole
 from frugalrl.levers.correct import STATE_VALUES
 from frugalrl.runtime import compiled
+from frugalrl.runtime.actor_learner import in_rotation
 from frugalrl.types import Agent, Batch, Box, Discrete, Recipe, Trace, Transition, update
 
 KEY = jax.random.key(0)
 OBS, ACTIONS = Box((4,)), Discrete(2)
 RECIPES: dict[str, Recipe] = {"ppo": ppo.ppo, "a2c": ppo.a2c, "impala": ppo.impala, "ptr-ppo": ppo.ptr_ppo}
+RECIPES["a3c"] = a3c.recipe
 SMALL = {"hidden": (16,), "num_envs": 4, "n_steps": 8, "num_minibatches": 2, "n_epochs": 2, "replay_epochs": 2}
 HYPER = Hyper(learning_rate=1e-2, total_steps=1000.0)
 
@@ -323,15 +325,19 @@ SWITCHES = {  # of all recipes that have it: another choice, and the parts it ma
     "normalize_reward": (True, STATE),
     "optimizer": ("adam", STATE),
     "sum_loss": (False, {"grad"}),
+    "workers": (3, set()),
+    "draw_eps": (False, set()),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_choice_is_in_the_table(name):
-    assert set(RECIPES[name].static._fields) <= SWITCHES.keys()
+    assert set(RECIPES[name].static._fields) - {"algorithm"} <= SWITCHES.keys()  # that one is another agent
 
 
-@pytest.mark.parametrize(("name", "switch"), [(n, s) for n in RECIPES for s in RECIPES[n].static._fields])
+@pytest.mark.parametrize(
+    ("name", "switch"), [(n, s) for n in RECIPES for s in RECIPES[n].static._fields if s in SWITCHES]
+)
 def test_a_switch_changes_its_parts_and_no_other(name, switch):
     value, expected = SWITCHES[switch]
     if value is None:
@@ -351,6 +357,7 @@ def small_run(name: str) -> tuple[Agent, compiled.Run]:
     example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
     memory = recipe.memory(static, example, lanes=static.num_envs, unroll=static.n_steps, streams=1)
     plan = compiled.Plan(static.num_envs, static.n_steps, cadence.updates, 0)
+    agent = in_rotation(agent, cadence.learners) if cadence.learners else agent
     return agent, compiled.run(agent, env, memory, plan)
 
 
@@ -360,7 +367,7 @@ def test_the_laws_of_a_run(name, tmp_path):
     agent, run = small_run(name)
     keys = jax.vmap(rng.key)(jnp.arange(2))
     carry = jax.jit(jax.vmap(run.init, (0, None)))(keys, HYPER)
-    for leaf in jax.tree.leaves(carry.state.params.actor):
+    for leaf in jax.tree.leaves(getattr(carry.state, "newest", carry.state).params.actor):
         if leaf.ndim > 2:
             assert (np.asarray(leaf[0]) != np.asarray(leaf[1])).all()
     before = jax.eval_shape(agent.init, KEY, HYPER)
@@ -391,15 +398,16 @@ def test_the_known_values_are_learned(name, probe):
     obs, zero, flag = jnp.zeros(1), jnp.float32(0), jnp.bool_(False)
     example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
     memory = recipe.memory(static, example, lanes=8, unroll=static.n_steps, streams=1)
-    updates = recipe.cadence(static).updates
-    run = compiled.run(agent, env, memory, compiled.Plan(8, static.n_steps, updates, 0))
+    updates, learners = recipe.cadence(static).updates, recipe.cadence(static).learners
+    acting = in_rotation(agent, learners) if learners else agent
+    run = compiled.run(acting, env, memory, compiled.Plan(8, static.n_steps, updates, 0))
     iterations = 300 if updates > 1 else 1500
     hyper = HYPER._replace(gamma=GAMMA, anneal_lr=1.0, total_steps=64.0 * iterations, steps_per_update=64.0 / updates)
 
     @jax.jit
     def learn(key):
         carry, _ = run.advance(run.init(key, hyper), jnp.int32(iterations))
-        return carry.state
+        return getattr(carry.state, "newest", carry.state)
 
     state = learn(rng.key(0))
     seen = jnp.array(list(known), jnp.float32)[:, None]

@@ -366,7 +366,7 @@ def prioritised(kind: str, alpha: float = 0.7, least: float = 0.01) -> Callable[
     The paper leaves the exponent open; 0.7 is that of an unofficial implementation. Rewards are summed and enter
     through a softplus, since a probability may not be negative.
     """
-    size = _choice("priority", kind, PRIORITIES)
+    size = choice("priority", kind, PRIORITIES)
     return lambda rollout, extra: (size(rollout, extra) + least) ** alpha
 
 
@@ -390,7 +390,8 @@ def _model(static: Any, obs: Box, actions: Space) -> tuple[Model, Callable, int]
     return apart(actor, (*layers, Dense(1, relu=False, gain=1.0)), obs), head, dims
 
 
-def _assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
+def assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
+    """The `actor_critic` with the network and normalisers of `static`; `parts` are its other arguments."""
     model, head, dims = _model(static, obs, actions)
     if static.normalize_obs and len(obs.shape) > 1:
         raise ValueError("normalize_obs is for observations that are vectors; pixels are scaled already")
@@ -404,45 +405,46 @@ def _assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
     )
 
 
-def _choice(kind: str, name: str, table: Any) -> Any:
+def choice(kind: str, name: str, table: Any) -> Any:
+    """The entry of that name. Raises ValueError if there is none."""
     if name not in table:
         raise ValueError(f"{kind}={name!r} does not exist; there are: {', '.join(table)}")
     return table[name]
 
 
 def _ppo(static: PPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
-    return _assembled(
+    return assembled(
         static, obs, actions,
         corrector=corrector, normalize_advantage=static.normalize_advantage,
     )  # fmt: skip
 
 
 def _a2c(static: A2C, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
-    return _assembled(
+    return assembled(
         static, obs, actions,
         surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage,
-        optimizer=_choice("optimizer", static.optimizer, OPTIMIZERS)(),
+        optimizer=choice("optimizer", static.optimizer, OPTIMIZERS)(),
     )  # fmt: skip
 
 
 def _impala(static: Impala, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
-    return _assembled(
+    return assembled(
         static, obs, actions,
         surrogate=None, corrector=corrector, normalize_advantage=False,
-        optimizer=_choice("optimizer", static.optimizer, OPTIMIZERS)(),
+        optimizer=choice("optimizer", static.optimizer, OPTIMIZERS)(),
         reduce=jnp.sum if static.sum_loss else jnp.mean,
     )  # fmt: skip
 
 
 def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
-    return _assembled(
+    return assembled(
         static, obs, actions,
         corrector=corrector, weigh=trajectory_weight,
         normalize_advantage=static.normalize_advantage,
     )  # fmt: skip
 
 
-def _greedy(actions: Space) -> dict[str, Any]:
+def greedy(actions: Space) -> dict[str, Any]:
     return {} if isinstance(actions, Discrete) else {"log_std": [0.0] * actions.shape[0]}
 
 
@@ -471,14 +473,14 @@ def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
     )  # fmt: skip
 
 
-ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory, _greedy)
+ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory, greedy)
 a2c = Recipe(
     A2C(),
     Hyper(learning_rate=7e-4, gae_lambda=1.0, ent_coef=0.01),
     _a2c,
     lambda s: _cadence(s, 1),
     _a2c_memory,
-    _greedy,
+    greedy,
 )
 impala = Recipe(
     Impala(),
@@ -486,7 +488,7 @@ impala = Recipe(
     _impala,
     lambda s: _cadence(s, 1, waits=False),
     _impala_memory,
-    _greedy,
+    greedy,
     corrector="vtrace",
 )
 ptr_ppo = Recipe(
@@ -495,5 +497,5 @@ ptr_ppo = Recipe(
     _ptr_ppo,
     lambda s: _cadence(s, (s.n_epochs + s.replay_epochs) * s.num_minibatches),
     _ptr_memory,
-    _greedy,
+    greedy,
 )

@@ -22,6 +22,8 @@ TAGS = {
     "agreement": "actors/agreement",
     "ratio": "actors/ratio",
     "ess": "actors/ess",
+    "staleness": "actors/staleness",
+    "staleness_max": "actors/staleness_max",
 }
 
 
@@ -34,7 +36,7 @@ def tensorboard(folder: str | os.PathLike) -> Dashboard:
     """Event files under `folder`, one sub-run per seed ("seed-0") or member ("seed-0-member-3").
 
     The x-axis is environment steps. Greedy evaluations are `eval/mean_reward` and `eval/mean_ep_length`; what
-    compressed actors report is `actors/...`; every other metric is `train/...`, unless its name already has a "/".
+    actors report is `actors/...`; every other metric is `train/...`, unless its name already has a "/".
     Raises ValueError if tensorboardX is missing.
     """
     try:

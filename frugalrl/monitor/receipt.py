@@ -196,7 +196,7 @@ def _actors(actors: Mapping[str, Any]) -> str:
         parts.append(given_up(actors["fallback"]))
     if actors.get("refreshes") is not None:
         parts.append(f"{words.number(actors['refreshes'])} refreshes of {words.size(actors.get('packet_bytes'))}")
-    names = {"kl": "KL", "ratio": "ratio", "ess": "ESS"}
+    names = {"kl": "KL", "ratio": "ratio", "ess": "ESS", "staleness": "staleness"}
     parts += [f"{name} {words.number(actors[key])}" for key, name in names.items() if actors.get(key) is not None]
     return ", ".join(parts)
 

@@ -226,7 +226,7 @@ def _actors(run: Run) -> str:
     shown = {
         "packet_bytes": words.size,
         "fallback": receipt.given_up,
-        **dict.fromkeys(("refreshes", "kl", "ratio", "ess"), words.number),
+        **dict.fromkeys(("refreshes", "kl", "ratio", "ess", "staleness", "staleness_max"), words.number),
     }
     return page.section(
         "Actors",

@@ -2,7 +2,8 @@
 
 It is started as `python -m frugalrl.runtime.actor` rather than through multiprocessing, so that the caller's script is
 never imported again. Its standard input brings the Spec and then the numbers of free slots; its standard output carries
-one JSON line for each filled slot. Arrays go through shared slabs. It does not import JAX unless its engine is JAX.
+one JSON line for each filled slot. Arrays go through shared slabs. It does not import JAX, unless its engine is JAX or
+it is an actor-learner, which computes the gradient of each unroll too.
 """
 
 from __future__ import annotations
@@ -55,30 +56,63 @@ class Spec(NamedTuple):
     packet: Fields  # of the mailbox: the weights, then the knobs, then the version
     kinds: tuple[str, ...]  # for each layer's weights: "Linear" or "QuantLinear"
     knobs: tuple[str, ...]
-    waits: bool = False  # for the packet of the last update: then none is skipped
+    steady: bool = False  # acts a whole unroll with the packet that is the newest at its beginning, and skips none then
     registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
+    number: int = 0  # of this actor
+    learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
+    gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
 
 
 KINDS: dict[str, type] = {"Linear": Linear, "QuantLinear": QuantLinear}
 
 
 def unroll_fields(spec: Spec) -> Fields:
-    """The arrays of one slot: a Transition of [unroll, num_envs, ...]."""
+    """The arrays of one unroll: a Transition of [unroll, num_envs, ...]."""
     lead = (spec.unroll, spec.num_envs)
     obs, number = Field((*lead, *spec.obs.shape), spec.obs.dtype), Field(lead, "float32")
     action, flag = Field((*lead, *spec.action.shape), spec.action.dtype), Field(lead, "bool")
     return tuple(Transition(obs, action, number, flag, flag, obs, number, Field(lead, "int32")))
 
 
-def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str, ...]) -> tuple[tuple, dict, int]:
-    """The arrays of a mailbox as (weights, knobs, version)."""
+class Slot(NamedTuple):
+    """One message: an unroll and, of an actor-learner, its gradient and metrics."""
+
+    items: Transition
+    gradient: list[np.ndarray]
+
+
+def slab_size(spec: Spec) -> int:
+    """Bytes of the slab of one actor."""
+    return spec.slots * size((*unroll_fields(spec), *spec.gradient))
+
+
+def slots(path: Path, spec: Spec) -> list[Slot]:
+    """The slots of the slab at `path`."""
+    fields, unroll = (*unroll_fields(spec), *spec.gradient), len(Transition._fields)
+    buffer, each = slab(path, slab_size(spec)), size(fields)
+    found = (views(buffer[i * each : (i + 1) * each], fields) for i in range(spec.slots))
+    return [Slot(Transition(*arrays[:unroll]), arrays[unroll:]) for arrays in found]
+
+
+class Mail(NamedTuple):
+    """What a mailbox holds."""
+
+    weights: tuple
+    knobs: dict
+    version: int
+    shared: list[np.ndarray]  # for actor-learners: the leaves of the Learner's state, the optimiser's left out
+
+
+def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str, ...]) -> Mail:
+    """The arrays of a mailbox, named."""
     rest, weights = list(arrays), []
     for kind in kinds:
         record = KINDS[kind]
         n = len(record._fields)
         weights.append(record(*rest[:n]))
         rest = rest[n:]
-    return tuple(weights), {name: x[()] for name, x in zip(knobs, rest, strict=False)}, int(rest[-1])
+    named = {name: x[()] for name, x in zip(knobs, rest, strict=False)}
+    return Mail(tuple(weights), named, int(rest[len(knobs)]), rest[len(knobs) + 1 :])
 
 
 def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
@@ -143,26 +177,27 @@ class Worker:
         self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, spec.env_options)
         self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
-        layout = unroll_fields(spec)
-        buffer, each = slab(Path(spec.folder, spec.slab), spec.slots * size(layout)), size(layout)
-        self.slots = [Transition(*views(buffer[i * each : (i + 1) * each], layout)) for i in range(spec.slots)]
+        self.slots = slots(Path(spec.folder, spec.slab), spec)
+        self.learning = _learning(spec, self.slots[0].items) if spec.learner else None
         self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(spec.obs.dtype)
         self.ret, self.length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
-        self.count, self.knobs, self.version = 0, {}, 0
+        self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
         self.refresh_cost, self.refreshed = 0.0, -np.inf
 
     def refresh(self) -> None:
         """Take the newest packet, unless that would cost more than its share of the time since the last one.
 
-        An actor that waits for it takes every one.
+        A steady actor takes every one that it sees.
         """
         start = self.timer.mark
         early = (start - self.refreshed) * REFRESH_SHARE < self.refresh_cost
-        if self.box.newest() == self.count or (early and not self.spec.waits):
+        if self.box.newest() == self.count or (early and not self.spec.steady):
             return
         self.count, arrays = self.box.get()
-        weights, self.knobs, self.version = unflatten(arrays, self.spec.kinds, self.spec.knobs)
+        weights, self.knobs, self.version, self.shared = unflatten(arrays, self.spec.kinds, self.spec.knobs)
         self.session.load(weights)
+        if self.learning and self.knobs:
+            self.knobs = self.learning.knobs(self.shared)
         self.timer.lap("refresh")
         self.refreshed = self.timer.mark
         self.refresh_cost = self.refreshed - start
@@ -172,7 +207,8 @@ class Worker:
         """Fill a slot with the next steps of all environments; returns (return, length) of the episodes that ended."""
         ended, lap = [], self.timer.lap
         for t in range(self.spec.unroll):
-            self.refresh()
+            if t == 0 or not self.spec.steady:
+                self.refresh()
             outputs = self.session.run(self.obs)
             lap("inference")
             dist = self.spec.head(outputs, self.knobs)
@@ -201,6 +237,24 @@ class Worker:
             lap("other")
         return ended
 
+    def fill(self, slot: Slot) -> list[tuple[float, int]]:
+        """Fill a slot: an unroll and, of an actor-learner, its gradient at the weights that acted."""
+        ended = self.unroll(slot.items)
+        if self.learning:
+            seed = np.uint32(self.rng.integers(2**32))
+            for place, value in zip(slot.gradient, self.learning.gradient(self.shared, slot.items, seed), strict=True):
+                place[...] = value
+            self.timer.lap("learner")
+        return ended
+
+
+def _learning(spec: Spec, items: Transition):
+    """What an actor-learner does beside acting. Only here is JAX imported."""
+    from .actor_learner import learning
+
+    assert spec.learner is not None
+    return learning(spec.learner(), spec.number, items)
+
 
 def serve(commands, replies) -> None:
     """Fill slots as their numbers come in, until the input closes."""
@@ -218,7 +272,7 @@ def serve(commands, replies) -> None:
         for line in commands:
             worker.timer.lap("waiting")
             began = perf_counter()
-            episodes = worker.unroll(worker.slots[int(line)])
+            episodes = worker.fill(worker.slots[int(line)])
             span = (began, perf_counter())
             refreshes, worker.refreshes = worker.refreshes, 0
             seconds = worker.timer.take()

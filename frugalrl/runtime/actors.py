@@ -1,7 +1,8 @@
 """Actor processes step Gymnasium environments while one Learner updates; the Learner answers unrolls with packets.
 
 The ratio of updates to steps is fixed: every unroll that is added is followed by the same number of updates, and an
-actor whose slots are all waiting to be learned from waits too. This file runs in the Learner's process.
+actor whose slots are all waiting to be learned from waits too. Actor-learners bring the gradients of their unrolls, and
+the Learner applies each as it comes. This file runs in the Learner's process.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import numpy as np
 from ..errors import ActorFailed, EngineFailed
 from ..types import Agent, Compressor, Memory, Packet, Transition
 from . import link
-from .actor import Spec, Timer, unroll_fields
+from .actor import Spec, Timer, slab_size, slots
+from .actor_learner import light, shapes
 from .compiled import learn as updates
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
+NO_ACCELERATOR = {"JAX_PLATFORMS": "cpu"}  # it is the Learner's alone
 PATIENCE = 3  # times in a row that an actor may die without having delivered anything
 GRACE = 2.0  # seconds that the actors have to end by themselves
 
@@ -45,6 +48,7 @@ class Plan(NamedTuple):
     warmup: int = 1000  # steps of all environments before the first update
     slots: int = 2  # messages an actor may have under way: the bound of the queue
     waits: bool = False  # updates follow a message of every actor, and the actors wait for them
+    gradients: bool = False  # actor-learners: a message brings its gradient, and the actor waits until it is applied
 
 
 class Carry(NamedTuple):
@@ -70,6 +74,7 @@ class Unfit(ActorFailed):
 class Message(NamedTuple):
     actor: int
     items: Transition  # [unroll, num_envs, ...], a copy
+    gradient: list  # of an actor-learner: the leaves of (gradient, metrics), copies
     episodes: list  # (return, length) of those that ended
     span: tuple[float, float]  # perf_counter at the first and last step
 
@@ -81,9 +86,8 @@ class Fleet:
         self, spec: Spec, plan: Plan, seed: tuple[int, ...], packet: list[np.ndarray], report: Callable[[str], None]
     ):
         self.plan, self.seed, self.report = plan, seed, report
-        self.layout = unroll_fields(spec)
         mail = link.fields(packet)
-        self.folder = link.shared_folder(plan.actors * plan.slots * link.size(self.layout) + 2 * link.size(mail))
+        self.folder = link.shared_folder(plan.actors * slab_size(spec) + 2 * link.size(mail))
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self.seconds: dict[str, float] = {}
         self.refreshes, self.restarts = 0, 0
@@ -97,27 +101,25 @@ class Fleet:
         try:
             self.mailbox = link.mailbox(self.folder / "mailbox", mail)
             self.mailbox.put(packet)
-            self.slots = [self._slots(i) for i in range(plan.actors)]
+            self.slots = [slots(self.folder / f"actor-{i}", self.spec) for i in range(plan.actors)]
             for i in range(plan.actors):
                 self.processes.append(self._start(i))
         except BaseException:
             self.close()
             raise
 
-    def _slots(self, i: int) -> list[Transition]:
-        each = link.size(self.layout)
-        buffer = link.slab(self.folder / f"actor-{i}", self.plan.slots * each)
-        return [Transition(*link.views(buffer[k * each : (k + 1) * each], self.layout)) for k in range(self.plan.slots)]
-
     def _start(self, i: int) -> subprocess.Popen:
-        spec = self.spec._replace(slab=f"actor-{i}", seed=(*self.seed, i, self.births[i]))
+        spec = self.spec._replace(slab=f"actor-{i}", number=i, seed=(*self.seed, i, self.births[i]))
         self.births[i] += 1
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # it finds the modules that this process finds: the user's environment may lie beside the user's script
-            env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            env=os.environ
+            | ONE_THREAD
+            | NO_ACCELERATOR
+            | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             process_group=0,  # out of reach of Ctrl-C, also while it still imports
         )
         threading.Thread(target=self._listen, args=(i, self.births[i], process), daemon=True).start()
@@ -160,11 +162,11 @@ class Fleet:
         for kind, seconds in message["seconds"].items():
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self.refreshes += message["refreshes"]
-        items = Transition(*(np.array(x) for x in self.slots[i][message["slot"]]))
+        items, gradient = jax.tree.map(np.array, self.slots[i][message["slot"]])
         self.held.append((i, birth, message["slot"]))
-        if not self.plan.waits:
+        if not (self.plan.waits or self.plan.gradients):
             self.release()
-        return Message(i, items, message["episodes"], tuple(message["span"]))
+        return Message(i, items, gradient, message["episodes"], tuple(message["span"]))
 
     def release(self) -> None:
         """Let the actors fill the slots that were received."""
@@ -223,10 +225,10 @@ def _end(process: subprocess.Popen, deadline: float) -> int:
         return process.wait()
 
 
-def arrays_of(packet: Packet, version) -> list[np.ndarray]:
-    """A packet as the mailbox carries it: the weights' arrays, the knobs by name, the version."""
-    knobs = [np.asarray(packet.knobs[name]) for name in sorted(packet.knobs)]
-    return [np.asarray(x) for w in packet.weights for x in w] + knobs + [np.asarray(version)]
+def arrays_of(packet: Packet, version, shared: Any = ()) -> list[np.ndarray]:
+    """A packet as the mailbox carries it: the weights' arrays, the knobs by name, the version, what learners share."""
+    knobs = [packet.knobs[name] for name in sorted(packet.knobs)]
+    return [np.asarray(x) for x in (*(x for w in packet.weights for x in w), *knobs, version, *jax.tree.leaves(shared))]
 
 
 def finite(arrays) -> bool:
@@ -239,9 +241,9 @@ class Learner(NamedTuple):
 
     init: Callable[[Any, Any], Carry]  # (key, hyper) -> carry
     add: Callable[[Carry, Transition, Any], Carry]  # (carry, items, stream) -> carry
-    learn: Callable[[Carry, Transition, Any], tuple[Carry, dict]]  # add, then the updates
+    learn: Callable[[Carry, Transition, Any, list], tuple[Carry, dict]]  # (carry, items, stream, gradient): and update
     cut: Callable[[Carry, Any], Carry]  # (carry, stream) -> carry, after an actor was lost
-    ship: Callable[[Any], tuple[Packet, Any]]  # state -> (packet, version)
+    ship: Callable[[Any], tuple[Packet, Any, Any]]  # state -> (packet, version, what actor-learners share)
     probe: Callable[[Carry], tuple]  # carry -> (obs, full outputs, knobs, log-ratios) of a sample
 
 
@@ -260,14 +262,24 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         carry = keep(carry, items, stream)
         return carry._replace(state=agent.observe(carry.state, items, stream))
 
-    def learn(carry: Carry, items: Transition, stream) -> tuple[Carry, dict]:
+    def learn(carry: Carry, items: Transition, stream, leaves: list) -> tuple[Carry, dict]:
         carry = keep(carry, items, stream)
-        key = jax.random.fold_in(carry.key, carry.step)
-        state, kept, metrics = updates(agent, memory, plan.updates, carry.state, carry.memory, key)
+        if plan.gradients:
+            kept = carry.memory
+            state, metrics = applied(carry.state, items, leaves)
+        else:
+            key = jax.random.fold_in(carry.key, carry.step)
+            state, kept, metrics = updates(agent, memory, plan.updates, carry.state, carry.memory, key)
         return carry._replace(state=agent.observe(state, items, stream), memory=kept), metrics
 
+    def applied(state, items: Transition, leaves: list) -> tuple[Any, dict]:
+        """The state after a gradient that came with `items`, computed as many updates ago as `staleness` says."""
+        grads, metrics = jax.tree.unflatten(jax.tree.structure(shapes(agent, memory, state, items)), leaves)
+        staleness = (state.version - items.version[0, 0]).astype(jnp.float32)
+        return agent.apply(state, grads), metrics | {"staleness": staleness}
+
     def ship(state):
-        return compressor.encode(agent.policy(state)), state.version
+        return compressor.encode(agent.policy(state)), state.version, light(state) if plan.gradients else ()
 
     def probe(carry: Carry):
         key = jax.random.fold_in(jax.random.fold_in(carry.key, carry.step), 1)
@@ -347,7 +359,7 @@ def train(
             arrived.add(message.actor)
             if step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits):
                 arrived.clear()
-                carry, metrics = parts.learn(carry, message.items, message.actor)
+                carry, metrics = parts.learn(carry, message.items, message.actor, message.gradient)
                 metrics = {name: float(x) for name, x in metrics.items()}  # waits for the updates to be done
                 timer.lap("learner")
                 fleet.mailbox.put(shipped())
