@@ -110,8 +110,8 @@ def _running(p: argparse.ArgumentParser) -> None:
 def train(a: argparse.Namespace) -> None:
     from . import training
 
-    hyper = _pairs("--hyper", a.hyper, "learning_rate=0.001")
-    options = _pairs("--env-option", a.env_option, "frame_stack=4")
+    hyper = _pairs(a.hyper)
+    options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
@@ -293,7 +293,7 @@ def bench(a: argparse.Namespace) -> int:
     return subprocess.call(words, env=os.environ | {"PYTHONPATH": there})
 
 
-def _pairs(option: str, items: Sequence[str], example: str) -> dict[str, Any]:
+def _pairs(items: Sequence[str], option: str = "--hyper", example: str = "learning_rate=0.001") -> dict[str, Any]:
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")
