@@ -150,15 +150,14 @@ def convolution(x, w, stride: int, padding: str):
     kernel, channels = w.shape[0], x.shape[-1]
     blocks = -(-kernel // stride)  # that a kernel touches on a side, if the image is cut in blocks of stride x stride
 
-    def edges(size: int) -> tuple[int, int, int]:
-        """(outputs, zeros before, zeros after; fewer than none if the image's end is not used) of one side."""
+    def edges(size: int) -> tuple[int, tuple[int, int, int]]:
+        """(outputs, padding) of one side: zeros before, after (below none if the end is not used) and between."""
         outputs = -(-size // stride) if padding == "SAME" else (size - kernel) // stride + 1
         before = max((outputs - 1) * stride + kernel - size, 0) // 2 if padding == "SAME" else 0
-        return outputs, before, (outputs - 1 + blocks) * stride - before - size
+        return outputs, (before, (outputs - 1 + blocks) * stride - before - size, 0)
 
-    (high, *rows), (wide, *columns) = edges(x.shape[0]), edges(x.shape[1])
-    zero = jnp.zeros((), x.dtype)
-    x = jax.lax.pad(x, zero, ((*rows, 0), (*columns, 0), (0, 0, 0)))
+    (high, rows), (wide, columns) = edges(x.shape[0]), edges(x.shape[1])
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), (rows, columns, (0, 0, 0)))
     # all that one block holds becomes its channels, so that the stride is 1
     x = x.reshape(high - 1 + blocks, stride, wide - 1 + blocks, stride, channels).swapaxes(1, 2)
     x = x.reshape(high - 1 + blocks, wide - 1 + blocks, -1)
