@@ -35,7 +35,7 @@ from .networks import weighted
 from .policy import Card
 from .runtime import actor, actors, compiled
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Cadence, Discrete, Recipe, Session, Transition
+from .types import Agent, Cadence, Discrete, Memory, Recipe, Session, Transition
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 UNROLL = 16  # steps of each environment in a message of an actor
@@ -101,6 +101,13 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
     return static._replace(buffer_size=min(static.buffer_size, config.first_steps + spare))
 
 
+def memory_of(recipe: Recipe, static: Any, card: Card, cadence: Cadence, **shape: int) -> Memory:
+    """The memory of a run; a replay is told of how many frames an observation is made."""
+    if not cadence.rollout:
+        shape["stack"] = options_for(card.env, card.env_options).frame_stack
+    return recipe.memory(static, example(card), **shape)
+
+
 def example(card: Card) -> Transition:
     """One transition of zeros."""
     obs = jnp.zeros(card.obs.shape, card.obs.dtype)
@@ -121,7 +128,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     warmup = -(-cadence.starts // per_iteration)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
-    memory = recipe.memory(static, example(card), lanes=static.num_envs, unroll=unroll, streams=1)
+    memory = memory_of(recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
     run = compiled.run(agent, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
@@ -234,7 +241,9 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     # an actor may bring all the steps there are
     spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
     static = sized(static, cadence, config, spare)
-    memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors)
+    memory = memory_of(
+        recipe, static, card, cadence, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
+    )  # fmt: skip
     ledger = Ledger(agent, card, plan, report)
     ledger.choose(config.actors)
 
@@ -407,7 +416,7 @@ class Ledger:
         items = actor.Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
         stream = jax.ShapeDtypeStruct((), "int32")
         jobs = {
-            "learn": (carry, items, stream), "add": (carry, items, stream), "cut": (carry, stream),
+            "learn": (carry, items, stream), "add": (carry, items, stream),
             "ship": (carry.state,), "probe": (carry,),
         }  # fmt: skip
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]

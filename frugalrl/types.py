@@ -188,7 +188,7 @@ class Recipe(NamedTuple):
     hyper: Any  # a NamedTuple of what may differ between the members of a population, with its defaults
     assemble: Callable[..., Agent]  # (static, obs, actions), and a Corrector of its values; may raise ValueError
     cadence: Callable[[Any], Cadence]  # of static
-    memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
+    memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams); `stack` of a replay
     greedy: Callable[[Space], dict[str, Any]]  # the knobs of a policy that acts as well as it can
     values: str = "state"  # what its Correctors are of: "state" or "action" values, or the "weight" of a sample
     corrector: str = "none"  # its own, what --correct auto is
