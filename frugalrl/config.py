@@ -74,7 +74,7 @@ def configure(
             raise UsageError(f"the {name} is given by its name, got {value!r}")
     default_steps, defaults = catalog.defaults(agent, env)
     chosen = defaults | catalog.parse_hyper(agent, dict(hyper or {}))
-    options = catalog.parse_env_options(env_options or {})
+    options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
     if runtime == "auto":
         runtime = "compiled" if catalog.has_twin(env, options) and actors == "fp32" else "actors"
@@ -242,7 +242,7 @@ def read(folder: Path) -> Config:
             raise ValueError("it was written by another version")
         config = Config(**found)
         hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
-        options = catalog.parse_env_options(config.env_options or {})
+        options = catalog.parse_env_options(config.env_options or {}) or None
         config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper), env_options=options)
         check(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -35,7 +35,7 @@ from .networks import weighted
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Box, Cadence, Discrete, Recipe, Session, Space, Transition
+from .types import Agent, Box, Cadence, Discrete, Memory, Recipe, Session, Space, Transition
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
@@ -116,6 +116,13 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
     return static._replace(buffer_size=min(static.buffer_size, config.first_steps + spare))
 
 
+def memory_of(recipe: Recipe, static: Any, card: Card, cadence: Cadence, **shape: int) -> Memory:
+    """The memory of a run; a replay is told of how many frames an observation is made."""
+    if not cadence.rollout:
+        shape["stack"] = options_for(card.env, card.env_options).frame_stack
+    return recipe.memory(static, example(card), **shape)
+
+
 def example(card: Card) -> Transition:
     """One transition of zeros."""
     obs = jnp.zeros(card.obs.shape, card.obs.dtype)
@@ -136,7 +143,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     warmup = -(-cadence.starts // per_iteration)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
-    memory = recipe.memory(static, example(card), lanes=static.num_envs, unroll=unroll, streams=1)
+    memory = memory_of(recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
     seeds = jnp.arange(config.seeds) + config.seed
@@ -254,7 +261,9 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     # an actor may bring all the steps there are
     spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
     static = sized(static, cadence, config, spare)
-    memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors)
+    memory = memory_of(
+        recipe, static, card, cadence, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
+    )  # fmt: skip
     ledger = Ledger(agent, card, plan, report)
     ledger.choose(config.actors)
 
@@ -443,7 +452,7 @@ class Ledger:
         items, stream = _items(spec), jax.ShapeDtypeStruct((), "int32")
         brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
         jobs = {
-            "learn": (carry, items, stream, brought), "add": (carry, items, stream), "cut": (carry, stream),
+            "learn": (carry, items, stream, brought), "add": (carry, items, stream),
             "ship": (carry.state,), "probe": (carry,),
         }  # fmt: skip
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]

@@ -7,12 +7,13 @@ The walk of an observation to a gradient goes on in `agents/dqn.py`, `grad`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .types import Batch, Cadence, Memory, Transition
+from .types import Batch, Cadence, Memory, Transition, Tree
 
 
 class Ring(NamedTuple):
@@ -86,11 +87,7 @@ def uniform(
     loss reads the flags) but never the place where the newest step meets the oldest. Sampling takes a 32-bit random
     word modulo the number of windows: its bias is below windows / 2**32.
     """
-    slots = max(capacity // (streams * lanes * unroll), 1) * unroll
-    if slots < window:
-        raise ValueError(
-            f"a memory of {capacity} steps is too small for windows of {window} on {streams * lanes} lanes"
-        )
+    slots = _slots(capacity, lanes, unroll, window, streams)
     packed = packing(example)
 
     def init() -> Ring:
@@ -108,42 +105,177 @@ def uniform(
         return Ring(rows, ring.position.at[stream].add(unroll))
 
     def sample(ring: Ring, key: jax.Array, number: int | jax.Array) -> Batch:
-        filled = jnp.minimum(ring.position, slots)
-        starts = jnp.maximum(filled - (window - 1), 0) * lanes  # windows each stream offers
-        ends = jnp.cumsum(starts)
-        bits = jax.random.bits(key, (batch,), jnp.uint32)
-        pick = (bits % jnp.maximum(ends[-1], 1).astype(jnp.uint32)).astype(jnp.int32)
-        stream = (pick[:, None] >= ends[None, :-1]).sum(-1, dtype=jnp.int32) if streams > 1 else jnp.zeros_like(pick)
-        within = pick - (ends - starts)[stream] if streams > 1 else pick
-        oldest = jnp.where(ring.position > slots, ring.position % slots, 0)
-        first = within // lanes + (oldest[stream] if streams > 1 else oldest[0])
+        oldest = jnp.maximum(ring.position - slots, 0)
+        stream, first, lane = _windows(key, batch, oldest, ring.position, window, lanes)
         slot = (first[:, None] + jnp.arange(window, dtype=jnp.int32)[None]) % slots
-        lane = within % lanes
         flat = (stream[:, None] * slots + slot) * lanes + lane[:, None]
         rows = tuple(r.reshape(-1, r.shape[-1]).at[flat].get(mode="promise_in_bounds") for r in ring.rows)
         return Batch(packed.unpack(rows), jnp.ones(batch, jnp.float32), flat[:, 0])
 
-    def update(ring: Ring, index: jax.Array, priority: jax.Array) -> Ring:
-        return ring
-
     def cut(ring: Ring, stream: int | jax.Array) -> Ring:
-        at = (ring.position[stream] - 1) % slots
-        newest = packed.unpack(tuple(r[stream, at] for r in ring.rows))
-        newest = newest._replace(truncated=jnp.logical_not(newest.terminated))
-        written = ring.position[stream] > 0
-        return ring._replace(
-            rows=tuple(
-                r.at[stream, at].set(jnp.where(written, new, r[stream, at]))
-                for r, new in zip(ring.rows, packed.pack(newest), strict=True)
-            )
+        return ring._replace(rows=_cut(packed, ring.rows, stream, ring.position[stream]))
+
+    return Memory(init, add, lambda ring, key, prepare: (ring, sample), _keep, cut)
+
+
+def _slots(capacity: int, lanes: int, unroll: int, window: int, streams: int) -> int:
+    """Steps kept of each lane: whole unrolls. Raises ValueError if no window fits."""
+    slots = max(capacity // (streams * lanes * unroll), 1) * unroll
+    if slots < window:
+        raise ValueError(
+            f"a memory of {capacity} steps is too small for windows of {window} on {streams * lanes} lanes"
         )
+    return slots
 
-    return Memory(init, add, lambda ring, key, prepare: (ring, sample), update, cut)
+
+def _windows(
+    key: jax.Array, batch: int, oldest: jax.Array, position: jax.Array, window: int, lanes: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Stream, first step and lane, int32 [batch], of windows among the steps `oldest` to `position` of each stream."""
+    starts = jnp.maximum(position - oldest - (window - 1), 0) * lanes  # windows each stream offers
+    ends = jnp.cumsum(starts)
+    bits = jax.random.bits(key, (batch,), jnp.uint32)
+    pick = (bits % jnp.maximum(ends[-1], 1).astype(jnp.uint32)).astype(jnp.int32)
+    streams = position.shape[0]
+    stream = (pick[:, None] >= ends[None, :-1]).sum(-1, dtype=jnp.int32) if streams > 1 else jnp.zeros_like(pick)
+    within = pick - (ends - starts)[stream] if streams > 1 else pick
+    return stream, within // lanes + (oldest[stream] if streams > 1 else oldest[0]), within % lanes
 
 
-def replay(static: Any, example: Transition, **shape: int) -> Memory:
-    """The memory that a Static with `buffer_size`, `batch_size` and `n_step` describes."""
-    return uniform(example, static.buffer_size, static.batch_size, window=static.n_step, **shape)
+def _cut(packed: Packing, rows: tuple, stream: int | jax.Array, position: jax.Array) -> tuple:
+    """Rows [streams, slots, lanes, width] of transitions, the newest of a stream truncated unless they terminated."""
+    at = (position - 1) % rows[0].shape[1]
+    newest = packed.unpack(tuple(r[stream, at] for r in rows))
+    newest = newest._replace(truncated=jnp.logical_not(newest.terminated))
+    return tuple(
+        r.at[stream, at].set(jnp.where(position > 0, new, r[stream, at]))
+        for r, new in zip(rows, packed.pack(newest), strict=True)
+    )
+
+
+def _keep(memory: Tree, index: jax.Array, priority: jax.Array) -> Tree:
+    return memory
+
+
+class Frames(NamedTuple):
+    """Steps whose observations are stacks of frames, and each frame once."""
+
+    rows: tuple  # of all but the observations, [streams, slots, lanes, width] for each storage type
+    first: jax.Array  # int32 [streams, slots, lanes]; of an episode's first step, the place of its first frame, else -1
+    frames: jax.Array  # [streams, slots * lanes + places, size]; the newest of each `next_obs`, then first frames
+    owner: jax.Array  # int32 [streams, places]; the step that began with that frame
+    began: jax.Array  # int32 [streams]; episodes that ever began
+    position: jax.Array  # int32 [streams]; steps ever written
+    oldest: jax.Array  # int32 [streams]; the first step whose frames are all there
+
+
+PLACES = 32  # steps for each first frame that is kept
+
+
+def stacked(
+    example: Transition, capacity: int, batch: int, *, stack: int, lanes: int, unroll: int, window: int = 1,
+    streams: int = 1,
+) -> Memory:  # fmt: skip
+    """`uniform` for observations that are the newest `stack` frames of an episode, joined along the last axis.
+
+    The same batches, bit for bit, from a ring that holds each frame once: `next_obs` has one more than `obs`. What is
+    asked of the observations is what frame stacks are: the first of an episode is one frame repeated, the oldest come
+    first, and a step that did not end leads from its `next_obs`. First frames have places of their own, one for every
+    `PLACES` steps; where episodes are shorter on average, so many fewer steps are remembered.
+    """
+    steps = _slots(capacity, lanes, unroll, window, streams)
+    slots = steps + -(-stack // unroll) * unroll  # the oldest steps look back on frames before them
+    # and at the least as many as let a window stay where each step is an episode
+    places = max(steps * lanes // PLACES, (window + stack + unroll) * lanes)
+    shape = (*example.obs.shape[:-1], example.obs.shape[-1] // stack)  # of a frame
+    size, packed = prod(shape), packing(example._replace(obs=(), next_obs=()))
+
+    def init() -> Frames:
+        rows = tuple(jnp.zeros((streams, slots, lanes, width), kind) for kind, width in packed.widths)
+        zero = jnp.zeros(streams, jnp.int32)
+        return Frames(
+            rows, jnp.full((streams, slots, lanes), -1, jnp.int32),
+            jnp.zeros((streams, slots * lanes + places, size), example.obs.dtype),
+            jnp.zeros((streams, places), jnp.int32), zero, zero, zero,
+        )  # fmt: skip
+
+    def newest(obs: jax.Array) -> jax.Array:
+        """The newest frames of observations [unroll, lanes, ...], each as a row."""
+        return obs[..., -shape[-1] :].reshape(unroll * lanes, size)
+
+    def add(ring: Frames, items: Transition, stream: int | jax.Array = 0) -> Frames:
+        position, began = ring.position[stream], ring.began[stream]
+        at = position % slots
+        stream, zero = jnp.asarray(stream, at.dtype), jnp.zeros_like(at)
+        before = packed.unpack(tuple(r[stream, (position - 1) % slots] for r in ring.rows))
+        ended = jnp.concatenate([(before.terminated | before.truncated)[None], items.terminated | items.truncated])
+        starts = (ended[:-1] | (position + jnp.arange(unroll, dtype=jnp.int32) == 0)[:, None]).reshape(-1)
+        count = began + jnp.cumsum(starts, dtype=jnp.int32)
+        place = (count - 1) % places
+        nowhere = jnp.int32(slots * lanes + places)  # out of bounds: nothing is written there
+        frames = jax.lax.dynamic_update_slice(ring.frames, newest(items.next_obs)[None], (stream, at * lanes, zero))
+        frames = frames.at[stream, jnp.where(starts, slots * lanes + place, nowhere)].set(
+            newest(items.obs), mode="drop"
+        )
+        time = jnp.repeat(position + jnp.arange(unroll, dtype=jnp.int32), lanes)
+        owner = ring.owner.at[stream, jnp.where(starts, place, nowhere)].set(time, mode="drop")
+        lost = ring.owner[stream, place[-1]] + stack  # the first step that does without the last frame overwritten
+        overwrote = (count[-1] > began) & (count[-1] > places)
+        rows = tuple(
+            jax.lax.dynamic_update_slice(old, fresh[None], (stream, at, zero, zero))
+            for old, fresh in zip(ring.rows, packed.pack(items._replace(obs=(), next_obs=())), strict=True)
+        )
+        first = jnp.where(starts, place, -1).reshape(1, unroll, lanes)
+        return Frames(
+            rows, jax.lax.dynamic_update_slice(ring.first, first, (stream, at, zero)), frames, owner,
+            ring.began.at[stream].set(count[-1]), ring.position.at[stream].add(unroll),
+            ring.oldest.at[stream].max(jnp.where(overwrote, lost, 0)),
+        )  # fmt: skip
+
+    def sample(ring: Frames, key: jax.Array, number: int | jax.Array) -> Batch:
+        oldest = jnp.maximum(jnp.maximum(ring.position - steps, ring.oldest), 0)
+        stream, start, lane = _windows(key, batch, oldest, ring.position, window, lanes)
+        time = start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]  # [batch, window]
+
+        def flat(time: jax.Array) -> jax.Array:
+            """Where a step [batch, ...] of the windows is, in a stream."""
+            return time % slots * lanes + lane.reshape(-1, *[1] * (time.ndim - 1))
+
+        def taken(x: jax.Array, index: jax.Array) -> jax.Array:
+            """Rows of x [streams, rows, ...] at `index` [batch, ...] of each window's stream."""
+            index = stream.reshape(-1, *[1] * (index.ndim - 1)) * x.shape[1] + index
+            return x.reshape(-1, *x.shape[2:]).at[index].get(mode="promise_in_bounds")
+
+        back = jnp.arange(stack, dtype=jnp.int32)[None, None]
+        began = taken(ring.first.reshape(streams, -1), flat(time[..., None] - back)) >= 0  # [batch, window, stack]
+        age = jnp.where(began.any(-1), jnp.argmax(began, -1).astype(jnp.int32), stack)  # steps since the episode began
+        place = taken(ring.first.reshape(streams, -1), flat(time - jnp.minimum(age, stack - 1)))
+        ago = jnp.arange(stack, -1, -1, dtype=jnp.int32)[None, None]  # the frames of obs and, one on, those of next_obs
+        there = ago <= age[..., None]
+        index = jnp.where(there, flat(time[..., None] - ago), slots * lanes + place[..., None])
+        frames = taken(ring.frames, index).reshape(batch, window, stack + 1, *shape)
+
+        def joined(frames: jax.Array) -> jax.Array:
+            return jnp.moveaxis(frames, 2, -2).reshape(batch, window, *example.obs.shape)
+
+        rows = tuple(taken(r.reshape(streams, slots * lanes, -1), flat(time)) for r in ring.rows)
+        data = packed.unpack(rows)._replace(obs=joined(frames[:, :, :-1]), next_obs=joined(frames[:, :, 1:]))
+        return Batch(data, jnp.ones(batch, jnp.float32), stream * slots * lanes + flat(time)[:, 0])
+
+    def cut(ring: Frames, stream: int | jax.Array) -> Frames:
+        return ring._replace(rows=_cut(packed, ring.rows, stream, ring.position[stream]))
+
+    return Memory(init, add, lambda ring, key, prepare: (ring, sample), _keep, cut)
+
+
+def replay(static: Any, example: Transition, *, stack: int = 1, **shape: int) -> Memory:
+    """The memory that a Static with `buffer_size`, `batch_size` and `n_step` describes.
+
+    `stack` is the number of frames that an observation joins; of pictures, each is kept once.
+    """
+    once = {"stack": stack} if stack > 1 and example.obs.ndim > 1 else {}
+    made = stacked if once else uniform
+    return made(example, static.buffer_size, static.batch_size, window=static.n_step, **once, **shape)
 
 
 def in_turns(static: Any) -> Cadence:

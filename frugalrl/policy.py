@@ -116,7 +116,7 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         actions = dict(found["actions"])
         space = Discrete(actions["n"]) if actions.pop("kind") == "Discrete" else _box(actions)
         layers = layers_from_json(found["layers"])
-        options = catalog.parse_env_options(found.get("env_options") or {})
+        options = catalog.parse_env_options(found.get("env_options") or {}) or None
         read = {"obs": _box(found["obs"]), "actions": space, "layers": layers, "env_options": options}
         card = Card(**found | read)
         shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]

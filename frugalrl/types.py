@@ -198,7 +198,7 @@ class Recipe(NamedTuple):
     hyper: Any  # a NamedTuple of what may differ between the members of a population, with its defaults
     assemble: Callable[..., Agent]  # (static, obs, actions), and a Corrector of its values; may raise ValueError
     cadence: Callable[[Any], Cadence]  # of static
-    memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
+    memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams); `stack` of a replay
     greedy: Callable[[Space], dict[str, Any]]  # the knobs of a policy that acts as well as it can
     # what its Correctors are of: "state" or "action" values, or the "weight" of a sample; or a function of static
     values: str | Callable[[Any], str] = "state"

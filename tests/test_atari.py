@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
+from frugalrl import catalog, training
 from frugalrl.envs import atari
 from frugalrl.envs.make import EnvOptions, find, make, options_for
 from frugalrl.errors import UsageError
@@ -119,3 +120,13 @@ def test_a_backend_that_is_not_installed_is_named_by_its_extra(monkeypatch):
 def test_only_atari_has_backends():
     with pytest.raises(UsageError, match="the option backend is of ALE environments"):
         make("CartPole-v1", EnvOptions(backend="python"))
+
+
+@pytest.mark.parametrize("agent", ["ppo", "dqn", "impala"])
+def test_all_games_have_the_defaults_of_their_family(agent):
+    steps, hyper = catalog.defaults(agent, "ALE/Breakout-v5")
+    assert (steps, hyper) == catalog.defaults(agent, "ALE/Pong-v5")
+    assert steps == 10_000_000
+    assert hyper != catalog.hyper_fields(catalog.recipe(agent))
+    assert training.configure(agent, "ALE/Pong-v5").hyper == hyper
+    assert catalog.defaults(agent, "MinAtar/Breakout-v1")[0] == catalog.STEPS

@@ -45,7 +45,8 @@ def test_there_is_something_to_check():
 def test_commands_are_understood(command):
     a = cli.parser().parse_args(shlex.split(command))
     if a.command == "train":
-        options = vars(a) | {"hyper": cli._pairs(a.hyper)}
+        options = vars(a) | {"hyper": cli._pairs(a.hyper), "env_options": cli._pairs(a.env_option)}
+        del options["env_option"]
         checked(options.pop("agent"), options.pop("env"), **{k: v for k, v in options.items() if k != "command"})
 
 

@@ -297,8 +297,9 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         init,
         jit(add, donate_argnums=0),
         jit(learn, donate_argnums=0),
-        # not donated: the caller can save what it last saw while an actor is started anew
-        jit(lambda c, stream: c._replace(memory=memory.cut(c.memory, stream))),
+        # Not one program, and nothing donated: the caller can save what it last saw while an actor is started anew, and
+        # whatever `cut` leaves alone, frames above all, is not copied.
+        lambda c, stream: c._replace(memory=memory.cut(c.memory, stream)),
         jit(ship),
         jit(probe),
     )
