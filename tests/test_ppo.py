@@ -361,7 +361,11 @@ def small_run(name: str) -> tuple[Agent, compiled.Run]:
     return agent, compiled.run(agent, env, memory, plan)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# those of a3c's own file are quicker
+RUNS = pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n == "a3c")) for n in RECIPES])
+
+
+@RUNS
 def test_the_laws_of_a_run(name, tmp_path):
     """States keep their dtypes, seeds differ in every weight, a member is the run alone, resumed is never stopped."""
     agent, run = small_run(name)
@@ -387,7 +391,7 @@ def test_the_laws_of_a_run(name, tmp_path):
     assert bits(resumed._replace(episodes=0)) == bits(together._replace(episodes=0))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@RUNS
 @pytest.mark.parametrize("probe", ["reward after two steps", "reward of both", "cut off at once"])
 def test_the_known_values_are_learned(name, probe):
     """V is that of the best action where there is a choice; it is looked up as `values` does."""
