@@ -27,6 +27,8 @@ class Case(NamedTuple):
 
 CASES = (
     Case("ppo", "CartPole-v1", 475),
+    Case("pqn", "CartPole-v1", 475),
+    Case("pqn", "Acrobot-v1", None),
     Case("a2c", "CartPole-v1", None),
     Case("impala", "CartPole-v1", None),
     Case("ptr-ppo", "CartPole-v1", None),
