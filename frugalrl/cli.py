@@ -63,7 +63,7 @@ def parser() -> Parser:
     p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
     p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
     p.add_argument("--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8 or auto")
-    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none or tis")
+    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")

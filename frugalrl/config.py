@@ -30,7 +30,10 @@ PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max")  # may be negative
-FRACTIONS = ("gamma", "tau", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
+FRACTIONS = (
+    "gamma", "tau", "gae_lambda", "q_lambda",
+    "exploration_initial_eps", "exploration_final_eps", "exploration_fraction",
+)  # fmt: skip
 
 
 class Config(NamedTuple):

@@ -330,7 +330,7 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
 def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: engines.Timing) -> actor.Spec:
     one = card.actions
     action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
-    quantised = "QuantLinear" if chosen.mode == "int8" else "Linear"
+    matrix = "QuantLinear" if chosen.mode == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
         env_options=None,
@@ -347,7 +347,7 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
         mode=chosen.mode,
         head=agent.head,
         packet=(),
-        kinds=(quantised,) * sum(1 for _ in weighted(card.layers, card.obs.shape)),
+        kinds=tuple(matrix if len(shape) > 1 else "Linear" for _, shape in weighted(card.layers, card.obs.shape)),
         knobs=tuple(sorted(card.knobs)),
         steady=plan.waits or plan.gradients,
     )

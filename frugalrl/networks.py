@@ -32,6 +32,15 @@ class Conv(NamedTuple):
     gain: float = sqrt(2)
 
 
+class LayerNorm(NamedTuple):
+    """Mean 0 and variance 1 along the last axis, then a gain and a bias for each place (Ba et al. 2016).
+
+    Of an image that is at every pixel by itself, over the channels, as in Gallici et al. 2024.
+    """
+
+    eps: float = 1e-6  # beside the variance
+
+
 class MaxPool(NamedTuple):
     """A square max-pool with "SAME" padding."""
 
@@ -61,7 +70,7 @@ class Residual(NamedTuple):
 
 NARROW = 4  # columns
 
-Layer = Dense | Conv | MaxPool | Relu | Flatten | Scale | Residual
+Layer = Dense | Conv | LayerNorm | MaxPool | Relu | Flatten | Scale | Residual
 Layers = tuple  # of Layer
 
 
@@ -81,7 +90,7 @@ def out_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
             return shape
 
 
-def weighted(layers: Layers, shape: tuple[int, ...]) -> Iterator[tuple[Dense | Conv, tuple[int, ...]]]:
+def weighted(layers: Layers, shape: tuple[int, ...]) -> Iterator[tuple[Dense | Conv | LayerNorm, tuple[int, ...]]]:
     """Each layer that has weights, with the shape of its `w`, in their order; `shape` is the observation's."""
     for layer in layers:
         match layer:
@@ -89,6 +98,8 @@ def weighted(layers: Layers, shape: tuple[int, ...]) -> Iterator[tuple[Dense | C
                 yield layer, (shape[0], features)
             case Conv(features, kernel):
                 yield layer, (kernel, kernel, shape[-1], features)
+            case LayerNorm():
+                yield layer, shape[-1:]
             case Residual(body):
                 yield from weighted(body, shape)
         shape = out_shape(layer, shape)
@@ -126,7 +137,7 @@ def orthogonal(key, shape: tuple[int, ...]):
 def network(layers: Layers, obs: Box) -> Network:
     """The network made of `layers`; `apply` takes one observation and ignores its key.
 
-    Weights start orthogonal with each layer's gain (Saxe et al. 2014), biases at zero.
+    Weights start orthogonal with each layer's gain (Saxe et al. 2014), those of a LayerNorm at one, biases at zero.
     """
     import jax
     import jax.numpy as jnp
@@ -135,15 +146,24 @@ def network(layers: Layers, obs: Box) -> Network:
         specs = list(weighted(layers, obs.shape))
         keys = jax.random.split(key, len(specs))
         return tuple(
-            Linear(layer.gain * orthogonal(k, shape), jnp.zeros(shape[-1], jnp.float32))
+            Linear(start(k, layer, shape), jnp.zeros(shape[-1], jnp.float32))
             for k, (layer, shape) in zip(keys, specs, strict=True)
         )
+
+    def start(key, layer, shape):
+        return jnp.ones(shape, jnp.float32) if isinstance(layer, LayerNorm) else layer.gain * orthogonal(key, shape)
 
     def conv(layer: Conv, x, weights: Linear):
         y = jax.lax.conv_general_dilated(
             x[None], weights.w, (layer.stride, layer.stride), layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y[0] + weights.b[None, None]
+
+    def norm(layer: LayerNorm, x, weights: Linear):
+        x = x - jnp.mean(x, -1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + layer.eps)
+        lead = (1,) * (x.ndim - 1)
+        return x * weights.w.reshape(*lead, -1) + weights.b.reshape(*lead, -1)
 
     def matvec(x, w):
         # A narrow matrix as a dot product for each column: XLA's CPU code for the gradient of such a matrix is far
@@ -160,6 +180,8 @@ def network(layers: Layers, obs: Box) -> Network:
                 case Conv():
                     x = conv(layer, x, next(params))
                     x = jax.nn.relu(x) if layer.relu else x
+                case LayerNorm():
+                    x = norm(layer, x, next(params))
                 case MaxPool(window, stride):
                     x = jax.lax.reduce_window(
                         x, -jnp.inf, jax.lax.max, (window, window, 1), (stride, stride, 1), "SAME"
@@ -178,6 +200,18 @@ def network(layers: Layers, obs: Box) -> Network:
         return walk(layers, iter(params), x)
 
     return Network(init, apply, obs, layers)
+
+
+def normalised(layers: Layers) -> Layers:
+    """`layers` with a LayerNorm between each product and its ReLU."""
+
+    def one(layer: Layer) -> Layers:
+        if isinstance(layer, Residual):
+            return (Residual(normalised(layer.body)),)
+        rectified = isinstance(layer, Dense | Conv) and layer.relu
+        return (layer._replace(relu=False), LayerNorm(), Relu()) if rectified else (layer,)
+
+    return tuple(part for layer in layers for part in one(layer))
 
 
 def mlp(hidden: tuple[int, ...], out: int, out_gain: float = 1.0) -> Layers:

@@ -35,6 +35,7 @@ LAYERS = {
     for layer in (
         networks.Dense,
         networks.Conv,
+        networks.LayerNorm,
         networks.MaxPool,
         networks.Relu,
         networks.Flatten,

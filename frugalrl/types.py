@@ -104,7 +104,10 @@ class Env(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """The weights of one layer, float32: w is [in, out] or, of a convolution, [height, width, in, out]; b is [out]."""
+    """The weights of one layer, float32: w is [in, out] or, of a convolution, [height, width, in, out]; b is [out].
+
+    Of a normalisation w is a gain, [out] too; a compressor leaves those as they are.
+    """
 
     w: Any
     b: Any
@@ -205,7 +208,7 @@ class Recipe(NamedTuple):
 class Packet(NamedTuple):
     """A policy on the wire."""
 
-    weights: tuple  # a Linear or a QuantLinear for each layer with weights, in order
+    weights: tuple  # a Linear or a QuantLinear for each layer with weights, in order; only a matrix is quantised
     knobs: Tree
 
 

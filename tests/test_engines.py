@@ -15,7 +15,7 @@ import pytest
 from frugalrl.levers.compress import quantise
 from frugalrl.levers.compress.engines import ACTOR_ENGINES, ENGINES, Timing, choose, engine, measure, usable
 from frugalrl.levers.compress.engines.shared import needs
-from frugalrl.networks import Dense, Flatten, Scale, impala_resnet, minatar_cnn, mlp, nature_cnn, network
+from frugalrl.networks import Dense, Flatten, Scale, impala_resnet, minatar_cnn, mlp, nature_cnn, network, normalised
 from frugalrl.types import Box, Linear, Policy
 
 BATCH = 3
@@ -25,6 +25,8 @@ NETS = {
     "minatar": (minatar_cnn(6), Box((10, 10, 4), "bool", 0, 1)),
     "nature": (nature_cnn(6), FRAMES),
     "impala": (impala_resnet(6), FRAMES),
+    "mlp, normalised": (normalised(mlp((64, 64), 4)), Box((8,))),
+    "minatar, normalised": (normalised(minatar_cnn(6)), Box((10, 10, 4), "bool", 0, 1)),
 }
 MODES = ("fp32", "int8")
 
@@ -50,7 +52,9 @@ def weights(net: str, seed: int = 0) -> tuple[Linear, ...]:
     layers, obs = NETS[net]
     rng = np.random.default_rng(seed)
     start = jax.tree.map(np.asarray, network(layers, obs).init(jax.random.key(seed)))
-    *body, head = (Linear(w, 0.1 * rng.standard_normal(b.shape, np.float32)) for w, b in start)
+    gains = [1 + 0.3 * rng.standard_normal(w.shape, np.float32) if w.ndim == 1 else w for w, _ in start]
+    biases = [0.1 * rng.standard_normal(b.shape, np.float32) for _, b in start]
+    *body, head = map(Linear, gains, biases)
     size = np.float32(2 / reference(net, (*body, head)).std())
     return (*body, Linear(head.w * size, head.b * size))
 
@@ -95,18 +99,19 @@ def test_int8_stays_close_to_the_network(name, net):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("net", ["minatar", "minatar, normalised"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_load_replaces_all_of_the_last(name, mode):
-    x = observations(NETS["minatar"][1], BATCH)
-    s, fresh = session(name, "minatar", mode), session(name, "minatar", mode)
-    s.load(packet("minatar", mode, seed=0))
+def test_a_load_replaces_all_of_the_last(name, net, mode):
+    x = observations(NETS[net][1], BATCH)
+    s, fresh = session(name, net, mode), session(name, net, mode)
+    s.load(packet(net, mode, seed=0))
     first = s.run(x)
-    s.load(packet("minatar", mode, seed=1))
+    s.load(packet(net, mode, seed=1))
     second = s.run(x)
-    fresh.load(packet("minatar", mode, seed=1))
+    fresh.load(packet(net, mode, seed=1))
     np.testing.assert_array_equal(second, fresh.run(x))
     assert abs(first - second).max() > 0.1
-    s.load(packet("minatar", mode, seed=0))
+    s.load(packet(net, mode, seed=0))
     np.testing.assert_array_equal(s.run(x), first)
 
 
@@ -128,7 +133,7 @@ def test_outputs_and_weights_are_not_shared(name, mode):
     np.testing.assert_array_equal(s.run(observations(obs, BATCH)), kept)
 
 
-@pytest.mark.parametrize("net", ["mlp", "minatar", "nature"])
+@pytest.mark.parametrize("net", ["mlp", "minatar", "nature", "mlp, normalised"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_int8_rows_do_not_depend_on_each_other(name, net):
     batch = 8

@@ -11,13 +11,15 @@ import pytest
 from frugalrl.levers.compress import export as module
 from frugalrl.levers.compress.export import export
 from frugalrl.levers.compress.quantise import int8
-from frugalrl.networks import minatar_cnn, mlp, nature_cnn, network
+from frugalrl.networks import minatar_cnn, mlp, nature_cnn, network, normalised
 from frugalrl.types import Box, Policy
 
 NETS = {
     "mlp": (mlp((64, 64), 4), Box((8,))),
     "minatar": (minatar_cnn(6), Box((10, 10, 4), "bool", 0, 1)),
     "nature": (nature_cnn(6), Box((84, 84, 4), "uint8", 0, 255)),
+    "mlp, normalised": (normalised(mlp((64, 64), 4)), Box((8,))),
+    "minatar, normalised": (normalised(minatar_cnn(6)), Box((10, 10, 4), "bool", 0, 1)),
 }
 SUFFIX = {"onnx": "onnx", "litert": "tflite"}
 NOTES = {"agent": "dqn", "env": "CartPole-v1"}

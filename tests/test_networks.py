@@ -12,6 +12,7 @@ from frugalrl.networks import (
     Conv,
     Dense,
     Flatten,
+    LayerNorm,
     MaxPool,
     Relu,
     Residual,
@@ -21,6 +22,7 @@ from frugalrl.networks import (
     mlp,
     nature_cnn,
     network,
+    normalised,
     orthogonal,
     out_features,
     out_shape,
@@ -34,6 +36,8 @@ LAYERS = {  # layer -> the shape it is given
     Dense(5): (7,),
     Dense(2, relu=False): (7,),
     Relu(): (6, 5, 3),
+    LayerNorm(): (6, 5, 3),
+    LayerNorm(1e-3): (7,),
     Scale(0.5): (6, 5, 3),
     Flatten(): (6, 5, 3),
     MaxPool(): (11, 10, 3),
@@ -88,6 +92,32 @@ def test_a_convolution_is_one_by_its_definition(layer, shape, relu):
     (weights,) = some_weights((layer,), shape)
     got = network((layer,), Box(shape)).apply((weights,), given(shape))
     np.testing.assert_allclose(got, reference_conv(layer, given(shape), weights), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(k, v) for k, v in LAYERS.items() if isinstance(k, LayerNorm)], ids=str)
+def test_a_layer_norm_is_one_by_its_definition(layer, shape):
+    """Along the last axis alone, with the variance of all n, not n - 1."""
+    (weights,), x = some_weights((layer,), shape), 3 * given(shape, seed=9) + 5
+    wide = x.astype(np.float64)
+    unit = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + layer.eps)
+    got = network((layer,), Box(shape)).apply((weights,), x)
+    np.testing.assert_allclose(got, unit * weights.w + weights.b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_norm_starts_as_the_plain_normalisation_and_takes_a_constant():
+    net = network((LayerNorm(),), Box((4,)))
+    params = net.init(KEY)
+    np.testing.assert_array_equal(params[0], [[1] * 4, [0] * 4])
+    np.testing.assert_array_equal(net.apply(params, np.full(4, 7, np.float32)), 0)  # no variance: eps keeps it finite
+
+
+def test_normalised_layers_are_those_before_a_relu():
+    assert normalised(minatar_cnn(6)) == (
+        Scale(1.0), Conv(16, 3, relu=False), LayerNorm(), Relu(), Flatten(),
+        Dense(128, relu=False), LayerNorm(), Relu(), Dense(6, relu=False, gain=1.0),
+    )  # fmt: skip
+    shapes = [shape for _, shape in weighted(normalised(minatar_cnn(6)), (10, 10, 4))]
+    assert shapes == [(3, 3, 4, 16), (16,), (1024, 128), (128,), (128, 6)]
 
 
 def test_a_max_pool_is_one_by_its_definition():

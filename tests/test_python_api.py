@@ -13,7 +13,10 @@ import pytest
 from runs import receipt, rows
 
 import frugalrl
+from frugalrl import networks, policy
 from frugalrl.errors import BadFile, UsageError
+from frugalrl.levers.compress.engines import random_weights
+from frugalrl.types import Box, Discrete
 
 SMALL = {"steps": 3000, "hyper": {"hidden": (16,), "batch_size": 32, "learning_starts": 500}}
 
@@ -51,6 +54,22 @@ def test_predict_takes_one_observation_or_a_batch(result, obs):
 
 def test_the_seeds_have_policies_of_their_own(result, obs):
     assert (result.predict(obs, seed=0) != result.predict(obs, seed=1)).any()
+
+
+def test_a_policy_folder_gives_back_layers_of_every_kind(tmp_path):
+    block = networks.Residual((networks.Relu(), networks.Conv(8, 3, padding="SAME"), networks.LayerNorm(1e-3)))
+    body = (networks.Scale(0.5), networks.Conv(8, 3), networks.LayerNorm(), networks.MaxPool(), block)
+    layers = (*body, networks.Flatten(), networks.Dense(2, relu=False))
+    assert {type(layer).__name__ for layer in (*layers, *block.body)} == policy.LAYERS.keys()
+    obs = Box((10, 10, 4), "bool", 0.0, 1.0)
+    card = policy.Card("pqn", "MinAtar/Breakout-v1", obs, Discrete(2), layers, "epsilon_greedy", {"epsilon": 0.0})
+    weights = random_weights(layers, obs, np.random.default_rng(0))
+    policy.write(tmp_path, card, [weights])
+    found, (loaded,) = policy.read(tmp_path)
+    assert found == card
+    for ours, theirs in zip(weights, loaded, strict=True):
+        np.testing.assert_array_equal(ours.w, theirs.w)
+        np.testing.assert_array_equal(ours.b, theirs.b)
 
 
 def test_save_and_load_give_the_same_policy(result, obs, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frugalrl.levers.compress.quantise import fp32, int8
-from frugalrl.types import Linear, Packet, Policy
+from frugalrl.types import Linear, Packet, Policy, QuantLinear
 
 SHAPES = [(17, 64), (64, 6), (8, 8, 4, 32), (3, 3, 16, 16)]
 
@@ -49,6 +49,19 @@ def test_int8_is_off_by_at_most_half_a_scale():
         np.testing.assert_array_equal(back.b, full.b)
     assert packet.knobs is before.knobs
     assert after.knobs is before.knobs
+
+
+def test_a_normalisation_stays_in_float32():
+    """Its gain is a vector: few bytes, and every output hangs on it."""
+    w, b = np.float32([0.3, -2, 1e-3]), np.float32([1, 2, 3])
+    before = Policy((policy().params[0], Linear(w, b), Linear(w.astype(np.float16), b.astype(np.float16))), ())
+    for encode, decode in ((int8().encode, int8().decode), (jax.jit(int8().encode), jax.jit(int8().decode))):
+        packet = encode(before)
+        assert [type(layer) for layer in packet.weights] == [QuantLinear, Linear, Linear]
+        assert {x.dtype.name for layer in packet.weights[1:] for x in layer} == {"float32"}
+        for layer in (packet.weights[1], decode(packet).params[1]):
+            np.testing.assert_array_equal(layer.w, w)
+            np.testing.assert_array_equal(layer.b, b)
 
 
 def test_int8_again_changes_no_integer():

@@ -39,8 +39,13 @@ def int8() -> Compressor:
     )
 
 
-def quantise(weights: Linear) -> QuantLinear:
-    """One layer to int8. A channel with a weight that is not finite gets a scale that is not: nothing hides it."""
+def quantise(weights: Linear) -> Linear | QuantLinear:
+    """One layer to int8; one whose weights are no matrix, a normalisation's, stays in float32.
+
+    A channel with a weight that is not finite gets a scale that is not: nothing hides it.
+    """
+    if weights.w.ndim < 2:
+        return Linear(weights.w.astype(np.float32), weights.b.astype(np.float32))
     xp = _namespace(weights.w)
     w = weights.w.astype(np.float32)
     largest = abs(w).max(tuple(range(w.ndim - 1)), keepdims=True)

@@ -13,7 +13,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ....networks import Conv, Dense, Flatten, Layers, MaxPool, Relu, Residual, Scale, out_shape
+from ....networks import Conv, Dense, Flatten, LayerNorm, Layers, MaxPool, Relu, Residual, Scale, out_shape
 from ....types import Box
 from .shared import input_dtype, with_cast
 
@@ -133,6 +133,12 @@ class _Graph:
         self.weights.append((w, b))
         return self.op(code, [x, w, b], shape, options, _INT8_VERSION[code] if self.mode == "int8" else 1)
 
+    def vectors(self, size: int) -> tuple[int, int]:
+        """The float32 weights (gain, bias) of a normalisation, in any mode: zeros, to be filled later."""
+        gain, bias = (self.tensor((size,), np.float32, np.zeros(size, np.float32)) for _ in range(2))
+        self.weights.append((gain, bias))
+        return gain, bias
+
     def read_as_quantised(self, x: int, scale: float) -> bool:
         """Declares that the bytes of tensor `x` stand for numbers in units of `scale`; False if it is not bytes."""
         t = self._tensors[x]
@@ -198,6 +204,8 @@ def _layer(graph: _Graph, layer, x: int, shape: tuple[int, ...], after: tuple[in
             options.strideH = options.strideW = stride
             options.fusedActivationFunction = _activation(relu)
             return graph.linear(_OPS.CONV_2D, x, (features, kernel, kernel, shape[-1]), after, options)
+        case LayerNorm(eps):
+            return _norm(graph, eps, x, after)
         case MaxPool(window, stride):
             options = schema.Pool2DOptionsT()
             options.padding = schema.Padding.SAME
@@ -226,6 +234,25 @@ def _scale(graph: _Graph, by: float, x: int, shape: tuple[int, ...]) -> int:
         return x
     factor = graph.tensor((1,), np.float32, np.array([by], np.float32))
     return graph.op(_OPS.MUL, [x, factor], shape, schema.MulOptionsT())
+
+
+def _norm(graph: _Graph, eps: float, x: int, shape: tuple[int, ...]) -> int:
+    """The operators of a LayerNorm; LiteRT has none of its own."""
+    thin, last = (*shape[:-1], 1), graph.tensor((1,), np.int32, np.array([len(shape) - 1], np.int32))
+    keep = schema.ReducerOptionsT()
+    keep.keepDims = True
+
+    def mean(of: int) -> int:
+        return graph.op(_OPS.MEAN, [of, last], thin, keep)
+
+    gain, bias = graph.vectors(shape[-1])
+    middle = graph.op(_OPS.SUB, [x, mean(x)], shape, schema.SubOptionsT())
+    square = graph.op(_OPS.MUL, [middle, middle], shape, schema.MulOptionsT())
+    least = graph.tensor((1,), np.float32, np.array([eps], np.float32))
+    scale = graph.op(_OPS.RSQRT, [graph.op(_OPS.ADD, [mean(square), least], thin, schema.AddOptionsT())], thin)
+    unit = graph.op(_OPS.MUL, [middle, scale], shape, schema.MulOptionsT())
+    stretched = graph.op(_OPS.MUL, [unit, gain], shape, schema.MulOptionsT())
+    return graph.op(_OPS.ADD, [stretched, bias], shape, schema.AddOptionsT())
 
 
 def _activation(relu: bool) -> int:

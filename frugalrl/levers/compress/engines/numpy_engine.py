@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ....networks import Conv, Dense, Flatten, Layers, MaxPool, Relu, Residual, Scale, out_shape, weighted
+from ....networks import Conv, Dense, Flatten, LayerNorm, Layers, MaxPool, Relu, Residual, Scale, out_shape, weighted
 from ....types import Box, Engine, Linear, QuantLinear, Session
 from .shared import input_dtype, put, received, same_padding, unloaded, with_cast
 
@@ -56,6 +56,8 @@ def _plan(steps: list[Step], layers: Layers, weights: Iterator[Linear], x: np.nd
                 steps.append(_affine(x, next(weights), y, layer.relu))
             case Conv():
                 steps.extend(_conv(layer, x, next(weights), y))
+            case LayerNorm(eps):
+                steps.append(_norm(x, next(weights), y, np.float32(eps)))
             case MaxPool():
                 steps.extend(_max_pool(layer, x, y))
             case Relu():
@@ -84,6 +86,22 @@ def _affine(x: np.ndarray, weights: Linear, y: np.ndarray, relu: bool) -> Step:
         np.maximum(y, 0, out=y)
 
     return rectified if relu else linear
+
+
+def _norm(x: np.ndarray, weights: Linear, y: np.ndarray, eps: np.float32) -> Step:
+    square, size = np.empty_like(y), np.empty((*y.shape[:-1], 1), np.float32)
+
+    def norm() -> None:
+        np.mean(x, -1, out=size, keepdims=True)
+        np.subtract(x, size, out=y)
+        np.multiply(y, y, out=square)
+        np.mean(square, -1, out=size, keepdims=True)
+        np.sqrt(np.add(size, eps, out=size), out=size)
+        np.divide(y, size, out=y)
+        np.multiply(y, weights.w, out=y)
+        np.add(y, weights.b, out=y)
+
+    return norm
 
 
 def _conv(layer: Conv, x: np.ndarray, weights: Linear, y: np.ndarray) -> Iterator[Step]:

@@ -12,7 +12,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ....networks import Conv, Dense, Flatten, Layers, MaxPool, Relu, Residual, Scale, out_features, out_shape
+from ....networks import (
+    Conv,
+    Dense,
+    Flatten,
+    LayerNorm,
+    Layers,
+    MaxPool,
+    Relu,
+    Residual,
+    Scale,
+    out_features,
+    out_shape,
+)
 from ....types import Box, Linear, QuantLinear
 from .shared import input_dtype, with_cast
 
@@ -99,6 +111,11 @@ def _layer(graph: _Graph, layer, weights: Iterator, x: str, shape: tuple[int, ..
             pad = "SAME_UPPER" if padding == "SAME" else "VALID"
             y = graph.op("Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, auto_pad=pad)
             return _relu(graph, y, relu)
+        case LayerNorm(eps):
+            new, image = next(weights), len(shape) == 3
+            x = graph.op("Transpose", x, perm=(0, 2, 3, 1)) if image else x
+            y = graph.op("LayerNormalization", x, graph.constant(new.w), graph.constant(new.b), axis=-1, epsilon=eps)
+            return graph.op("Transpose", y, perm=(0, 3, 1, 2)) if image else y
         case MaxPool(window, stride):
             return graph.op("MaxPool", x, kernel_shape=[window] * 2, strides=[stride] * 2, auto_pad="SAME_UPPER")
         case Relu():

@@ -38,9 +38,9 @@ def put(buffer: np.ndarray, obs) -> None:
 def received(weights: tuple, mode: str) -> tuple:
     """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`."""
     kind = QuantLinear if mode == "int8" else Linear
-    if not all(isinstance(layer, kind) for layer in weights):
+    if not all(isinstance(layer, kind) for layer in weights if np.ndim(layer[0]) > 1):
         raise ValueError(f"a session of mode '{mode}' loads a tuple of {kind.__name__}: use the compressor '{mode}()'")
-    return tuple(kind(*map(np.asarray, layer)) for layer in weights)
+    return tuple(type(layer)(*map(np.asarray, layer)) for layer in weights)
 
 
 def unloaded(obs) -> np.ndarray:
