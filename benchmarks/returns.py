@@ -27,6 +27,8 @@ class Case(NamedTuple):
 
 CASES = (
     Case("ppo", "CartPole-v1", 475),
+    Case("pqn", "CartPole-v1", 475),
+    Case("pqn", "Acrobot-v1", None),
     Case("a2c", "CartPole-v1", None),
     Case("impala", "CartPole-v1", None),
     Case("ptr-ppo", "CartPole-v1", None),
@@ -41,12 +43,12 @@ CASES = (
     Case("a2c", "LunarLander-v3", None),
     Case("a3c", "CartPole-v1", 475),
     *(
-        Case("a3c", "CartPole-v1", None, options=("--hyper", f"algorithm={name}", "max_grad_norm=10"))
+        Case("a3c", "CartPole-v1", 475, options=("--steps", "500000", "--hyper", f"algorithm={name}"))
         for name in ("one-step-q", "one-step-sarsa", "n-step-q")
     ),
     # with and without waiting for each other, the same numbers otherwise: 2 actors of 4 environments
     Case("a3c", "CartPole-v1", None, options=("--runtime", "actors")),
-    Case("a2c", "CartPole-v1", None, options=("--runtime", "actors", "--hyper", "gae_lambda=1")),
+    Case("a2c", "CartPole-v1", None, options=("--runtime", "actors", "--hyper", "gae_lambda=1", "max_grad_norm=10")),
 )
 
 

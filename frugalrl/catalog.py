@@ -26,6 +26,7 @@ class Entry(NamedTuple):
 
 AGENTS = {
     "dqn": Entry("frugalrl.agents.dqn", "recipe", "Q-learning with replay and a target network"),
+    "pqn": Entry("frugalrl.agents.pqn", "recipe", "Q-learning from rollouts, LayerNorm for replay and target network"),
     "ppo": Entry("frugalrl.agents.ppo", "ppo", "policy gradient, clipped, several passes over a rollout", True, True),
     "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),
     "impala": Entry("frugalrl.agents.ppo", "impala", "policy gradient, actors that do not wait, V-trace", True, True),
@@ -42,6 +43,9 @@ AGENTS = {
 # Squared error, because Huber's bounded gradient lets the rare terminal step lose to the many before it, and values
 # grow without end; long returns, because one step at a time 100 steps of value take 100 target updates.
 _CONTROL = {"loss": "mse", "learning_rate": 5e-4, "double": True, "n_step": 10}
+
+# a tenth of so few steps, as PQN has it, is too little to explore in
+_ROLLOUT_Q = {"learning_rate": 2e-3, "num_envs": 16, "n_epochs": 4, "q_lambda": 0.95, "exploration_fraction": 0.3}
 
 _PENDULUM = {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3}
 # as Stable-Baselines3's zoo has them for MuJoCo; not measured here yet
@@ -89,6 +93,10 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "exploration_final_eps": 0.02,
         },
     ),
+    ("pqn", "CartPole-v1"): (100_000, _ROLLOUT_Q | {"exploration_final_eps": 0.1}),
+    ("pqn", "Acrobot-v1"): (100_000, _ROLLOUT_Q),
+    # as in the paper's code; not measured here yet
+    ("pqn", "MinAtar/Breakout-v1"): (10_000_000, {"num_envs": 128, "num_minibatches": 32}),
     ("ppo", "CartPole-v1"): (
         100_000,
         {"learning_rate": 1e-3, "anneal_lr": 1.0, "n_steps": 64, "n_epochs": 10},
@@ -96,7 +104,7 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("a2c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "anneal_lr": 1.0, "n_steps": 16, "gae_lambda": 0.95}),
     ("impala", "CartPole-v1"): (200_000, {}),
     ("ptr-ppo", "CartPole-v1"): (100_000, {}),
-    ("a3c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "n_steps": 16}),
+    ("a3c", "CartPole-v1"): (200_000, {"learning_rate": 2e-3, "n_steps": 16, "max_grad_norm": 10.0}),
     ("ppo", "Pendulum-v1"): (
         100_000,
         {"learning_rate": 1e-3, "num_envs": 4, "n_steps": 512, "n_epochs": 10, "num_minibatches": 8, "gamma": 0.9},

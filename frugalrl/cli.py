@@ -68,7 +68,7 @@ def parser() -> Parser:
         help="how the environment is set up; kwargs.NAME=VALUE is for the environment itself",
     )  # fmt: skip
     p.add_argument("--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8 or auto")
-    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none or tis")
+    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")

@@ -32,7 +32,10 @@ PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max")  # may be negative
-FRACTIONS = ("gamma", "tau", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
+FRACTIONS = (
+    "gamma", "tau", "gae_lambda", "q_lambda",
+    "exploration_initial_eps", "exploration_final_eps", "exploration_fraction",
+)  # fmt: skip
 
 
 class Config(NamedTuple):
@@ -73,7 +76,8 @@ def configure(
         if not isinstance(value, str):
             raise UsageError(f"the {name} is given by its name, got {value!r}")
     default_steps, defaults = catalog.defaults(agent, env)
-    chosen = defaults | catalog.parse_hyper(agent, dict(hyper or {}))
+    # defaults too: config.json is read back like this
+    chosen = catalog.parse_hyper(agent, defaults | dict(hyper or {}))
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
     if runtime == "auto":

@@ -395,3 +395,13 @@ def rollouts(
         return (orders + jnp.asarray(starts, jnp.int32)[:, None]).reshape(-1)
 
     return Memory(init, add, deal, lambda memory, index, priority: memory, lambda memory, stream: memory)
+
+
+def in_epochs(static: Any, example: Transition, **shape: Any) -> Memory:
+    """The memory that a Static with `n_epochs` and `num_minibatches` describes."""
+    return rollouts(example, epochs=static.n_epochs, minibatches=static.num_minibatches, **shape)
+
+
+def by_rollouts(static: Any, updates: int, waits: bool = True) -> Cadence:
+    """The Cadence that a Static with `num_envs` and `n_steps` describes, with so many updates for each rollout."""
+    return Cadence(static.num_envs * static.n_steps, updates, rollout=static.n_steps, waits=waits)

@@ -238,6 +238,8 @@ def normalised(layers: Layers) -> Layers:
     """`layers` with a LayerNorm between each product and its ReLU."""
 
     def one(layer: Layer) -> Layers:
+        if isinstance(layer, Residual):
+            return (Residual(normalised(layer.body)),)
         rectified = isinstance(layer, Dense | Conv) and layer.relu
         return (layer._replace(relu=False), LayerNorm(), Relu()) if rectified else (layer,)
 

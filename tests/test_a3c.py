@@ -277,17 +277,18 @@ def test_what_does_not_fit_is_refused():
 WALK: dict[str, Any] = {"hidden": (8,), "num_envs": 2, "n_steps": 8}
 
 
-def test_a_compiled_run_repeats_itself_and_can_be_stopped(tmp_path):
-    runs = []
-    for name in ("one", "other"):
-        runs.append(frugalrl.train("a3c", "CartPole-v1", steps=2560, seeds=2, hyper=WALK, out=tmp_path / name))
+def test_a_compiled_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
+    """Also with two seeds: the way to batch them is remembered, whatever kinds of numbers config.json gives back."""
+    whole = frugalrl.train("a3c", "CartPole-v1", steps=2560, seeds=2, hyper=WALK)
     with pytest.raises(Stopped):
-        frugalrl.train("a3c", "CartPole-v1", steps=2560, seeds=2, hyper=WALK, out=tmp_path / "cut", budget=1e-9)
-    resumed = frugalrl.resume(tmp_path / "cut")
+        frugalrl.train("a3c", "CartPole-v1", steps=2560, seeds=2, hyper=WALK, out=tmp_path, budget=1e-9)
+    resumed = frugalrl.resume(tmp_path)
     assert resumed is not None
-    assert repr(timeless(runs[0].rows)) == repr(timeless(runs[1].rows)) == repr(timeless(resumed.rows))
-    assert bits(runs[0].actor.weights) == bits(runs[1].actor.weights) == bits(resumed.actor.weights)
-    assert {row["staleness"] for row in runs[0].rows[2:]} == {1.0}
+    assert resumed.receipt["batching"]["microseconds_per_iteration"] == {}
+    one, other = ([sorted(map(repr, row.items())) for row in timeless(run.rows)] for run in (whole, resumed))
+    assert one == other
+    assert bits(whole.actor.weights) == bits(resumed.actor.weights)
+    assert {row["staleness"] for row in whole.rows[2:]} == {1.0}
 
 
 class Seen(NamedTuple):
@@ -327,7 +328,12 @@ def watched(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "mode"), [(ACTOR_CRITIC, "fp32"), (ACTOR_CRITIC, "int8"), ("one-step-sarsa", "fp32")]
+    ("algorithm", "mode"),
+    [
+        (ACTOR_CRITIC, "fp32"),
+        pytest.param(ACTOR_CRITIC, "int8", marks=pytest.mark.long),
+        pytest.param("one-step-sarsa", "fp32", marks=pytest.mark.long),
+    ],
 )
 def test_gradients_of_actor_learners_are_those_of_their_rollouts_and_weights(algorithm, mode, watched):
     seen, _ = watched
@@ -365,18 +371,10 @@ def test_gradients_of_actor_learners_are_those_of_their_rollouts_and_weights(alg
     assert told["staleness_max"] == max(late)
     assert told["mode"] == mode
     assert result.receipt["time_split"]["learner"] > 0
-    assert {each.worker for each in seen} == {0, 1}
-
-
-def test_an_actor_learner_waits_until_its_gradient_is_applied(watched):
-    """What it does next, it does with parameters that have seen its last gradient."""
-    seen, _ = watched
-    frugalrl.train("a3c", "fake_env:Walk-v0", steps=960, runtime="actors", hyper=WALK)
-    for worker in range(2):
+    for worker in range(2):  # what it does next, it does with parameters that have seen its last gradient
         mine = [each for each in seen if each.worker == worker]
-        assert len(mine) > 5
-        for last, following in pairwise(mine):
-            assert following.items.version[0, 0] >= last.after.version
+        assert len(mine) > 1
+        assert all(following.items.version[0, 0] >= last.after.version for last, following in pairwise(mine))
 
 
 def test_a_killed_actor_learner_is_replaced(watched):
@@ -389,6 +387,7 @@ def test_a_killed_actor_learner_is_replaced(watched):
     assert all(np.isfinite(x).all() for each in seen for x in each.gradient)
 
 
+@pytest.mark.long
 def test_a_gradient_that_is_not_finite_ends_the_run_and_is_not_kept(tmp_path):
     with pytest.raises(RunFailed, match="seed 0 has diverged, its weights are no longer finite at step"):
         frugalrl.train("a3c", "fake_env:Priceless-v0", steps=2400, runtime="actors", hyper=WALK, out=tmp_path / "run")
@@ -396,6 +395,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_is_not_kept(tmp_path):
     assert not receipt(tmp_path / "run")["finished"]
 
 
+@pytest.mark.long
 def test_actor_learners_go_on_from_a_checkpoint(tmp_path):
     first = frugalrl.train("a3c", "fake_env:Walk-v0", steps=640, runtime="actors", hyper=WALK, out=tmp_path / "run")
     again = frugalrl.resume(tmp_path / "run", steps=1280)

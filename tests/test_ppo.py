@@ -1,4 +1,4 @@
-"""PPO, A2C, IMPALA, PTR-PPO and A3C: each part against NumPy, each switch alone, and the laws of a run."""
+"""PPO, A2C, IMPALA, PTR-PPO and A3C: each part against NumPy; with PQN, each switch alone, and the laws of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from probes import GAMMA, PROBES
 from small import bits
 
 from frugalrl import checkpoint, rng
-from frugalrl.agents import a3c, ppo
+from frugalrl.agents import a3c, ppo, pqn
 from frugalrl.agents.ppo import Extra, Hyper, Normaliser, prioritised, trajectory_weight
+from frugalrl.config import values_of
 from frugalrl.envs.cartpole import cartpole
-from frugalrl.levers.correct import STATE_VALUES
+from frugalrl.levers.correct import ACTION_VALUES, STATE_VALUES
 from frugalrl.runtime import compiled
 from frugalrl.runtime.actor_learner import in_rotation
 from frugalrl.types import Agent, Batch, Box, Discrete, Recipe, Trace, Transition, update
@@ -25,19 +26,27 @@ KEY = jax.random.key(0)
 OBS, ACTIONS = Box((4,)), Discrete(2)
 RECIPES: dict[str, Recipe] = {"ppo": ppo.ppo, "a2c": ppo.a2c, "impala": ppo.impala, "ptr-ppo": ppo.ptr_ppo}
 RECIPES["a3c"] = a3c.recipe
+ROLLOUTS = RECIPES | {"pqn": pqn.recipe}  # all that learn from rollouts
 SMALL = {"hidden": (16,), "num_envs": 4, "n_steps": 8, "num_minibatches": 2, "n_epochs": 2, "replay_epochs": 2}
 HYPER = Hyper(learning_rate=1e-2, total_steps=1000.0)
+CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 
 
 def small(name: str, **switches: Any) -> Any:
     """The static part of a recipe, made small."""
-    static = RECIPES[name].static
+    static = ROLLOUTS[name].static
     return static._replace(**{k: v for k, v in SMALL.items() if k in static._fields} | switches)
 
 
 def made(name: str, actions: Any = ACTIONS, obs: Box = OBS, **switches: Any) -> Agent:
-    recipe = RECIPES[name]
-    return recipe.assemble(small(name, **switches), obs, actions, STATE_VALUES[recipe.corrector])
+    recipe, static = ROLLOUTS[name], small(name, **switches)
+    return recipe.assemble(static, obs, actions, CORRECTORS[values_of(recipe, static)][recipe.corrector])
+
+
+def numbers(name: str) -> Any:
+    """The hyper-parameters of tests, for a recipe that may have others."""
+    hyper = ROLLOUTS[name].hyper
+    return hyper._replace(**{k: v for k, v in HYPER._asdict().items() if k in hyper._fields})
 
 
 def lane(seed: int = 0, time: int = 12, ends: float = 0.15, dims: int = 0) -> Transition:
@@ -294,16 +303,15 @@ def test_the_learning_rate_falls_if_asked_to():
 PARTS = ("init", "policy", "dist", "grad", "apply", "observe", "prepare")
 
 
-def programs(agent: Agent) -> dict[str, str]:
+def programs(agent: Agent, hyper: Any) -> dict[str, str]:
     """The jaxpr of each part."""
-    state = jax.eval_shape(agent.init, KEY, HYPER)
+    state = jax.eval_shape(agent.init, KEY, hyper)
     data = lane()
-    extra = Extra(*(jnp.zeros((12, 1)) for _ in Extra._fields))
-    batch = Batch(jax.tree.map(lambda x: x[:, None], data), jnp.ones(12), jnp.arange(12), extra)
+    batch = jax.eval_shape(lambda state: batch_of(agent, state, data), state)
     rollout = jax.tree.map(lambda x: jnp.stack([x] * 4, 1), data)
     policy = jax.eval_shape(agent.policy, state)
     arguments = {
-        "init": (KEY, HYPER), "policy": (state,), "dist": (policy, jnp.zeros(4), KEY), "grad": (state, batch, KEY),
+        "init": (KEY, hyper), "policy": (state,), "dist": (policy, jnp.zeros(4), KEY), "grad": (state, batch, KEY),
         "apply": (state, state.params), "observe": (state, rollout, 0), "prepare": (state, data),
     }  # fmt: skip
     return {part: str(jax.make_jaxpr(getattr(agent, part))(*arguments[part])) for part in PARTS}
@@ -312,6 +320,7 @@ def programs(agent: Agent) -> dict[str, str]:
 STATE = {"init", "policy", "grad", "apply", "observe", "prepare"}  # all that see the state, when it gets another shape
 SWITCHES = {  # of all recipes that have it: another choice, and the parts it may change and must
     "hidden": ((8,), set(PARTS)),
+    "layer_norm": (False, set(PARTS)),
     "network": ("mlp", set()),
     "num_envs": (8, set()),
     "n_steps": (4, set()),
@@ -330,28 +339,28 @@ SWITCHES = {  # of all recipes that have it: another choice, and the parts it ma
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ROLLOUTS)
 def test_every_choice_is_in_the_table(name):
-    assert set(RECIPES[name].static._fields) - {"algorithm"} <= SWITCHES.keys()  # that one is another agent
+    assert set(ROLLOUTS[name].static._fields) - {"algorithm"} <= SWITCHES.keys()  # that one is another agent
 
 
 @pytest.mark.parametrize(
-    ("name", "switch"), [(n, s) for n in RECIPES for s in RECIPES[n].static._fields if s in SWITCHES]
+    ("name", "switch"), [(n, s) for n in ROLLOUTS for s in ROLLOUTS[n].static._fields if s in SWITCHES]
 )
 def test_a_switch_changes_its_parts_and_no_other(name, switch):
     value, expected = SWITCHES[switch]
     if value is None:
         value = not getattr(small(name), switch)
-    before, after = programs(made(name)), programs(made(name, **{switch: value}))
+    before, after = (programs(agent, numbers(name)) for agent in (made(name), made(name, **{switch: value})))
     assert {part for part in PARTS if before[part] != after[part]} == expected
 
 
 @cache
 def small_run(name: str) -> tuple[Agent, compiled.Run]:
-    recipe, static = RECIPES[name], small(name)
+    recipe, static = ROLLOUTS[name], small(name)
     if name == "impala":
         static = static._replace(buffer_size=16)
-    agent, env = recipe.assemble(static, OBS, ACTIONS, STATE_VALUES[recipe.corrector]), cartpole()
+    agent, env = made(name), cartpole()
     cadence = recipe.cadence(static)
     obs, zero, flag = jnp.zeros(4), jnp.float32(0), jnp.bool_(False)
     example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
@@ -361,16 +370,22 @@ def small_run(name: str) -> tuple[Agent, compiled.Run]:
     return agent, compiled.run(agent, env, memory, plan)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def names(recipes: dict[str, Recipe]) -> pytest.MarkDecorator:
+    """Those of a3c take long, and its own file has quicker ones."""
+    marked = [pytest.param(name, marks=pytest.mark.long) if name == "a3c" else name for name in recipes]
+    return pytest.mark.parametrize("name", marked)
+
+
+@names(ROLLOUTS)
 def test_the_laws_of_a_run(name, tmp_path):
     """States keep their dtypes, seeds differ in every weight, a member is the run alone, resumed is never stopped."""
     agent, run = small_run(name)
-    keys = jax.vmap(rng.key)(jnp.arange(2))
-    carry = jax.jit(jax.vmap(run.init, (0, None)))(keys, HYPER)
-    for leaf in jax.tree.leaves(getattr(carry.state, "newest", carry.state).params.actor):
+    hyper, keys = numbers(name), jax.vmap(rng.key)(jnp.arange(2))
+    carry = jax.jit(jax.vmap(run.init, (0, None)))(keys, hyper)
+    for leaf in jax.tree.leaves(getattr(carry.state, "newest", carry.state).params):
         if leaf.ndim > 2:
             assert (np.asarray(leaf[0]) != np.asarray(leaf[1])).all()
-    before = jax.eval_shape(agent.init, KEY, HYPER)
+    before = jax.eval_shape(agent.init, KEY, hyper)
     after, _ = jax.eval_shape(lambda s: update(agent, s, batch_of(agent, s, lane()), KEY), before)
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -387,7 +402,7 @@ def test_the_laws_of_a_run(name, tmp_path):
     assert bits(resumed._replace(episodes=0)) == bits(together._replace(episodes=0))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@names(RECIPES)
 @pytest.mark.parametrize("probe", ["reward after two steps", "reward of both", "cut off at once"])
 def test_the_known_values_are_learned(name, probe):
     """V is that of the best action where there is a choice; it is looked up as `values` does."""

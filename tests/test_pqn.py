@@ -15,13 +15,16 @@ from probes import GAMMA, PROBES
 from small import bits, compiled
 
 from frugalrl import rng
-from frugalrl.agents.pqn import BOOTSTRAPS, rollout_q
+from frugalrl.agents.pqn import BOOTSTRAPS, recipe, rollout_q
+from frugalrl.config import configure
+from frugalrl.errors import UsageError
+from frugalrl.jobs import records
 from frugalrl.levers.correct import ACTION_VALUES
 from frugalrl.losses import huber, lambda_return
 from frugalrl.memory import rollouts
-from frugalrl.networks import mlp, network
+from frugalrl.networks import Dense, LayerNorm, Relu, mlp, network
 from frugalrl.runtime.compiled import Plan, run
-from frugalrl.types import Agent, Batch, Box, Trace, Transition, update
+from frugalrl.types import Agent, Batch, Box, Discrete, Trace, Transition, update
 
 KEY = jax.random.key(0)
 TIME, ACTIONS = 12, 3
@@ -267,6 +270,33 @@ def test_the_known_values_are_learned(way, probe):
         return jax.vmap(lambda x: agent.dist(policy, x, key).values)(jnp.array(list(known), jnp.float32)[:, None])
 
     np.testing.assert_allclose(learn(rng.key(0)), list(known.values()), atol=0.05)
+
+
+@pytest.mark.parametrize("name", ACTION_VALUES)
+def test_the_command_lines_corrector_makes_the_targets(name):
+    """Of the greedy policy's values, as PQN's are."""
+    agent = records(configure("pqn", "CartPole-v1", correct=name)).agent
+    state, data = agent.init(KEY, HYPER), lane()._replace(action=lane().action % 2)
+    expected = rollout_q(agent.network, corrector=ACTION_VALUES[name]).prepare(state, data)
+    np.testing.assert_array_equal(agent.prepare(state, data), expected)
+
+
+def test_pqn_is_normalised_unless_told_otherwise():
+    for layer_norm, kinds in ((True, [Dense, LayerNorm, Relu, Dense]), (False, [Dense, Dense])):
+        static = recipe.static._replace(hidden=(16,), layer_norm=layer_norm)
+        layers = recipe.assemble(static, Box((4,)), Discrete(2)).network.layers
+        assert [type(layer) for layer in layers or ()] == kinds
+
+
+def test_wrong_uses_of_pqn_are_refused():
+    for choices, says in (
+        ({"correct": "vtrace"}, "--correct vtrace is not for pqn, which takes: none, tis, retrace, tree-backup"),
+        ({"env": "Pendulum-v1"}, "pqn takes discrete ones"),
+        ({"hyper": {"q_lambda": 1.5}}, "q_lambda=1.5 must be from 0 to 1"),
+        ({"hyper": {"network": "nature"}}, "pqn cannot train on CartPole-v1: network='nature' is for"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            configure("pqn", **{"env": "CartPole-v1"} | choices)
 
 
 def test_the_corrector_left_out_is_the_lambda_return():

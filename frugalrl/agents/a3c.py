@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..losses import lambda_return
-from ..memory import rollouts
+from ..memory import by_rollouts, rollouts
 from ..networks import Dense, torso
 from ..networks import network as build_network
 from ..types import Agent, Box, Cadence, Corrector, Discrete, Memory, Policy, Recipe, Space, Transition
@@ -124,7 +124,7 @@ def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = la
 
 def cadence(static: Static) -> Cadence:
     """Each rollout of an actor-learner is followed by one update."""
-    return Cadence(static.num_envs * static.n_steps, 1, rollout=static.n_steps, learners=static.workers)
+    return by_rollouts(static, 1, waits=False)._replace(learners=static.workers)
 
 
 def memory(static: Static, example: Transition, **shape: Any) -> Memory:

@@ -16,14 +16,13 @@ import optax
 
 from .. import distributions
 from ..losses import backward, lambda_return
-from ..memory import rollouts
+from ..memory import by_rollouts, in_epochs, rollouts
 from ..networks import Dense, Layers, out_features, torso
 from ..networks import network as build_network
 from ..types import (
     Agent,
     Batch,
     Box,
-    Cadence,
     Corrector,
     Discrete,
     Info,
@@ -448,15 +447,6 @@ def greedy(actions: Space) -> dict[str, Any]:
     return {} if isinstance(actions, Discrete) else {"log_std": [0.0] * actions.shape[0]}
 
 
-def _cadence(static: Any, updates: int, waits: bool = True) -> Cadence:
-    steps = static.num_envs * static.n_steps
-    return Cadence(steps, updates, rollout=static.n_steps, waits=waits)
-
-
-def _ppo_memory(static: PPO, example: Transition, **shape: Any) -> Memory:
-    return rollouts(example, epochs=static.n_epochs, minibatches=static.num_minibatches, **shape)
-
-
 def _a2c_memory(static: A2C, example: Transition, **shape: Any) -> Memory:
     return rollouts(example, **shape)
 
@@ -473,12 +463,12 @@ def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
     )  # fmt: skip
 
 
-ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: _cadence(s, s.n_epochs * s.num_minibatches), _ppo_memory, greedy)
+ppo = Recipe(PPO(), Hyper(), _ppo, lambda s: by_rollouts(s, s.n_epochs * s.num_minibatches), in_epochs, greedy)
 a2c = Recipe(
     A2C(),
     Hyper(learning_rate=7e-4, gae_lambda=1.0, ent_coef=0.01),
     _a2c,
-    lambda s: _cadence(s, 1),
+    lambda s: by_rollouts(s, 1),
     _a2c_memory,
     greedy,
 )
@@ -486,7 +476,7 @@ impala = Recipe(
     Impala(),
     Hyper(learning_rate=6e-4, anneal_lr=1.0, gae_lambda=1.0, ent_coef=0.01, max_grad_norm=40.0),
     _impala,
-    lambda s: _cadence(s, 1, waits=False),
+    lambda s: by_rollouts(s, 1, waits=False),
     _impala_memory,
     greedy,
     corrector="vtrace",
@@ -495,7 +485,7 @@ ptr_ppo = Recipe(
     PtrPPO(),
     Hyper(ent_coef=0.01),
     _ptr_ppo,
-    lambda s: _cadence(s, (s.n_epochs + s.replay_epochs) * s.num_minibatches),
+    lambda s: by_rollouts(s, (s.n_epochs + s.replay_epochs) * s.num_minibatches),
     _ptr_memory,
     greedy,
 )

@@ -14,11 +14,42 @@ import optax
 
 from ..distributions import EpsilonGreedy, epsilon_greedy
 from ..losses import lambda_return, squared
-from ..types import Agent, Batch, Corrector, Info, Network, Policy, Trace, Transition
+from ..memory import by_rollouts, in_epochs
+from ..networks import Dense, normalised, torso
+from ..networks import network as build_network
+from ..types import Agent, Batch, Box, Corrector, Discrete, Info, Network, Policy, Recipe, Space, Trace, Transition
 from .descent import descend, follow, shrunk
+from .dqn import greedy
 from .schedules import epsilon, learning_rate, target_due
 
 BOOTSTRAPS = ("max", "mean", "sarsa")
+
+
+class Static(NamedTuple):
+    """Numbers and names that shape the program."""
+
+    hidden: tuple[int, ...] = (64, 64)  # widths of the layers
+    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"
+    layer_norm: bool = True  # before each ReLU: what stands in for a target network
+    num_envs: int = 32  # of all actors together
+    n_steps: int = 32  # of each environment in a rollout
+    n_epochs: int = 2
+    num_minibatches: int = 8
+
+
+class Hyper(NamedTuple):
+    """Numbers that may differ between the members of a population: leaves of the state."""
+
+    learning_rate: Any = 5e-4
+    anneal_lr: Any = 1.0  # the share of the learning rate that is gone at the end of training, linearly
+    gamma: Any = 0.99
+    q_lambda: Any = 0.65
+    max_grad_norm: Any = 10.0
+    exploration_initial_eps: Any = 1.0
+    exploration_final_eps: Any = 0.05
+    exploration_fraction: Any = 0.1  # of all training steps, over which epsilon falls linearly
+    total_steps: Any = 100_000  # environment steps of the training run
+    steps_per_update: Any = 64.0  # environment steps for each learner update
 
 
 class State(NamedTuple):
@@ -120,3 +151,23 @@ def rollout_q(
 def _taken(values: jax.Array, action: jax.Array) -> jax.Array:
     """The value [...] of each action, of `values` [..., actions]."""
     return jnp.take_along_axis(values, action[..., None], -1)[..., 0]
+
+
+def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+    """The PQN that `static` describes, for these spaces. Raises ValueError for a choice that does not exist."""
+    if not isinstance(actions, Discrete):
+        raise ValueError("pqn chooses among discrete actions")
+    layers = torso(static.network, static.hidden, obs)
+    layers = normalised(layers) if static.layer_norm else layers
+    return rollout_q(build_network((*layers, Dense(actions.n, relu=False, gain=1.0)), obs), corrector=corrector)
+
+
+recipe = Recipe(
+    Static(),
+    Hyper(),
+    assemble,
+    lambda s: by_rollouts(s, s.n_epochs * s.num_minibatches),
+    in_epochs,
+    greedy,
+    values="action",
+)
