@@ -14,7 +14,7 @@ from .common import DQN, PPO, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
-TIME_LIMIT = 3600.0  # seconds for all processes of one row
+TIME_LIMIT = 6 * 3600.0  # seconds for all processes of one row
 JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # and its own thread pool
 
 
