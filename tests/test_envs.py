@@ -360,8 +360,8 @@ def test_an_actor_tells_returns_without_clipping(tmp_path):
     made = parts("fake_env:Walk-v0")
     made = made._replace(spec=made.spec._replace(env_options=EnvOptions(clip_reward=True)))
     actor, _ = worker(made, tmp_path)
-    ended = actor.unroll(actor.slots[0])  # 8 steps: each environment ends its first episode after 5
-    assert set(np.unique(actor.slots[0].reward)) == {1.0}
+    ended = actor.unroll(actor.slots[0].items)  # 8 steps: each environment ends its first episode after 5
+    assert set(np.unique(actor.slots[0].items.reward)) == {1.0}
     assert [length for _, length in ended] == [5, 5]
     assert all(ret >= 15 for ret, _ in ended)
 
@@ -379,7 +379,7 @@ def test_an_actor_fills_its_slots_with_pictures(env_id, layers, tmp_path):
         folder=str(tmp_path), slab="slab", engine=engines.module("litert"),
     )  # fmt: skip
     worker = Worker(spec)
-    slot = worker.slots[0]
+    slot = worker.slots[0].items
     worker.unroll(slot)
     assert slot.obs.shape == (8, 2, *obs.shape)
     assert slot.obs.dtype == obs.dtype
