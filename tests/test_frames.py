@@ -12,7 +12,7 @@ import pytest
 from runs import rows
 from small import bits
 
-from frugalrl import catalog, cli, memory
+from frugalrl import cli, memory, training
 from frugalrl.agents import dqn
 from frugalrl.memory import stacked, uniform
 from frugalrl.types import Memory, Transition
@@ -197,10 +197,11 @@ def test_vectors_and_single_frames_are_kept_whole():
 
 
 @pytest.mark.long
-def test_dqn_trains_on_pixels_and_resumes(tmp_path):
+def test_dqn_trains_on_pixels_and_resumes(tmp_path, monkeypatch):
+    for name in ("EVALUATIONS", "EVAL_EPISODES", "FINAL_EPISODES"):  # an episode takes seconds
+        monkeypatch.setattr(training, name, 1)
     words = ["train", "dqn", "ALE/Pong-v5", "--steps", "3000", "--quiet", "--out", str(tmp_path / "a"), "--hyper"]
     assert cli.main([*words, "learning_starts=500", "buffer_size=2000", "batch_size=8"]) == 0
     assert cli.main(["resume", str(tmp_path / "a"), "--steps", "4000", "--quiet"]) == 0
     assert rows(tmp_path / "a")[-1]["step"] == 4000
     assert -21 <= rows(tmp_path / "a")[-1]["episode_return"] <= 21
-    assert catalog.spaces("ALE/Pong-v5")[0].shape == (84, 84, 4)
