@@ -12,9 +12,11 @@ import pytest
 from runs import rows
 from small import bits
 
-from frugalrl import cli, memory, training
+from frugalrl import catalog, cli, jobs, memory, training
 from frugalrl.agents import dqn
+from frugalrl.envs.make import options_for
 from frugalrl.memory import stacked, uniform
+from frugalrl.policy import Card
 from frugalrl.types import Memory, Transition
 
 
@@ -194,6 +196,26 @@ def test_vectors_and_single_frames_are_kept_whole():
     for stack, kind in ((2, memory.Ring), (1, memory.Ring)):
         made = dqn.recipe.memory(dqn.Static(), example, stack=stack, lanes=1, unroll=1, streams=1)
         assert isinstance(made.init(), kind)
+
+
+@pytest.mark.parametrize(
+    ("agent", "options", "kind"),
+    [
+        ("dqn", None, memory.Frames),
+        ("dqn", {"frame_stack": 2}, memory.Frames),
+        ("dqn", {"frame_stack": 1}, memory.Ring),
+        ("ppo", None, memory.Rollouts),
+    ],
+)
+def test_a_run_knows_of_how_many_frames_its_observations_are(agent, options, kind):
+    obs, actions = catalog.spaces("ALE/Pong-v5", options_for("ALE/Pong-v5", options))
+    recipe = catalog.recipe(agent)
+    card = Card(agent, "ALE/Pong-v5", obs, actions, (), "", {}, options)
+    static, shape = recipe.static, {"lanes": 4, "unroll": 16, "streams": 2}
+    made = jax.eval_shape(jobs.memory_of(recipe, static, card, recipe.cadence(static), **shape).init)
+    assert isinstance(made, kind)
+    if isinstance(made, memory.Frames):
+        assert made.frames.shape[-1] == 84 * 84
 
 
 @pytest.mark.long
