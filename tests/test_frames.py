@@ -12,9 +12,11 @@ import pytest
 from runs import rows
 from small import bits
 
-from frugalrl import catalog, cli, memory
+from frugalrl import catalog, cli, jobs, memory, training
 from frugalrl.agents import dqn
+from frugalrl.envs.make import options_for
 from frugalrl.memory import stacked, uniform
+from frugalrl.policy import Card
 from frugalrl.types import Memory, Transition
 
 
@@ -196,11 +198,32 @@ def test_vectors_and_single_frames_are_kept_whole():
         assert isinstance(made.init(), kind)
 
 
+@pytest.mark.parametrize(
+    ("agent", "options", "kind"),
+    [
+        ("dqn", None, memory.Frames),
+        ("dqn", {"frame_stack": 2}, memory.Frames),
+        ("dqn", {"frame_stack": 1}, memory.Ring),
+        ("ppo", None, memory.Rollouts),
+    ],
+)
+def test_a_run_knows_of_how_many_frames_its_observations_are(agent, options, kind):
+    obs, actions = catalog.spaces("ALE/Pong-v5", options_for("ALE/Pong-v5", options))
+    recipe = catalog.recipe(agent)
+    card = Card(agent, "ALE/Pong-v5", obs, actions, (), "", {}, options)
+    static, shape = recipe.static, {"lanes": 4, "unroll": 16, "streams": 2}
+    made = jax.eval_shape(jobs.memory_of(recipe, static, card, recipe.cadence(static), **shape).init)
+    assert isinstance(made, kind)
+    if isinstance(made, memory.Frames):
+        assert made.frames.shape[-1] == 84 * 84
+
+
 @pytest.mark.long
-def test_dqn_trains_on_pixels_and_resumes(tmp_path):
+def test_dqn_trains_on_pixels_and_resumes(tmp_path, monkeypatch):
+    for name in ("EVALUATIONS", "EVAL_EPISODES", "FINAL_EPISODES"):  # an episode takes seconds
+        monkeypatch.setattr(training, name, 1)
     words = ["train", "dqn", "ALE/Pong-v5", "--steps", "3000", "--quiet", "--out", str(tmp_path / "a"), "--hyper"]
     assert cli.main([*words, "learning_starts=500", "buffer_size=2000", "batch_size=8"]) == 0
     assert cli.main(["resume", str(tmp_path / "a"), "--steps", "4000", "--quiet"]) == 0
     assert rows(tmp_path / "a")[-1]["step"] == 4000
     assert -21 <= rows(tmp_path / "a")[-1]["episode_return"] <= 21
-    assert catalog.spaces("ALE/Pong-v5")[0].shape == (84, 84, 4)
