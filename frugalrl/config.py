@@ -72,9 +72,8 @@ def configure(
         if not isinstance(value, str):
             raise UsageError(f"the {name} is given by its name, got {value!r}")
     default_steps, defaults = catalog.defaults(agent, env)
-    chosen = catalog.parse_hyper(
-        agent, defaults | dict(hyper or {})
-    )  # defaults too: config.json is read back like this
+    # the defaults too: config.json is read back like this, and must be the same run
+    chosen = catalog.parse_hyper(agent, defaults | dict(hyper or {}))
     steps = default_steps if steps is None else steps
     if runtime == "auto":
         runtime = "compiled" if catalog.has_twin(env) and actors == "fp32" else "actors"
