@@ -76,7 +76,7 @@ def configure(
         if not isinstance(value, str):
             raise UsageError(f"the {name} is given by its name, got {value!r}")
     default_steps, defaults = catalog.defaults(agent, env)
-    # defaults too: config.json is read back like this
+    # the defaults too: config.json is read back like this, and must be the same run
     chosen = catalog.parse_hyper(agent, defaults | dict(hyper or {}))
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
