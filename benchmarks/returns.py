@@ -1,9 +1,9 @@
 """Do the agents learn, at their own defaults? The greedy return of each (agent, environment) against its target.
 
-Each case is one `frugal train` with its seeds, kept as it ends; a case that has a row in the file already is left out,
-so that the study can be stopped and taken up again. `--only ppo` or `--only CartPole-v1` picks cases, `--again` runs
-those that have rows. Returns are the interquartile mean over seeds, of 100 greedy episodes each, with a 95 % bootstrap
-interval; a target is reached if the mean is.
+Each case is one `frugal train` with its seeds and options, kept as it ends; a case that has a row in the file already
+is left out, so that the study can be stopped and taken up again. `--only ppo` or `--only CartPole-v1` picks cases,
+`--again` runs those that have rows. Returns are the interquartile mean over seeds, of 100 greedy episodes each, with a
+95 % bootstrap interval; a target is reached if the mean is.
 """
 
 from __future__ import annotations
@@ -39,21 +39,32 @@ CASES = (
     Case("ddpg", "Pendulum-v1", None),
     Case("d4pg", "Pendulum-v1", None),
     Case("ppo", "Pendulum-v1", None),
+    Case("ppo", "Pendulum-v1", None, options=("--hyper", "squash=true")),
     Case("ppo", "LunarLander-v3", 200),
     Case("a2c", "LunarLander-v3", None),
 )
 
 
+def words(case: Case) -> list[str]:
+    """What comes after `frugal train`; it tells the cases apart."""
+    return [case.agent, case.env, "--seeds", str(case.seeds), *case.options]
+
+
+def line(case: Case) -> str:
+    return f"frugal train {' '.join(words(case))}"
+
+
 def measure(case: Case, quick: bool) -> rows.Row:
-    words = [case.agent, case.env, "--seeds", str(case.seeds), *case.options]
     with tempfile.TemporaryDirectory() as folder:
-        done = rows.train(Path(folder, "run"), [*words, "--steps", "3000"] if quick else words)
+        done = rows.train(Path(folder, "run"), [*words(case), *(("--steps", "3000") if quick else ())])
     found, returns = done.receipt, done.receipt["returns"]
+    late = {name: x for name, x in (found["actors"] or {}).items() if name in ("staleness", "staleness_max")}
     reached = None if case.target is None or quick else returns["iqm"] >= case.target
     return rows.row(
-        NAME, agent=case.agent, env=case.env, train=f"frugal train {' '.join(words)}", seeds=case.seeds,
+        NAME, agent=case.agent, env=case.env, train=line(case), seeds=case.seeds,
         steps=found["steps"], runtime=found["runtime"], hyper=done.config["hyper"], returns=returns,
-        wall_seconds=found["wall_seconds"], cpu_seconds=found["cpu_seconds"], target=case.target, reached=reached,
+        wall_seconds=found["wall_seconds"], cpu_seconds=found["cpu_seconds"],
+        env_steps_per_second=found["env_steps_per_second"], target=case.target, reached=reached, **late,
     )  # fmt: skip
 
 
@@ -63,9 +74,9 @@ def main() -> None:
     command.add_argument("--again", action="store_true", help="also the cases that have a row")
     args = command.parse_args()
     path = rows.destination(NAME, args)
-    kept = {(each["agent"], each["env"]): each for each in rows.read(path)}
+    kept = {each["train"]: each for each in rows.read(path)}
     for case in CASES:
-        place = (case.agent, case.env)
+        place = line(case)
         picked = not args.only or case.agent in args.only or case.env in args.only
         if not picked or (place in kept and not args.again):
             continue
@@ -74,7 +85,8 @@ def main() -> None:
         found, target = made["returns"], "" if case.target is None else f" (target {case.target:g})"
         print(
             f"{case.agent:8} {case.env:16} {found['iqm']:8.1f} [{found['low']:.1f}, {found['high']:.1f}]{target} "
-            f"after {made['steps']:,} steps of {case.seeds} seeds, {made['wall_seconds']:.0f} s", flush=True,
+            f"after {made['steps']:,} steps of {case.seeds} seeds, {made['wall_seconds']:.0f} s "
+            f"{' '.join(case.options)}", flush=True,
         )  # fmt: skip
     print(rows.said(path, list(kept.values())))
 

@@ -80,7 +80,8 @@ def records(config: Config) -> Parts:
         agent = recipe.assemble(static, obs, space)
         agent = corrected(agent, truncated()) if config.correct == "tis" else agent
     assert agent.network.layers is not None
-    greedy = recipe.greedy(space)
+    has = jax.eval_shape(lambda: agent.policy(agent.init(rng.key(0), hyper))).knobs
+    greedy = {name: value for name, value in recipe.greedy(space).items() if name in has}
     card = Card(config.agent, config.env, obs, space, agent.network.layers, agent.head.__name__, greedy)
     return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
 

@@ -192,7 +192,8 @@ class Recipe(NamedTuple):
     assemble: Callable[..., Agent]  # (static, obs, actions), and a Corrector of its values; may raise ValueError
     cadence: Callable[[Any], Cadence]  # of static
     memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
-    greedy: Callable[[Space], dict[str, Any]]  # the knobs of a policy that acts as well as it can
+    # the knobs of a policy that acts as well as it can; those that the agent's policies lack are left out
+    greedy: Callable[[Space], dict[str, Any]]
     values: str = "state"  # what its Correctors are of: "state" or "action" values, or the "weight" of a sample
     corrector: str = "none"  # its own, what --correct auto is
 
