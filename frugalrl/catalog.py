@@ -292,7 +292,8 @@ def parse_hyper(agent: str, items: dict[str, Any]) -> dict[str, Any]:
 def _convert(agent: str, name: str, value: Any, known: dict[str, Any]) -> Any:
     if name not in known:
         raise UsageError(f"{agent} has no hyper-parameter {name!r}: {nearest(name, known, 'it has')}")
-    return _as(known[name], "--hyper", name, value, name in recipe(agent).static._fields)
+    whole = name in recipe(agent).static._fields and not isinstance(known[name], float)
+    return _as(known[name], "--hyper", name, value, whole)
 
 
 def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:

@@ -216,6 +216,33 @@ def test_priorities(kind, size):
     np.testing.assert_allclose(prioritised(kind)(data, extra), (size + 0.01) ** 0.7, rtol=1e-5)
 
 
+def test_the_exponent_of_priorities():
+    data, extra = lane(time=2), Extra(jnp.array([1.0, -3.0]), jnp.zeros(2), jnp.ones(2))
+    assert prioritised("max", 0.0)(data, extra) == 1  # uniform
+    np.testing.assert_allclose(prioritised("max", 2.0)(data, extra), 3.01**2, rtol=1e-5)
+
+
+def test_a_one_step_value_target_leaves_the_advantage_alone():
+    data = lane()
+    agent, other = made("ptr-ppo", value_target="one-step"), made("ptr-ppo")
+    state = stirred(agent)
+    short = state._replace(hyper=state.hyper._replace(gae_lambda=jnp.float32(0)))
+    got = agent.prepare(state, data)
+    np.testing.assert_allclose(got.target, other.prepare(short, data).target, rtol=1e-5)
+    np.testing.assert_array_equal(got.advantage, other.prepare(state, data).advantage)
+    assert (got.target != other.prepare(state, data).target).any()
+
+
+def test_a_ratio_to_the_latest_policy_begins_at_one():
+    """Whoever acted; to the one that acted it does not."""
+    data = lane()
+    for ratio, near in (("latest", True), ("behaviour", False)):
+        agent = made("ptr-ppo", ratio=ratio)
+        state = stirred(agent)
+        metrics = agent.grad(state, batch_of(agent, state, data), KEY)[1].metrics
+        assert (abs(metrics["approx_kl"]) < 1e-6) == near
+
+
 def test_moments_are_those_of_all_that_was_seen():
     r = np.random.default_rng(0)
     parts = [r.normal(3, 2, (n, 4)).astype(np.float32) for n in (1, 7, 30)]
@@ -376,6 +403,9 @@ SWITCHES = {  # of all recipes that have it: another choice, and the parts it ma
     "num_minibatches": (4, set()),
     "buffer_size": (64, set()),
     "priority": ("mean", set()),
+    "priority_alpha": (0.5, set()),
+    "value_target": ("one-step", {"prepare"}),
+    "ratio": ("latest", {"prepare", "grad"}),
     "normalize_advantage": (None, {"grad"}),
     "normalize_obs": (True, STATE),
     "normalize_reward": (True, STATE),

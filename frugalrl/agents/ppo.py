@@ -108,6 +108,7 @@ class Extra(NamedTuple):
     advantage: Any
     target: Any
     weight: Any  # of the advantage and of the value's loss
+    log_prob: Any = ()  # of the action, under the policy that prepared; () if the ratio is to the one that acted
 
 
 class Model(NamedTuple):
@@ -160,6 +161,8 @@ def actor_critic(
     surrogate: Callable | None = clipped,
     corrector: Corrector = lambda_return,
     weigh: Callable[[Trace], Any] | None = None,
+    one_step: bool = False,
+    ratio_to_latest: bool = False,
     optimizer: optax.GradientTransformation | None = None,
     reduce: Callable = jnp.mean,
     normalize_advantage: bool = True,
@@ -172,8 +175,10 @@ def actor_critic(
 
     `surrogate` of (ratio, advantage, clip_range) is climbed; None climbs the plain policy gradient, advantage times
     log-probability (Mnih et al. 2016, section 4). `corrector` makes targets and advantages of each rollout, once for
-    all updates of an iteration; `weigh` says how much each step of it counts. `reduce` makes a number of the losses of
-    a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
+    all updates of an iteration; `weigh` says how much each step of it counts. With
+    `one_step` values learn r + gamma V(next) instead of the Corrector's target. The surrogate's ratio is to the policy
+    that acted, or with `ratio_to_latest` to that of the last iteration. `reduce` makes a number of the losses of a
+    batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
     the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is how many environments there are to
     scale rewards of. `dims` is the size of a continuous action; `limits` are its (low, high), [dims] each, for a head
     that keeps within them.
@@ -247,7 +252,8 @@ def actor_critic(
         )
         made = corrector(trace, state.hyper.gae_lambda)
         weight = jnp.ones_like(value) if weigh is None else weigh(trace)
-        return Extra(made.advantage, made.target, weight)
+        target = trace.reward + trace.discount * bootstrap if one_step else made.target
+        return Extra(made.advantage, target, weight, log_prob if ratio_to_latest else ())
 
     def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
         h, data = state.hyper, batch.data
@@ -265,7 +271,8 @@ def actor_critic(
 
         def objective(params: Params):
             steps = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))
-            gain, value, entropy, ratio = steps(data.obs, data.action, data.log_prob, advantage, batch.extra.target)
+            old = batch.extra.log_prob if ratio_to_latest else data.log_prob
+            gain, value, entropy, ratio = steps(data.obs, data.action, old, advantage, batch.extra.target)
             weight = batch.weight[:, None] * batch.extra.weight
             loss = reduce(weight * (h.vf_coef * value - gain) - h.ent_coef * entropy)
             return loss, {
@@ -344,6 +351,11 @@ class PtrPPO(NamedTuple):
     num_minibatches: int = 4
     buffer_size: int = 256  # rollouts kept
     priority: str = "max"  # absolute advantage, or "mean", or "reward"
+    # What the paper leaves open. The defaults are those of an unofficial implementation; benchmarks/comparisons.py,
+    # "ptr-ppo fillings", compares them.
+    priority_alpha: float = 0.7  # the exponent of priorities; 0 replays uniformly
+    value_target: str = "lambda"  # the lambda-return, or "one-step": r + gamma V(next)
+    ratio: str = "behaviour"  # the surrogate's, to the policy that acted, or "latest": to that of the last iteration
     normalize_advantage: bool = False
     normalize_obs: bool = False
     normalize_reward: bool = False
@@ -371,8 +383,7 @@ PRIORITIES: dict[str, Callable[[Transition, Extra], Any]] = {
 def prioritised(kind: str, alpha: float = 0.7, least: float = 0.01) -> Callable[[Transition, Extra], Any]:
     """How likely a rollout is replayed, before scaling: by its largest or mean absolute advantage, or its reward.
 
-    The paper leaves the exponent open; 0.7 is that of an unofficial implementation. Rewards are summed and enter
-    through a softplus, since a probability may not be negative.
+    Rewards are summed and enter through a softplus, since a probability may not be negative.
     """
     size = choice("priority", kind, PRIORITIES)
     return lambda rollout, extra: (size(rollout, extra) + least) ** alpha
@@ -456,8 +467,9 @@ def _impala(static: Impala, obs: Box, actions: Space, corrector: Corrector = lam
 def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
     return assembled(
         static, obs, actions,
-        corrector=corrector, weigh=trajectory_weight,
-        normalize_advantage=static.normalize_advantage,
+        corrector=corrector, weigh=trajectory_weight, normalize_advantage=static.normalize_advantage,
+        one_step=choice("value_target", static.value_target, {"lambda": False, "one-step": True}),
+        ratio_to_latest=choice("ratio", static.ratio, {"behaviour": False, "latest": True}),
     )  # fmt: skip
 
 
@@ -481,7 +493,7 @@ def _impala_memory(static: Impala, example: Transition, **shape: Any) -> Memory:
 def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
     return rollouts(
         example, epochs=static.n_epochs, minibatches=static.num_minibatches, passes=static.replay_epochs,
-        capacity=static.buffer_size, priority=prioritised(static.priority), **shape,
+        capacity=static.buffer_size, priority=prioritised(static.priority, static.priority_alpha), **shape,
     )  # fmt: skip
 
 
