@@ -39,6 +39,7 @@ CASES = (
     Case("ddpg", "Pendulum-v1", None),
     Case("d4pg", "Pendulum-v1", None),
     Case("ppo", "Pendulum-v1", None),
+    Case("ppo", "Pendulum-v1", None, options=("--hyper", "squash=true")),
     Case("ppo", "LunarLander-v3", 200),
     Case("a2c", "LunarLander-v3", None),
     Case("a3c", "CartPole-v1", 475),

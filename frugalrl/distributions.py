@@ -151,6 +151,11 @@ def normal(outputs: Array, knobs: dict) -> Normal:
     return Normal(outputs, knobs["log_std"])
 
 
+# x and weights for which the weighted sum of f(x) is the mean of f under a standard normal (Gauss and Hermite)
+NODES, WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(24))
+WEIGHTS /= WEIGHTS.sum()
+
+
 class TanhNormal(NamedTuple):
     """tanh of a Normal, stretched to (low, high) (Haarnoja et al. 2018, arXiv 1801.01290, appendix C)."""
 
@@ -171,12 +176,20 @@ class TanhNormal(NamedTuple):
         action = (self.high + self.low) / 2 + (self.high - self.low) / 2 * xp.tanh(before)
         return xp.clip(action, self.low, self.high)  # rounding must not lead out of the space
 
+    def _log_slope(self, before: Array) -> Array:
+        """The logarithm of the derivative of tanh."""
+        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
+        xp = _xp(self.mean)
+        return 2 * (log(2.0) - before - xp.logaddexp(-2 * before, xp.zeros_like(before)))
+
+    def _log_half(self) -> Array:
+        """The logarithm of half the range, which tanh is multiplied by."""
+        xp = _xp(self.mean)
+        return xp.log(xp.asarray((self.high - self.low) / 2, xp.float32))
+
     def _log_stretch(self, before: Array) -> Array:
         """The logarithm of the derivative of `_stretched`, summed over the last axis."""
-        xp = _xp(self.mean)
-        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
-        flat = 2 * (log(2.0) - before - xp.logaddexp(-2 * before, xp.zeros_like(before)))
-        return (flat + xp.log(xp.asarray((self.high - self.low) / 2, xp.float32))).sum(-1)
+        return (self._log_slope(before) + self._log_half()).sum(-1)
 
     def sample(self, noise: Array) -> Array:
         return self._stretched(self.base().sample(noise))
@@ -197,6 +210,18 @@ class TanhNormal(NamedTuple):
 
     def mode(self) -> Array:
         return self._stretched(self.mean)
+
+    def entropy(self) -> Array:
+        """That of the normal and the mean of the stretch, which has no closed form and is a weighted sum here.
+
+        It is off by less than 2e-4 nats a dimension for standard deviations up to 1.6, and 5e-3 up to 2.7. Unlike a
+        sample's -log_prob it is not random, and its gradient is that of the sum. That of the normal alone would not do:
+        it grows with the deviation, where tanh presses all actions against their bounds.
+        """
+        xp = _xp(self.mean)
+        nodes, weights = (xp.asarray(x).reshape(-1, *(1,) * self.mean.ndim) for x in (NODES, WEIGHTS))
+        slope = weights * self._log_slope(self.mean[None] + xp.exp(self.log_std)[None] * nodes)
+        return self.base().entropy() + (slope.sum(0) + self._log_half()).sum(-1)
 
     def kl(self, other: TanhNormal) -> Array:
         """KL(self || other): tanh is one to one, so it is that of the normals."""
@@ -225,6 +250,15 @@ def tanh_normal(outputs: Array, knobs: dict) -> TanhNormal:
     mean, log_std = gaussian(outputs)
     random = _xp(outputs).asarray(knobs["random"], np.float32)
     return TanhNormal((1 - random) * mean, log_std + random * (EVEN - log_std), *_bounds(mean, knobs))
+
+
+def squashed_normal(outputs: Array, knobs: dict) -> TanhNormal:
+    """The `head` of policy gradients within bounds: the network gives means before tanh; knobs holds `low`, `high` and,
+    of before tanh, `log_std`: [dims] each.
+    """
+    xp = _xp(outputs)
+    log_std = xp.broadcast_to(xp.asarray(knobs["log_std"], xp.float32), outputs.shape)
+    return TanhNormal(outputs, log_std, *_bounds(outputs, knobs))
 
 
 def _log_cdf(x: Array) -> Array:

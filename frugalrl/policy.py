@@ -27,6 +27,7 @@ HEADS = {
         distributions.categorical,
         distributions.normal,
         distributions.tanh_normal,
+        distributions.squashed_normal,
         distributions.clipped_normal,
     )
 }

@@ -199,7 +199,8 @@ class Recipe(NamedTuple):
     assemble: Callable[..., Agent]  # (static, obs, actions), and a Corrector of its values; may raise ValueError
     cadence: Callable[[Any], Cadence]  # of static
     memory: Callable[..., Memory]  # (static, example, *, lanes, unroll, streams)
-    greedy: Callable[[Space], dict[str, Any]]  # the knobs of a policy that acts as well as it can
+    # the knobs of a policy that acts as well as it can; those that the agent's policies lack are left out
+    greedy: Callable[[Space], dict[str, Any]]
     # what its Correctors are of: "state" or "action" values, or the "weight" of a sample; or a function of static
     values: str | Callable[[Any], str] = "state"
     corrector: str = "none"  # its own, what --correct auto is

@@ -24,6 +24,7 @@ from frugalrl.distributions import (
     draw,
     epsilon_greedy,
     gaussian,
+    squashed_normal,
     tanh_normal,
 )
 
@@ -165,6 +166,31 @@ def test_tanh_normal_log_prob_is_the_change_of_variables():
     assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("log_std", [-2.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("mean", [0.0, -0.4, 3.0])
+def test_tanh_normal_entropy_is_that_of_its_density_and_so_is_its_gradient(mean, log_std):
+    """Against integrals and, of the gradient, their differences; bounds only add the logarithm of half the range."""
+
+    def exact(mean, log_std):
+        std = np.exp(log_std)
+        slope = lambda x: 2 * (np.log(2) - abs(x) - np.log1p(np.exp(-2 * abs(x))))  # log(1 - tanh(x)^2)
+        density = lambda u: np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+        middle = [-mean / std] if abs(mean / std) < 12 else None
+        stretch = integrate.quad(lambda u: density(u) * slope(mean + std * u), -12, 12, points=middle, limit=200)[0]
+        return stats.norm(mean, std).entropy() + stretch + np.log(4)
+
+    def entropy(mean, log_std):
+        return TanhNormal(mean[None], log_std[None], jnp.float32([2]), jnp.float32([10])).entropy()
+
+    atol = 2e-4 if log_std <= 0.5 else 5e-3
+    got, slopes = jax.jit(jax.value_and_grad(entropy, (0, 1)))(jnp.float32(mean), jnp.float32(log_std))
+    np.testing.assert_allclose(got, exact(mean, log_std), atol=atol)
+    h = 1e-4
+    by_mean = (exact(mean + h, log_std) - exact(mean - h, log_std)) / (2 * h)
+    by_std = (exact(mean, log_std + h) - exact(mean, log_std - h)) / (2 * h)
+    np.testing.assert_allclose(slopes, [by_mean, by_std], atol=10 * atol)
+
+
 def test_tanh_normal_is_finite_at_its_bounds():
     for to in (lambda dist: dist, on_jax):
         dist = to(TanhNormal(np.float32([0, 9]), np.float32([0, 1])))
@@ -207,8 +233,14 @@ def test_kl_is_the_mean_difference_of_log_probabilities(kind):
 
 
 LOW, HIGH = np.float32([-2, 0.1, 5]), np.float32([3, 0.7, 9])  # of an action of three dimensions
-KNOBS = {"low": LOW, "high": HIGH, "noise": np.float32(0.1), "random": np.float32(0)}
-HEADS = {tanh_normal: 6, clipped_normal: 3}  # outputs for three dimensions
+KNOBS = {
+    "low": LOW,
+    "high": HIGH,
+    "noise": np.float32(0.1),
+    "random": np.float32(0),
+    "log_std": np.float32([-1, 0, 0.5]),
+}
+HEADS = {tanh_normal: 6, squashed_normal: 3, clipped_normal: 3}  # outputs for three dimensions
 
 
 @pytest.mark.parametrize("lead", [(), (7,), (3, 5)])

@@ -18,12 +18,14 @@ from frugalrl.agents.ppo import Extra, Hyper, Normaliser, prioritised, trajector
 from frugalrl.config import values_of
 from frugalrl.envs.cartpole import cartpole
 from frugalrl.levers.correct import ACTION_VALUES, STATE_VALUES
+from frugalrl.policy import HEADS
 from frugalrl.runtime import compiled
 from frugalrl.runtime.actor_learner import in_rotation
 from frugalrl.types import Agent, Batch, Box, Discrete, Recipe, Trace, Transition, update
 
 KEY = jax.random.key(0)
 OBS, ACTIONS = Box((4,)), Discrete(2)
+BOUNDED = Box((2,), "float32", (-1.0, 0.5), (1.0, 2.0))
 RECIPES: dict[str, Recipe] = {"ppo": ppo.ppo, "a2c": ppo.a2c, "impala": ppo.impala, "ptr-ppo": ppo.ptr_ppo}
 RECIPES["a3c"] = a3c.recipe
 ROLLOUTS = RECIPES | {"pqn": pqn.recipe}  # all that learn from rollouts
@@ -286,6 +288,52 @@ def test_continuous_actions_have_a_deviation_of_their_own():
     )
 
 
+def test_squashed_actions_keep_within_their_bounds():
+    """On the sides of actor and learner alike, and the greedy knobs are enough to act."""
+    agent = made("ppo", BOUNDED, squash=True)
+    state, low, high = stirred(agent), np.float32(BOUNDED.low), np.float32(BOUNDED.high)
+    policy = agent.policy(state)
+    assert policy.knobs.keys() == ppo.greedy(BOUNDED).keys()
+    assert HEADS[agent.head.__name__] is agent.head
+    obs = 2 * np.random.default_rng(0).standard_normal((200, 4), np.float32)
+    outputs = np.asarray(jax.vmap(agent.network.apply, (None, 0, None))(policy.params, obs, None))
+    dist = agent.head(outputs, jax.device_get(policy.knobs))
+    action = dist.sample(3 * np.random.default_rng(1).standard_normal((200, 2), np.float32))
+    for each in (action, dist.mode(), agent.head(outputs, ppo.greedy(BOUNDED)).mode()):
+        assert ((each >= low) & (each <= high)).all()
+    np.testing.assert_allclose([action.min(0), action.max(0)], [low, high], atol=1e-3)
+    ours = jax.vmap(lambda o, a: agent.dist(policy, o, KEY).log_prob(a))(obs, jnp.asarray(action))
+    inside = (abs(action - (high + low) / 2) < 0.499 * (high - low)).all(-1)  # at a bound all hangs on the last bit
+    assert 20 < inside.sum() < 180
+    np.testing.assert_allclose(dist.log_prob(action)[inside], ours[inside], rtol=1e-4, atol=1e-3)
+
+
+def test_a_squashed_policy_learns_by_its_density_and_entropy():
+    """The loss with tanh, in NumPy, and a gradient for every weight of the actor."""
+    agent = made("ppo", BOUNDED, squash=True, normalize_advantage=False)
+    state = stirred(agent)
+    state = state._replace(hyper=state.hyper._replace(ent_coef=jnp.float32(0.1)))
+    plain = lane(dims=2)
+    data = plain._replace(action=jnp.float32([0, 1.25])[None] + jnp.float32([1, 0.75])[None] * jnp.tanh(plain.action))
+    batch = batch_of(agent, state, data)
+    grads, info = agent.grad(state, batch, KEY)
+    policy = agent.policy(state)
+    outputs = np.asarray(jax.vmap(agent.network.apply, (None, 0, None))(policy.params, data.obs, None))
+    dist = agent.head(outputs, jax.device_get(policy.knobs))
+    np.testing.assert_allclose(info.metrics["entropy"], dist.entropy().mean(), rtol=1e-4)
+    ratio = np.exp(dist.log_prob(np.asarray(data.action)) - np.asarray(data.log_prob))
+    np.testing.assert_allclose(info.metrics["clip_fraction"], (abs(ratio - 1) > 0.2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(info.metrics["approx_kl"], (ratio - 1 - np.log(ratio)).mean(), rtol=1e-3)
+    for slope in jax.tree.leaves((grads.actor[-1], grads.log_std)):
+        assert (np.asarray(slope) != 0).all()
+
+
+@pytest.mark.parametrize(("actions", "why"), [(ACTIONS, "these are discrete"), (Box((2,)), "these have none")])
+def test_actions_that_cannot_be_squashed_are_refused(actions, why):
+    with pytest.raises(ValueError, match=f"with squash=true it takes .*{why}; leave that out"):
+        made("ppo", actions, squash=True)
+
+
 def test_the_learning_rate_falls_if_asked_to():
     agent = made("a2c")
     state = agent.init(KEY, HYPER)
@@ -303,10 +351,9 @@ def test_the_learning_rate_falls_if_asked_to():
 PARTS = ("init", "policy", "dist", "grad", "apply", "observe", "prepare")
 
 
-def programs(agent: Agent, hyper: Any) -> dict[str, str]:
+def programs(agent: Agent, hyper: Any, data: Transition) -> dict[str, str]:
     """The jaxpr of each part."""
     state = jax.eval_shape(agent.init, KEY, hyper)
-    data = lane()
     batch = jax.eval_shape(lambda state: batch_of(agent, state, data), state)
     rollout = jax.tree.map(lambda x: jnp.stack([x] * 4, 1), data)
     policy = jax.eval_shape(agent.policy, state)
@@ -336,6 +383,7 @@ SWITCHES = {  # of all recipes that have it: another choice, and the parts it ma
     "sum_loss": (False, {"grad"}),
     "workers": (3, set()),
     "draw_eps": (False, set()),
+    "squash": (True, {"policy", "dist", "grad", "prepare"}),  # of continuous actions
 }
 
 
@@ -351,7 +399,9 @@ def test_a_switch_changes_its_parts_and_no_other(name, switch):
     value, expected = SWITCHES[switch]
     if value is None:
         value = not getattr(small(name), switch)
-    before, after = (programs(agent, numbers(name)) for agent in (made(name), made(name, **{switch: value})))
+    actions, data = (BOUNDED, lane(dims=2)) if switch == "squash" else (ACTIONS, lane())
+    agents = (made(name, actions), made(name, actions, **{switch: value}))
+    before, after = (programs(agent, numbers(name), data) for agent in agents)
     assert {part for part in PARTS if before[part] != after[part]} == expected
 
 

@@ -36,6 +36,7 @@ class Static(NamedTuple):
     draw_eps: bool = True  # of action values: each has a final epsilon of its own, or else exploration_final_eps
     normalize_obs: bool = False  # of actor-critic only
     normalize_reward: bool = False  # of actor-critic only
+    squash: bool = False  # of actor-critic only: continuous actions go through tanh, within their bounds
 
 
 class Hyper(NamedTuple):
@@ -109,8 +110,9 @@ def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = la
     bootstrap, share = ppo.choice("algorithm", static.algorithm, {ACTOR_CRITIC: None, **VALUES})
     if not isinstance(actions, Discrete):
         raise ValueError(f"algorithm={static.algorithm} chooses among discrete actions; use algorithm={ACTOR_CRITIC}")
-    if static.normalize_obs or static.normalize_reward:
-        raise ValueError(f"normalize_obs and normalize_reward are of algorithm={ACTOR_CRITIC}; leave them out")
+    for name in ("normalize_obs", "normalize_reward", "squash"):
+        if getattr(static, name):
+            raise ValueError(f"{name} is of algorithm={ACTOR_CRITIC}; leave it out")
     layers = (*torso(static.network, static.hidden, obs), Dense(actions.n, relu=False, gain=1.0))
     agent = rollout_q(
         build_network(layers, obs), corrector=corrector, bootstrap=bootstrap, target=True, optimizer=optimizer

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import distributions
@@ -35,6 +36,7 @@ from ..types import (
     Trace,
     Transition,
 )
+from .actor_critic import bounds
 from .descent import descend, shrunk
 from .schedules import learning_rate
 
@@ -164,6 +166,7 @@ def actor_critic(
     normalize_obs: bool = False,
     reward_lanes: int = 0,
     dims: int = 0,
+    limits: tuple[Any, Any] | None = None,
 ) -> Agent:
     """An actor-critic on `model`, whose actor's outputs `head` turns into a distribution.
 
@@ -172,9 +175,11 @@ def actor_critic(
     all updates of an iteration; `weigh` says how much each step of it counts. `reduce` makes a number of the losses of
     a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
     the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is how many environments there are to
-    scale rewards of. `dims` is the size of a continuous action.
+    scale rewards of. `dims` is the size of a continuous action; `limits` are its (low, high), [dims] each, for a head
+    that keeps within them.
     """
     tx = optax.scale_by_adam(eps=1e-5) if optimizer is None else optimizer
+    fixed = {} if limits is None else {"low": jnp.float32(limits[0]), "high": jnp.float32(limits[1])}
 
     def init(key, hyper: Hyper) -> State:
         actor, critic = model.init(key)
@@ -197,7 +202,7 @@ def actor_critic(
         return folded(params.actor, state.obs), critic
 
     def knobs(params: Params) -> dict:
-        return {"log_std": params.log_std} if dims else {}
+        return fixed | {"log_std": params.log_std} if dims else {}
 
     def policy(state: State) -> Policy:
         return Policy(folded(state.params.actor, state.obs), knobs(state.params))
@@ -295,6 +300,7 @@ class PPO(NamedTuple):
     normalize_advantage: bool = True
     normalize_obs: bool = False
     normalize_reward: bool = False
+    squash: bool = False  # continuous actions through tanh, within their bounds
 
 
 class A2C(NamedTuple):
@@ -308,6 +314,7 @@ class A2C(NamedTuple):
     normalize_advantage: bool = False
     normalize_obs: bool = False
     normalize_reward: bool = False
+    squash: bool = False  # continuous actions through tanh, within their bounds
 
 
 class Impala(NamedTuple):
@@ -322,6 +329,7 @@ class Impala(NamedTuple):
     sum_loss: bool = True  # over the steps of a batch, as the paper has it: learning rates are of that loss
     normalize_obs: bool = False
     normalize_reward: bool = False
+    squash: bool = False  # continuous actions through tanh, within their bounds
 
 
 class PtrPPO(NamedTuple):
@@ -339,6 +347,7 @@ class PtrPPO(NamedTuple):
     normalize_advantage: bool = False
     normalize_obs: bool = False
     normalize_reward: bool = False
+    squash: bool = False  # continuous actions through tanh, within their bounds
 
 
 def trajectory_weight(trace: Trace, margin: float = 0.2):
@@ -375,29 +384,38 @@ OPTIMIZERS = {
 }
 
 
-def _model(static: Any, obs: Box, actions: Space) -> tuple[Model, Callable, int]:
-    """(model, head, dims) for these spaces."""
-    if isinstance(actions, Discrete):
-        out, head, dims = actions.n, distributions.categorical, 0
-    else:
-        (dims,) = actions.shape
-        out, head = dims, distributions.normal
+def _model(static: Any, obs: Box, out: int) -> Model:
+    """The networks of `static` for an actor with `out` outputs."""
     layers = torso(static.network, static.hidden, obs)
     actor = (*layers, Dense(out, relu=False, gain=0.01))
     if len(obs.shape) > 1:
-        return shared(actor, obs), head, dims
-    return apart(actor, (*layers, Dense(1, relu=False, gain=1.0)), obs), head, dims
+        return shared(actor, obs)
+    return apart(actor, (*layers, Dense(1, relu=False, gain=1.0)), obs)
+
+
+def _acting(actions: Space, squash: bool) -> tuple[Callable, int, dict[str, Any]]:
+    """(head, outputs that it takes, arguments of `actor_critic` that go with it)."""
+    if squash:
+        try:
+            limits = bounds(actions)
+        except ValueError as error:
+            raise ValueError(f"with squash=true {error}; leave that out") from None
+        return distributions.squashed_normal, len(limits[0]), {"dims": len(limits[0]), "limits": limits}
+    if isinstance(actions, Discrete):
+        return distributions.categorical, actions.n, {}
+    (dims,) = actions.shape
+    return distributions.normal, dims, {"dims": dims}
 
 
 def assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
-    """The `actor_critic` with the network and normalisers of `static`; `parts` are its other arguments."""
-    model, head, dims = _model(static, obs, actions)
+    """The `actor_critic` with the network, head and normalisers of `static`; `parts` are its other arguments."""
+    head, out, acting = _acting(actions, static.squash)
     if static.normalize_obs and len(obs.shape) > 1:
         raise ValueError("normalize_obs is for observations that are vectors; pixels are scaled already")
     return actor_critic(
-        model,
+        _model(static, obs, out),
         head,
-        dims=dims,
+        **acting,
         normalize_obs=static.normalize_obs,
         reward_lanes=static.num_envs if static.normalize_reward else 0,
         **parts,
@@ -444,7 +462,11 @@ def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = la
 
 
 def greedy(actions: Space) -> dict[str, Any]:
-    return {} if isinstance(actions, Discrete) else {"log_std": [0.0] * actions.shape[0]}
+    """The knobs of a policy that acts as well as it can, squashed or not."""
+    if isinstance(actions, Discrete):
+        return {}
+    low, high = (np.broadcast_to(x, actions.shape).tolist() for x in (actions.low, actions.high))
+    return {"log_std": [0.0] * actions.shape[0], "low": low, "high": high}
 
 
 def _a2c_memory(static: A2C, example: Transition, **shape: Any) -> Memory:
