@@ -427,7 +427,7 @@ def test_spaces_it_cannot_handle_are_refused():
             "td3",
             "CartPole-v1",
             {},
-            "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, ppo",
+            "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, pqn, ppo",
         ),
         (
             "dqn",
