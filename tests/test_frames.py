@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -78,8 +79,11 @@ class Life:
         return Transition(obs, lane, number, terminated, truncated, next_obs, -number, lane + 7)
 
 
-def made(case: Case, batch: int = 64) -> tuple[Memory, Memory]:
-    """The plain memory and the one under test, compiled."""
+@cache
+def made(case: Case, places: int, batch: int = 64) -> tuple[Memory, Memory]:
+    """The plain memory and the one under test, compiled; with a first frame for so many steps."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(memory, "PLACES", places)
     obs = jnp.zeros((*case.frame[:-1], case.frame[-1] * case.stack), case.dtype)
     zero, flag = jnp.float32(0), jnp.bool_(False)
     example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
@@ -88,6 +92,7 @@ def made(case: Case, batch: int = 64) -> tuple[Memory, Memory]:
         uniform(example, case.capacity, batch, **how),
         stacked(example, case.capacity, batch, stack=case.stack, **how),
     )
+    monkeypatch.undo()
     return tuple(compiled(m) for m in both)  # type: ignore[return-value]
 
 
@@ -104,11 +109,10 @@ def sample(mem: Memory, ring: Any, key: int) -> Any:
 
 @pytest.mark.parametrize("ends", [0.02, 0.3])
 @pytest.mark.parametrize("name", CASES)
-def test_batches_are_those_of_whole_stacks(name, ends, monkeypatch):
+def test_batches_are_those_of_whole_stacks(name, ends):
     """From the first unroll until the ring has gone round three times, with streams cut now and then."""
-    monkeypatch.setattr(memory, "PLACES", 1)  # a first frame for every step: nothing is given up
     case = CASES[name]
-    mems = made(case)
+    mems = made(case, 1)  # a first frame for every step: nothing is given up
     rings = [mem.init() for mem in mems]
     lives = [Life(case, seed, ends) for seed in range(case.streams)]
     r = np.random.default_rng(1)
@@ -129,11 +133,10 @@ def test_batches_are_those_of_whole_stacks(name, ends, monkeypatch):
 
 
 @pytest.mark.parametrize(("ends", "each"), [(0.2, 8), (1.0, 10**6)])
-def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(ends, each, monkeypatch):
+def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(ends, each):
     """Against brute force: a step is dealt as it was, or not at all once frames of its time are gone."""
-    monkeypatch.setattr(memory, "PLACES", each)
     case = Case(capacity=256, window=2)
-    (_, mem), life = made(case, 512), Life(case, 3, ends)
+    (_, mem), life = made(case, each, 512), Life(case, 3, ends)
     ring, told, began, sizes = mem.init(), [], [], []
     places = max(case.steps * case.lanes // each, (case.window + case.stack + case.unroll) * case.lanes)
     over = np.full(case.lanes, True)
@@ -160,7 +163,7 @@ def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(e
 
 def test_members_of_a_population_do_not_see_each_other():
     case = CASES["streams"]
-    (_, mem), lives = made(case), [Life(case, seed, 0.2) for seed in range(3)]
+    (_, mem), lives = made(case, 1), [Life(case, seed, 0.2) for seed in range(3)]
     rings = [mem.add(mem.init(), life.unroll(), jnp.int32(1)) for life in lives]
     items, keys = [life.unroll() for life in lives], jax.random.split(jax.random.key(0), 3)
 
