@@ -28,8 +28,9 @@ Found = dict[str, Any]  # final_return, wall_seconds, and what else is worth kee
 
 
 class Arm(NamedTuple):
-    run: Callable[[int, int], Found]  # (steps, seed) -> what it reached
+    run: Callable[[int, range], list[Found]]  # (steps, seeds) -> what each of them reached
     says: str  # the command, or the peer's algorithm
+    together: bool = False  # the seeds share a program, and so are run at once
 
 
 class Comparison(NamedTuple):
@@ -39,39 +40,43 @@ class Comparison(NamedTuple):
     arms: dict[str, Arm]
 
 
-def ours(agent: str, env: str, *words: str) -> Arm:
-    """One `frugal train` for each seed."""
+def ours(agent: str, env: str, *words: str, together: bool = False) -> Arm:
+    """`frugal train` for each seed, or for all of them in one."""
 
-    def run(steps: int, seed: int) -> Found:
-        line = [agent, env, "--seed", str(seed), "--steps", str(steps), *words]
+    def run(steps: int, seeds: range) -> list[Found]:
+        line = [agent, env, "--seed", str(seeds[0]), "--seeds", str(len(seeds)), "--steps", str(steps), *words]
         with tempfile.TemporaryDirectory() as folder:
             done = rows.train(Path(folder, "run"), line)
         found = done.receipt
-        return {
-            "final_return": found["returns"]["per_seed"][0],
-            "wall_seconds": found["wall_seconds"],
-            "cpu_seconds": found["cpu_seconds"],
+        shared = {
+            "wall_seconds": found["wall_seconds"] / len(seeds),
+            "cpu_seconds": found["cpu_seconds"] / len(seeds),
             "steps_per_second": found["env_steps_per_second"],
             "time_split": found["time_split"],
             "runtime": found["runtime"],
             "hyper": done.config["hyper"],
         }
+        return [{"final_return": each} | shared for each in found["returns"]["per_seed"]]
 
-    return Arm(run, f"frugal train {' '.join([agent, env, *words])}")
+    return Arm(run, f"frugal train {' '.join([agent, env, *words])}", together)
 
 
 def sb3(task: Task) -> Arm:
     """Stable-Baselines3 with a process for each seed."""
 
-    def run(steps: int, seed: int) -> Found:
-        found = peers.sb3(task._replace(steps=steps, seed=seed, episodes=EPISODES if steps > QUICK else 1))
-        return {
-            "final_return": found["mean_returns"][0],
-            "wall_seconds": found["wall_seconds"],
-            "steps_per_second": found["steps_per_second"],
-            "hyper": task.options,
-            "peer_versions": found["versions"],
-        }
+    def run(steps: int, seeds: range) -> list[Found]:
+        episodes = EPISODES if steps > QUICK else 1
+        made = [peers.sb3(task._replace(steps=steps, seed=seed, episodes=episodes)) for seed in seeds]
+        return [
+            {
+                "final_return": found["mean_returns"][0],
+                "wall_seconds": found["wall_seconds"],
+                "steps_per_second": found["steps_per_second"],
+                "hyper": task.options,
+                "peer_versions": found["versions"],
+            }
+            for found in made
+        ]
 
     return Arm(run, f"stable-baselines3 {task.algorithm}")
 
@@ -84,12 +89,41 @@ PONG = "ALE/Pong-v5"
 # PPO's settings for Atari with twice their learning rate, which falls to 0 within this short training
 PPO_PONG = "num_envs=8 n_steps=128 learning_rate=5e-4 anneal_lr=1 clip_range=0.1 ent_coef=0.01"
 
+
+def ptr_ppo(env: str, steps: int) -> Comparison:
+    """With as many passes over the data as PTR-PPO makes, 2 over the new rollouts and 8 over old ones, and with 4."""
+    numbers = ("num_envs=8", "n_steps=128", "num_minibatches=4", "learning_rate=3e-4", "ent_coef=0.01")
+
+    def arm(agent: str, *more: str) -> Arm:
+        return ours(agent, env, "--hyper", *numbers, *more, together=True)
+
+    arms = {"ptr-ppo": arm("ptr-ppo"), "ppo 4": arm("ppo", "n_epochs=4"), "ppo 10": arm("ppo", "n_epochs=10")}
+    return Comparison(env, steps, 10, arms)
+
+
+def ptr_fillings(env: str, steps: int) -> Comparison:
+    """What PTR-PPO's paper leaves open, one choice changed at a time."""
+    numbers = ("num_envs=8", "n_steps=128", "num_minibatches=4", "learning_rate=3e-4", "ent_coef=0.01")
+    changes = (
+        "priority=mean", "priority=reward", "priority_alpha=0", "priority_alpha=1", "value_target=one-step",
+        "ratio=latest", "buffer_size=64", "replay_epochs=2", "normalize_advantage=true",
+    )  # fmt: skip
+    base = {"defaults": ours("ptr-ppo", env, "--hyper", *numbers, together=True)}
+    return Comparison(
+        env, steps, 10, base | {c: ours("ptr-ppo", env, "--hyper", *numbers, c, together=True) for c in changes}
+    )
+
+
 COMPARISONS: dict[str, Comparison] = {
     "sac-halfcheetah": Comparison(CHEETAH, 50_000, 3, {"frugalrl": ours("sac", CHEETAH), "sb3": sb3(SB3_SAC)}),
     # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
     "pong": Comparison(
         PONG, 1_000_000, 3, {"ppo": ours("ppo", PONG, "--env-option", "screen_size=42", "--hyper", *PPO_PONG.split())}
     ),
+    "ptr-ppo-cartpole": ptr_ppo("CartPole-v1", 50_000),
+    "ptr-ppo-acrobot": ptr_ppo("Acrobot-v1", 100_000),
+    "ptr-fillings-cartpole": ptr_fillings("CartPole-v1", 50_000),
+    "ptr-fillings-acrobot": ptr_fillings("Acrobot-v1", 100_000),
 }
 
 
@@ -98,19 +132,26 @@ def kept(path: Path | None) -> list[rows.Row]:
     return [each for each in rows.read(path) if each["kind"] == "run"]
 
 
-def runs_of(found: Comparison) -> Iterator[tuple[int, str]]:
-    """Seeds and arms in the order they are run; who comes first alternates."""
-    for seed in range(found.seeds):
-        yield from ((seed, arm) for arm in (found.arms if seed % 2 == 0 else reversed(found.arms)))
+def runs_of(study: Comparison) -> Iterator[tuple[str, range]]:
+    """Arms and seeds in the order they are run; who comes first alternates."""
+    for seed in range(study.seeds):
+        for arm in study.arms if seed % 2 == 0 else reversed(study.arms):
+            if not study.arms[arm].together:
+                yield arm, range(seed, seed + 1)
+            elif seed == 0:
+                yield arm, range(study.seeds)
 
 
-def measure(name: str, arm: str, seed: int, steps: int) -> rows.Row:
-    found = COMPARISONS[name]
-    made = found.arms[arm].run(steps, seed)
-    return rows.row(
-        NAME, kind="run", comparison=name, env=found.env, arm=arm, how=found.arms[arm].says,
-        seed=seed, steps=steps, **made,
-    )  # fmt: skip
+def measure(name: str, arm: str, seeds: range, steps: int) -> list[rows.Row]:
+    study = COMPARISONS[name]
+    made = study.arms[arm].run(steps, seeds)
+    return [
+        rows.row(
+            NAME, kind="run", comparison=name, env=study.env, arm=arm, how=study.arms[arm].says,
+            seed=seed, steps=steps, **found,
+        )
+        for seed, found in zip(seeds, made, strict=True)
+    ]  # fmt: skip
 
 
 def summaries(runs: Sequence[rows.Row]) -> list[rows.Row]:
@@ -137,6 +178,10 @@ def summaries(runs: Sequence[rows.Row]) -> list[rows.Row]:
 
 def _of(runs: Sequence[rows.Row], name: str, arm: str) -> list[rows.Row]:
     return [each for each in runs if (each["comparison"], each["arm"]) == (name, arm)]
+
+
+def _place(row: rows.Row) -> tuple:
+    return row["comparison"], row["arm"], row["seed"]
 
 
 def _returns(runs: Sequence[rows.Row]) -> list[float]:
@@ -170,21 +215,21 @@ def main() -> None:
     for name in args.only:
         study = COMPARISONS[name]
         steps, longest = (QUICK if args.quick else study.steps), 0.0
-        for seed, arm in runs_of(study):
+        for arm, seeds in runs_of(study):
             start = monotonic()
-            if any((each["seed"], each["steps"]) == (seed, steps) for each in _of(runs, name, arm)):
+            there = {each["seed"] for each in _of(runs, name, arm) if each["steps"] == steps}
+            if there.issuperset(seeds):
                 continue
             if start + longest > end:
                 print(f"the {args.minutes:g} minutes are over; the same command goes on from here")
                 break
-            made = measure(name, arm, seed, steps)
-            runs = [*(kept(path) if path else runs), made]  # another process may have added to the file
+            made = measure(name, arm, seeds, steps)
+            others = kept(path) if path else runs  # another process may have added to the file
+            runs = [each for each in others if _place(each) not in map(_place, made)] + made
             longest = max(longest, monotonic() - start)
             rows.write(path, [*runs, *summaries(runs)])
-            print(
-                f"{name}, {arm}, seed {seed}: return {made['final_return']:.1f}, {made['wall_seconds']:.0f} s",
-                flush=True,
-            )
+            found = f"returns {[round(each['final_return'], 1) for each in made]}"
+            print(f"{name}, {arm}, seeds {[*seeds]}: {found}, {monotonic() - start:.0f} s", flush=True)
     whole = [*runs, *summaries(runs)]
     rows.write(path, whole)
     show(whole[len(runs) :])
