@@ -87,7 +87,6 @@ def theirs(run: Callable[[], dict]) -> dict[str, object]:
         "import_seconds": found["import_seconds"],
         "returns": found["mean_returns"],
         "peer_versions": found["versions"],
-        "hangs": found.get("hangs", 0),
     }
 
 
@@ -119,7 +118,7 @@ def _contestant(env: str, name: str, runs: list[dict]) -> rows.Row:
     others = {key: runs[0][key] for key in ("batching", "peer_versions") if key in runs[0]}
     return rows.row(
         NAME, kind="contestant", env=env, contestant=name, rounds=len(runs), settings=SETTINGS[env]._asdict(),
-        **numbers, **others, hangs=sum(r.get("hangs", 0) for r in runs), returns=[r["returns"] for r in runs],
+        **numbers, **others, returns=[r["returns"] for r in runs],
     )  # fmt: skip
 
 

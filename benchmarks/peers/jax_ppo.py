@@ -9,7 +9,8 @@ is `rejax`, or `purejaxrl CHECKOUT`:
 Neither evaluates while it trains. `wall_seconds` contains tracing and compilation, and not the imports
 (`import_seconds`). `mean_return` of Rejax is that of greedy or sampled episodes as its own evaluation plays them, after
 the clock has stopped; that of PureJaxRL of the last training episodes. Of PureJaxRL's imports, Brax and Navix are left
-out: its classic control does not use them.
+out: its classic control does not use them. With several seeds its weights start normal instead of orthogonal, at the
+same scale: LAPACK's calls of 32 seeds wait for each other's threads and the program hangs (jax 0.10.2, 2 cores).
 """
 # pyright: reportMissingImports=false
 # Rejax, Gymnax and Flax live in the peers' environment, not in ours.
@@ -57,6 +58,9 @@ def purejaxrl(task: Task) -> tuple[Callable, Callable]:
     sys.modules["brax"].envs = sys.modules["brax.envs"]  # type: ignore[attr-defined]
     wrappers: Any = sys.modules["brax.envs.wrappers.training"]
     wrappers.EpisodeWrapper = wrappers.AutoResetWrapper = None
+    if task.seeds > 1:
+        initializers: Any = import_module("flax.linen.initializers")
+        initializers.orthogonal = lambda scale: initializers.variance_scaling(scale**2, "fan_in", "normal")
     sys.path.insert(0, str(checkout))
     script: Any = import_module("ppo")
     config = {
