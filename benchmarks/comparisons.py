@@ -196,7 +196,7 @@ def show(made: Sequence[rows.Row]) -> None:
     for each in made:
         gap = f", minus {each['minus']}: {_said(each['difference'])}" if "minus" in each else ""
         print(
-            f"  {each['comparison']:20}{each['arm']:14}{_said(each['returns'])} over {each['seeds']} seeds of "
+            f"  {each['comparison']:22} {each['arm']:24} {_said(each['returns'])} over {each['seeds']} seeds of "
             f"{each['steps']:,} steps, {each['wall_seconds']['median']:.0f} s a seed{gap}"
         )
 
