@@ -90,12 +90,15 @@ PONG = "ALE/Pong-v5"
 PPO_PONG = "num_envs=8 n_steps=128 learning_rate=5e-4 anneal_lr=1 clip_range=0.1 ent_coef=0.01"
 
 
+# of PTR-PPO and of PPO beside it
+PTR = ("num_envs=8", "n_steps=128", "num_minibatches=4", "learning_rate=3e-4", "ent_coef=0.01")
+
+
 def ptr_ppo(env: str, steps: int) -> Comparison:
     """With as many passes over the data as PTR-PPO makes, 2 over the new rollouts and 8 over old ones, and with 4."""
-    numbers = ("num_envs=8", "n_steps=128", "num_minibatches=4", "learning_rate=3e-4", "ent_coef=0.01")
 
     def arm(agent: str, *more: str) -> Arm:
-        return ours(agent, env, "--hyper", *numbers, *more, together=True)
+        return ours(agent, env, "--hyper", *PTR, *more, together=True)
 
     arms = {"ptr-ppo": arm("ptr-ppo"), "ppo 4": arm("ppo", "n_epochs=4"), "ppo 10": arm("ppo", "n_epochs=10")}
     return Comparison(env, steps, 10, arms)
@@ -103,14 +106,13 @@ def ptr_ppo(env: str, steps: int) -> Comparison:
 
 def ptr_fillings(env: str, steps: int) -> Comparison:
     """What PTR-PPO's paper leaves open, one choice changed at a time."""
-    numbers = ("num_envs=8", "n_steps=128", "num_minibatches=4", "learning_rate=3e-4", "ent_coef=0.01")
     changes = (
         "priority=mean", "priority=reward", "priority_alpha=0", "priority_alpha=1", "value_target=one-step",
         "ratio=latest", "buffer_size=64", "replay_epochs=2", "normalize_advantage=true",
     )  # fmt: skip
-    base = {"defaults": ours("ptr-ppo", env, "--hyper", *numbers, together=True)}
+    base = {"defaults": ours("ptr-ppo", env, "--hyper", *PTR, together=True)}
     return Comparison(
-        env, steps, 10, base | {c: ours("ptr-ppo", env, "--hyper", *numbers, c, together=True) for c in changes}
+        env, steps, 10, base | {c: ours("ptr-ppo", env, "--hyper", *PTR, c, together=True) for c in changes}
     )
 
 

@@ -351,8 +351,8 @@ class PtrPPO(NamedTuple):
     num_minibatches: int = 4
     buffer_size: int = 256  # rollouts kept
     priority: str = "max"  # absolute advantage, or "mean", or "reward"
-    # What the paper leaves open. The defaults are those of an unofficial implementation; benchmarks/comparisons.py,
-    # "ptr-ppo fillings", compares them.
+    # What the paper leaves open. The defaults are those of an unofficial implementation; `ptr_fillings` in
+    # benchmarks/comparisons.py compares them.
     priority_alpha: float = 0.7  # the exponent of priorities; 0 replays uniformly
     value_target: str = "lambda"  # the lambda-return, or "one-step": r + gamma V(next)
     ratio: str = "behaviour"  # the surrogate's, to the policy that acted, or "latest": to that of the last iteration
