@@ -10,7 +10,7 @@ demo: .venv/has-demo
 
 install: .venv/has-install
 test: .venv/has-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 test-long: .venv/has-dev
 	$(BIN)/pytest -m long
 check: .venv/has-dev

@@ -7,7 +7,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from math import gcd
@@ -157,9 +157,9 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     def play(states, key):
         return jax.vmap(lambda state: players(agent.policy(state), key))(states)
 
-    def shared(tick: compiled.Tick) -> Callable[[], Any]:
+    def shared(state: Any) -> Any:
         """The states that are evaluated and kept: of actor-learners the one they share."""
-        return lambda: tick.state().newest if cadence.learners else tick.state()
+        return state.newest if cadence.learners else state
 
     def step_of(iteration: int) -> int:
         return (warmup + iteration) * per_iteration
@@ -170,10 +170,15 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         programs = compiled.Programs(run, shapes)
         found = remembered_way(config)
         options = compiled.ways(config.seeds, compiled.cores()) if found is None else [found]
-        with ThreadPoolExecutor(2) as pool:
-            starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile())
-            list(pool.map(programs.prepare, {way.width for way in options}))
-            starter = starter.result()
+        pool = ThreadPoolExecutor(2)
+        # a program that runs once, and of nothing but the start, is not worth the compiler's while
+        level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
+        starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile(compiler_options=level))
+        list(pool.map(programs.prepare, {way.width for way in options}))
+        starter = starter.result()
+        # needed at the first evaluation only: until then it is compiled beside the training
+        evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
+        pool.shutdown(wait=False)
         spent["compile"] += perf_counter() - start
         carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore(shapes)
         del starter
@@ -194,19 +199,18 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         # over its last segment: a resumed run must have the same ones.
         ticks = compiled.train(programs, way, carry, [1, *marks, iterations])
         del carry
-        evaluator = None
         for tick in ticks:
             spent["first_update"] = spent["first_update"] or seconds_since_start()
-            if evaluator is None:
-                start = perf_counter()
-                evaluator = jax.jit(play).lower(shared(tick)(), rng.key(0)).compile()
-                spent["compile"] += perf_counter() - start
+
+            def state(tick=tick):
+                return shared(tick.state())
+
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
                 {name: np.asarray(x) for name, x in tick.metrics.items()},
-                partial(_evaluate_on_twin, evaluator, shared(tick)),
+                partial(_evaluate_on_twin, evaluator, state),
                 tick.carry,
-                partial(_weights_per_seed, agent, shared(tick), config.seeds),
+                partial(_weights_per_seed, agent, state, config.seeds),
             )
 
     def account() -> dict[str, Any]:
@@ -240,8 +244,8 @@ def remembered_way(config: Config) -> compiled.Way | None:
     return way if way in compiled.ways(config.seeds, compiled.cores()) else None
 
 
-def _evaluate_on_twin(evaluator: Callable, state: Callable[[], Any], episodes: int) -> Episodes:
-    keys = jax.random.split(rng.key(HELD_OUT), -(-episodes // EVAL_EPISODES))
+def _evaluate_on_twin(program: Future, state: Callable[[], Any], episodes: int) -> Episodes:
+    evaluator, keys = program.result(), jax.random.split(rng.key(HELD_OUT), -(-episodes // EVAL_EPISODES))
     played = [jax.device_get(evaluator(state(), key)) for key in keys]
     return Episodes(*(np.concatenate(x, -1)[:, :episodes] for x in zip(*played, strict=True)))
 

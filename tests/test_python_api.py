@@ -188,7 +188,9 @@ def test_an_environment_of_the_script_itself_is_refused_for_actors(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT])
 def test_ctrl_c_in_a_script_raises_stopped_and_ends_the_actors(signum, tmp_path):
     text = SCRIPT.format(out=str(tmp_path / "run")).replace("steps=1500", "steps=10**7")
-    text = f"import os, signal, threading\nthreading.Timer(5, os.kill, (os.getpid(), {int(signum)})).start()\n" + text
+    wait = f"while not os.path.exists({str(tmp_path / 'run' / 'config.json')!r}): time.sleep(0.1)"  # it has begun
+    watch = f"def watch():\n    {wait}\n    os.kill(os.getpid(), {int(signum)})\n"
+    text = f"import os, threading, time\n{watch}threading.Thread(target=watch, daemon=True).start()\n" + text
     ended = subprocess.run(
         [sys.executable, "-"], input=text, capture_output=True, text=True, timeout=100, env=os.environ
     )
