@@ -172,7 +172,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         options = compiled.ways(config.seeds, compiled.cores()) if found is None else [found]
         pool = ThreadPoolExecutor(2)
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
-        level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
+        level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
         starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile(compiler_options=level))
         list(pool.map(programs.prepare, {way.width for way in options}))
         starter = starter.result()

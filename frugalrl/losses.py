@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .types import Target, Trace
+from .types import Target, Trace, Tree
 
 
 class NStep(NamedTuple):
@@ -55,6 +56,38 @@ def lambda_return(trace: Trace, lambda_: float | jax.Array) -> Target:
     bootstrap = trace.discount * (1 - mix) * trace.bootstrap
     target = jax.lax.stop_gradient(backward(trace.reward + bootstrap, trace.discount * mix))
     return Target(target, target - jax.lax.stop_gradient(trace.value))
+
+
+def before_and_after(
+    apply: Callable[[Tree, Any], Tree], params: Tree, obs: Any, next_obs: Any, truncated: jax.Array
+) -> tuple[Tree, Tree]:
+    """What a network gives for the observation of each step of a rollout [time, ...], and for the one that follows.
+
+    `apply` is of (params, one observation). What follows is the next step's observation, so the network runs once for
+    each, but for the last step and where an episode was `truncated`. Where it terminated, and a new one followed, the
+    second result is that of the new one: nothing may be bootstrapped from it.
+    """
+    each = jax.vmap(apply, (None, 0))
+    values = each(params, jnp.concatenate([obs, next_obs[-1:]]))
+
+    @jax.custom_batching.custom_vmap
+    def mended(params, next_obs, cut, after):
+        return jax.tree.map(
+            lambda x, y: jnp.where(cut.reshape(-1, *(1,) * (y.ndim - 1)), x, y), each(params, next_obs), after
+        )
+
+    @mended.def_vmap
+    def of_all(size, batched, params, next_obs, cut, after):
+        """A condition that is mapped runs both branches: hence one for the rollouts together."""
+        axes = jax.tree.map(lambda mapped: 0 if mapped else None, batched)
+        run = jax.vmap(mended.fun, axes, axis_size=size)
+        made = jax.lax.cond(jnp.any(cut), run, lambda *args: args[-1], params, next_obs, cut, after)
+        return made, jax.tree.map(lambda _: True, made)
+
+    # the last step has what followed it already
+    return jax.tree.map(lambda x: x[:-1], values), mended(
+        params, next_obs, truncated.at[-1].set(False), jax.tree.map(lambda x: x[1:], values)
+    )
 
 
 def huber(error: jax.Array) -> jax.Array:

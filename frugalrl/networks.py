@@ -269,6 +269,13 @@ def nature_cnn(out: int) -> Layers:
     )
 
 
+def small_cnn(out: int) -> Layers:
+    """The network of Mnih et al. 2013 with a finer first layer, for pictures of about 42x42: of those the strides of
+    the Nature network leave a single point.
+    """
+    return (Scale(1 / 255), Conv(16, 6, 3), Conv(32, 4, 2), Flatten(), Dense(256), Dense(out, relu=False, gain=1.0))
+
+
 def impala_resnet(out: int, width: int = 1) -> Layers:
     """The 15-layer residual network of Espeholt et al. 2018 (figure 3), its channels times `width`."""
 
@@ -281,13 +288,13 @@ def impala_resnet(out: int, width: int = 1) -> Layers:
 
 
 def torso(name: str, hidden: tuple[int, ...], obs: Box) -> Layers:
-    """The layers below the last, by name: "mlp" of `hidden`, "minatar", "nature", "impala", or "auto" by the shape of
-    observations. Raises ValueError for a name that does not exist or does not fit.
+    """The layers below the last, by name: "mlp" of `hidden`, "minatar", "small", "nature", "impala", or "auto" by the
+    shape of observations. Raises ValueError for a name that does not exist or does not fit.
     """
-    pixels = {"minatar": minatar_cnn, "nature": nature_cnn, "impala": impala_resnet}
+    pixels = {"minatar": minatar_cnn, "small": small_cnn, "nature": nature_cnn, "impala": impala_resnet}
     if name == "auto":
-        small = len(obs.shape) == 3 and obs.shape[0] < 36  # what the strides of the Nature network need
-        name = "mlp" if len(obs.shape) == 1 else "minatar" if small else "nature"
+        size = min(obs.shape[:2])
+        name = "mlp" if len(obs.shape) == 1 else "minatar" if size < 16 else "small" if size < 64 else "nature"
     if name not in ("mlp", *pixels):
         raise ValueError(f"network={name!r} does not exist; there are: auto, mlp, {', '.join(pixels)}")
     if len(obs.shape) != (1 if name == "mlp" else 3):

@@ -15,7 +15,18 @@ import pytest
 from frugalrl.levers.compress import quantise
 from frugalrl.levers.compress.engines import ACTOR_ENGINES, ENGINES, Timing, choose, engine, measure, usable
 from frugalrl.levers.compress.engines.shared import needs
-from frugalrl.networks import Dense, Flatten, Scale, impala_resnet, minatar_cnn, mlp, nature_cnn, network, normalised
+from frugalrl.networks import (
+    Dense,
+    Flatten,
+    Scale,
+    impala_resnet,
+    minatar_cnn,
+    mlp,
+    nature_cnn,
+    network,
+    normalised,
+    small_cnn,
+)
 from frugalrl.types import Box, Linear, Policy
 
 BATCH = 3
@@ -24,6 +35,7 @@ NETS = {
     "mlp": (mlp((64, 64), 4), Box((8,))),
     "minatar": (minatar_cnn(6), Box((10, 10, 4), "bool", 0, 1)),
     "nature": (nature_cnn(6), FRAMES),
+    "small": (small_cnn(6), Box((42, 42, 4), "uint8", 0, 255)),
     "impala": (impala_resnet(6), FRAMES),
     "mlp, normalised": (normalised(mlp((64, 64), 4)), Box((8,))),
     "minatar, normalised": (normalised(minatar_cnn(6)), Box((10, 10, 4), "bool", 0, 1)),

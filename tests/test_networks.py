@@ -27,6 +27,8 @@ from frugalrl.networks import (
     orthogonal,
     out_features,
     out_shape,
+    small_cnn,
+    torso,
     weighted,
 )
 from frugalrl.types import Box, Linear
@@ -232,3 +234,21 @@ def test_a_convolution_is_xlas_own(size, kernel, stride, padding):
     got, expected = both(lambda x, w: convolution(x, w, stride, padding)), both(reference)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chosen", "points"),
+    [((10, 10, 4), minatar_cnn, 8 * 8), ((42, 42, 4), small_cnn, 5 * 5), ((84, 84, 4), nature_cnn, 7 * 7)],
+)
+def test_the_network_of_pictures_goes_by_their_size_and_leaves_more_than_a_point_of_them(shape, chosen, points):
+    layers = torso("auto", (), Box(shape, "uint8", 0, 255))
+    assert layers == chosen(1)[:-1]
+    filters = layers[: layers.index(Flatten())]
+    height, width, _ = out_shape_of(filters, shape)
+    assert height * width == points
+
+
+def out_shape_of(layers, shape):
+    for layer in layers:
+        shape = out_shape(layer, shape)
+    return shape

@@ -28,7 +28,7 @@ class Static(NamedTuple):
 
     algorithm: str = "actor-critic"  # or "one-step-q", "one-step-sarsa", "n-step-q"
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
-    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"; on pixels actor and critic share it
+    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
     workers: int = 2  # actor-learners: processes, or copies that take turns in the compiled runtime
     num_envs: int = 4  # of each actor-learner
     n_steps: int = 5  # of each environment in a rollout

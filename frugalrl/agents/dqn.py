@@ -36,7 +36,7 @@ class Static(NamedTuple):
     """Numbers and names that shape the program."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
-    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"
+    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"
     batch_size: int = 128
     buffer_size: int = 100_000  # environment steps kept
     learning_starts: int = 1_000  # environment steps before the first update

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from .. import distributions
-from ..losses import backward, lambda_return
+from ..losses import backward, before_and_after, lambda_return
 from ..memory import by_rollouts, in_epochs, rollouts
 from ..networks import Dense, Layers, out_features, torso
 from ..networks import network as build_network
@@ -235,9 +235,12 @@ def actor_critic(
         return state._replace(obs=obs, rewards=rewards)
 
     def prepare(state: State, rollout: Transition) -> Extra:
-        actor, critic = both(state, state.params)
-        outputs, value = jax.vmap(partial(model.apply, actor, critic))(rollout.obs)
-        _, bootstrap = jax.vmap(partial(model.apply, actor, critic))(rollout.next_obs)
+        def judge(weights: tuple[tuple, tuple], obs):
+            return model.apply(weights[0], weights[1], obs)
+
+        (outputs, value), (_, bootstrap) = before_and_after(
+            judge, both(state, state.params), rollout.obs, rollout.next_obs, rollout.truncated
+        )
         log_prob = jax.vmap(lambda o, a: head(o, knobs(state.params)).log_prob(a))(outputs, rollout.action)
         reward = rollout.reward
         if reward_lanes:
@@ -299,7 +302,7 @@ class PPO(NamedTuple):
     """Numbers and names that shape the program of `ppo`."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
-    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"; on pixels actor and critic share it
+    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
     num_envs: int = 8  # of all actors together
     n_steps: int = 128  # of each environment in a rollout
     n_epochs: int = 4

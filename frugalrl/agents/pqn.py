@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ..distributions import EpsilonGreedy, epsilon_greedy
-from ..losses import lambda_return, squared
+from ..losses import before_and_after, lambda_return, squared
 from ..memory import by_rollouts, in_epochs
 from ..networks import Dense, normalised, torso
 from ..networks import network as build_network
@@ -29,7 +29,7 @@ class Static(NamedTuple):
     """Numbers and names that shape the program."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
-    network: str = "auto"  # or "mlp", "minatar", "nature", "impala"
+    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"
     layer_norm: bool = True  # before each ReLU: what stands in for a target network
     num_envs: int = 32  # of all actors together
     n_steps: int = 32  # of each environment in a rollout
@@ -109,9 +109,12 @@ def rollout_q(
         judge = state.target if target else state.params
         own_epsilon = jnp.float32(0) if bootstrap == "max" else epsilon(state)
         now, then = (
-            EpsilonGreedy(jax.vmap(network.apply, (None, 0, None))(judge, obs, None), own_epsilon)
-            for obs in (rollout.obs, rollout.next_obs)
-        )
+            EpsilonGreedy(values, own_epsilon)
+            for values in before_and_after(
+                lambda params, obs: network.apply(params, obs, None), judge, rollout.obs, rollout.next_obs,
+                rollout.truncated,
+            )
+        )  # fmt: skip
         ended = rollout.terminated | rollout.truncated
         worth = jnp.sum(then.probs() * then.values, -1)  # of the greedy policy: its largest
         if bootstrap == "sarsa":
