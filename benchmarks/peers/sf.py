@@ -34,7 +34,8 @@ def atari(env_id, cfg=None, env_config=None, render_mode=None):
 
     env = gymnasium.make(env_id, frameskip=1)
     env = wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
-    return NumpyObsWrapper(wrappers.FrameStack(wrappers.TransformReward(env, lambda reward: float(np.sign(reward))), 4))
+    env = wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
+    return NumpyObsWrapper(wrappers.FrameStack(env, 4))
 
 
 def seconds(node) -> dict[str, object]:
