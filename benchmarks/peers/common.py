@@ -1,4 +1,4 @@
-"""What every peer runs: a task, DQN's and PPO's settings, and the greedy evaluation after the clock has stopped.
+"""What every peer runs: a task, settings of DQN, PPO and IMPALA, and the greedy evaluation after the clock has stopped.
 
 The peers run in their own environments, so this file needs the standard library only, and Gymnasium to evaluate.
 """
@@ -62,6 +62,22 @@ class PPO(NamedTuple):
     ent_coef: float = 0.01
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
+
+
+class IMPALA(NamedTuple):
+    """IMPALA's settings on Atari, with the deep network of Espeholt et al. 2018 (figure 3) but without its LSTM."""
+
+    env: str = "ALE/Pong-v5"
+    steps: int = 5_120
+    seed: int = 1
+    actors: int = 2  # processes
+    num_envs: int = 32  # of each actor, and so rollouts in a batch
+    n_steps: int = 20
+    learning_rate: float = 6e-4  # falls to 0 linearly
+    gamma: float = 0.99
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    max_grad_norm: float = 40.0
 
 
 def greedy_returns(env_id: str, act: Callable[[Any], Any], episodes: int = 20, seed: int = 10_000) -> list[float]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import DQN, PPO, Task
+from .common import DQN, IMPALA, PPO, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
@@ -130,6 +130,34 @@ def purejaxrl_ppo(s: PPO, seeds: int, source: str) -> Task:
     return Task(f"purejaxrl {source}", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
 
 
+def sf_impala(s: IMPALA, serial: bool) -> Task:
+    """Sample Factory's flags, for one process in which acting and learning take turns, or for its own processes.
+
+    Its optimiser is Adam. Targets are PPO's: with its V-trace, version 2.1.1 fails at the first update, in a summary of
+    advantages that are not there.
+    """
+    options = {
+        "serial_mode": serial,
+        "async_rl": not serial,
+        "num_workers": 1 if serial else s.actors,
+        "worker_num_splits": 1 if serial else 2,  # two halves of a worker's environments act in turn, its default
+        "encoder_conv_architecture": "resnet_impala",
+        "encoder_conv_mlp_layers": 256,
+        "rollout": s.n_steps,
+        "batch_size": s.num_envs * s.n_steps,
+        "num_batches_per_epoch": 1,
+        "num_epochs": 1,
+        "learning_rate": s.learning_rate,
+        "gamma": s.gamma,
+        "exploration_loss_coeff": s.ent_coef,
+        "value_loss_coeff": s.vf_coef,
+        "max_grad_norm": s.max_grad_norm,
+        "normalize_input": False,
+        "normalize_returns": False,
+    }
+    return Task("APPO", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, threads=s.actors)
+
+
 def sb3(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     """An algorithm of Stable-Baselines3, `processes` seeds at once, counting up from the task's; described at `row`."""
     threads = str(task.threads)
@@ -145,6 +173,11 @@ def cleanrl(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> d
 def jax_ppo(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     """PPO of Rejax or PureJaxRL, all seeds of the task in one process; otherwise like `sb3`."""
     return row("jax", ["jax_ppo"], task, 1, JAX, time_limit)
+
+
+def sf(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """Sample Factory; otherwise like `sb3`. Its serial mode has the task's threads, else each process has one."""
+    return row("sf", ["sf"], task, 1, {"OMP_NUM_THREADS": str(task.threads)}, time_limit)
 
 
 def row(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environments of the peers in .venv-peers/, each with its pinned packages.
 #
-#   bash benchmarks/peers/setup.sh [sb3] [cleanrl] [jax]     (all by default)
+#   bash benchmarks/peers/setup.sh [sb3] [cleanrl] [jax] [sf]     (all by default)
 #
 # PYTHON chooses the interpreter (python3.11 by default: the pins are for 3.11). Torch comes first, so that the packages
 # that need it take the one that is there.
@@ -9,7 +9,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python="${PYTHON:-python3.11}"
-if [ "$#" -gt 0 ]; then names=("$@"); else names=(sb3 cleanrl jax); fi
+if [ "$#" -gt 0 ]; then names=("$@"); else names=(sb3 cleanrl jax sf); fi
 
 for name in "${names[@]}"; do
   requirements="benchmarks/peers/requirements-$name.txt"
