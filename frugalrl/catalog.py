@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .envs import make
-from .envs.twins import TWINS
+from .envs import brax, make, twins
 from .errors import UsageError, one_line
 from .types import Box, Discrete, Recipe, Space
 
@@ -172,6 +171,7 @@ FAMILIES = (
     Family("mujoco", "mujoco", tuple(f"{name}-v5" for name in _MUJOCO)),
     Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in _MINATAR for v in ("v1", "v0"))),
     Family("atari", "ale_py", tuple(f"ALE/{name}-v5" for name in _ATARI)),
+    Family("brax", "brax", tuple(f"brax/{name}" for name in brax.NAMES)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
 # promised by the design, not there yet
@@ -376,4 +376,4 @@ def defaults(agent: str, env_id: str) -> tuple[int, dict[str, Any]]:
 
 def has_twin(env_id: str, env_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a JAX environment that does the same; none of them has options."""
-    return env_id in TWINS and make.options_for(env_id, env_options) == make.options_for(env_id)
+    return twins.has_twin(env_id) and make.options_for(env_id, env_options) == make.options_for(env_id)
