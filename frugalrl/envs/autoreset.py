@@ -83,14 +83,14 @@ def _if_any_is_over(begin: Callable[[jax.Array], Episode]) -> Renewed:
         return jax.lax.cond(over.any(), select, lambda over, key, old: old, over, key, old)
 
     @lanes.def_vmap
-    def _(size: int, mapped, *arguments):
-        full = jax.tree.map(lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape)), arguments, tuple(mapped))
-        shape = full[0].shape
-        flat = lanes(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), full))
+    def _(size: int, mapped, *given):
+        every = jax.tree.map(lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape)), given, tuple(mapped))
+        shape = every[0].shape
+        flat = lanes(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), every))
         new = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
         return new, jax.tree.map(lambda x: True, new)
 
-    def renewed(*arguments) -> Episode:
-        return jax.tree.map(lambda x: x[0], lanes(*jax.tree.map(lambda x: x[None], arguments)))
+    def renewed(*given) -> Episode:
+        return jax.tree.map(lambda x: x[0], lanes(*jax.tree.map(lambda x: x[None], given)))
 
     return renewed

@@ -18,6 +18,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..types import Box, Env
 from .make import mujoco_warns, needed
 
@@ -56,8 +57,13 @@ def register() -> None:
         gymnasium.register(env_id, entry_point=entry, kwargs=kwargs, max_episode_steps=TIME_LIMIT)
 
 
-def play(name: str, backend: str, **kwargs: Any) -> gymnasium.Env:
-    """The environment for Gymnasium; `kwargs` are of Brax's class, {"healthy_reward": 0.5} of ant, say."""
+def play(name: str, backend: str, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env:
+    """The environment for Gymnasium; `kwargs` are of Brax's class, {"healthy_reward": 0.5} of ant, say.
+
+    Raises UsageError if it is to render.
+    """
+    if render_mode is not None:
+        raise UsageError("Brax's environments draw no pictures here: leave the video out")
     from .played import Played
 
     return Played(_environment(name, backend, json.dumps(kwargs)))

@@ -2,7 +2,8 @@
 
 Ids that Gymnasium does not know by itself are registered when one of them is asked for, and not before: `ALE/...` by
 ale-py, `MinAtar/...`, `dm_control/...` and `brax/...` by the adapters beside this file. It does not import JAX,
-because actor processes do not, save those that step Brax. Wrappers are Gymnasium's and keep no statistics: normalisation belongs to the agent's state.
+because actor processes do not, save those that step Brax. Wrappers are Gymnasium's and keep no statistics:
+normalisation belongs to the agent's state.
 """
 
 from __future__ import annotations
