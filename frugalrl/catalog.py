@@ -134,6 +134,7 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("td3", "HalfCheetah-v5"): (_MUJOCO_STEPS, _MUJOCO_STARTS),
     ("ddpg", "HalfCheetah-v5"): (_MUJOCO_STEPS, _MUJOCO_STARTS),
     ("d4pg", "HalfCheetah-v5"): (_MUJOCO_STEPS, _MUJOCO_STARTS | {"v_min": -200.0, "v_max": 1500.0}),
+    # chosen on inverted_pendulum-spring, among four settings
     ("ppo", "brax"): (
         500_000,
         {
