@@ -177,6 +177,8 @@ def evaluate(a: argparse.Namespace) -> None:
                 act, actor.card.env, a.episodes, seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel,
                 options=options, obs_dtype=actor.card.obs.dtype, frames=frames,
             )  # fmt: skip
+        except UsageError:
+            raise
         except Exception as error:  # out of the environment, which may raise anything
             raise RunFailed(f"{actor.card.env} failed: {one_line(error)}", None) from error
         means.append(float(np.mean(played.returns)))
@@ -262,7 +264,7 @@ def envs(a: argparse.Namespace) -> None:
     options = " ".join(f"{name}={value}" for name, value in EnvOptions._field_defaults.items() if name != "kwargs")
     print(f"--env-option {options} kwargs.NAME=VALUE")
     print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
-    print("ALE/<Game>-v5 and tasks of dm_control/<domain>-<task>-v0")
+    print("ALE/<Game>-v5, tasks of dm_control/<domain>-<task>-v0 and brax/<name>-<backend> (spring, positional, mjx)")
 
 
 def doctor(a: argparse.Namespace) -> None:

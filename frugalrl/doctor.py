@@ -195,7 +195,7 @@ def _jax() -> Iterator[Entry]:
 
 
 def _programs(problems: list[str]) -> Iterator[Entry]:
-    from .jobs import cache_folder
+    from .xla import cache_folder
 
     folder = Path(cache_folder())
     files = [file for file in folder.glob("*-cache") if file.is_file()] if folder.is_dir() else []

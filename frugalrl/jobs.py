@@ -36,27 +36,12 @@ from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
 from .types import Agent, Box, Cadence, Discrete, Memory, Recipe, Session, Space, Transition
+from .xla import cache_folder, set_up_jax
 
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 UNROLL = 16  # steps of each environment in a message of an actor
 PROBE_SECONDS = 1.0  # between two comparisons of the full and the compressed policy
-
-
-def cache_folder() -> str:
-    """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
-    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "frugalrl", "jax")
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
-
-
-def set_up_jax() -> None:
-    """JAX as this library wants it; a setting that the caller has made stays."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", cache_folder())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # Dispatch in the calling thread: small calls are four times as quick, and threads that each run seeds do not queue
-    # up.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class Parts(NamedTuple):

@@ -1,8 +1,9 @@
 """Makes the real environments: one function for actors, evaluation, videos and the description of spaces.
 
 Ids that Gymnasium does not know by itself are registered when one of them is asked for, and not before: `ALE/...` by
-ale-py, `MinAtar/...` and `dm_control/...` by the adapters beside this file. It does not import JAX, because actor
-processes do not. Wrappers are Gymnasium's and keep no statistics: normalisation belongs to the agent's state.
+ale-py, `MinAtar/...`, `dm_control/...` and `brax/...` by the adapters beside this file. It does not import JAX,
+because actor processes do not, save those that step Brax. Wrappers are Gymnasium's and keep no statistics:
+normalisation belongs to the agent's state.
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ def find(env_id: str) -> EnvSpec:
             register()
         case "dm_control":
             from .dm_control import register
+
+            register()
+        case "brax":
+            from .brax import register
 
             register()
     return gymnasium.spec(name)
