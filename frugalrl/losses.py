@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,15 +60,26 @@ def lambda_return(trace: Trace, lambda_: float | jax.Array) -> Target:
 
 
 def before_and_after(
-    apply: Callable[[Tree, Any], Tree], params: Tree, obs: Any, next_obs: Any, truncated: jax.Array
+    apply: Callable[[Tree, Any], Tree],
+    params: Tree,
+    obs: Any,
+    next_obs: Any,
+    truncated: jax.Array,
+    at_once: int | None = None,
 ) -> tuple[Tree, Tree]:
     """What a network gives for the observation of each step of a rollout [time, ...], and for the one that follows.
 
     `apply` is of (params, one observation). What follows is the next step's observation, so the network runs once for
     each, but for the last step and where an episode was `truncated`. Where it terminated, and a new one followed, the
-    second result is that of the new one: nothing may be bootstrapped from it.
+    second result is that of the new one: nothing may be bootstrapped from it. If only so many observations fit
+    `at_once`, the network takes one of each rollout at a time.
     """
-    each = jax.vmap(apply, (None, 0))
+
+    def each(params, obs):
+        if at_once is not None:
+            return jax.lax.map(partial(apply, params), obs)
+        return jax.vmap(apply, (None, 0))(params, obs)
+
     values = each(params, jnp.concatenate([obs, next_obs[-1:]]))
 
     @jax.custom_batching.custom_vmap

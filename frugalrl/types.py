@@ -71,7 +71,8 @@ class Trace(NamedTuple):
     """Consecutive steps of one stream, as a Corrector reads them: all [time], float32 but for `ended`.
 
     `value` is what is learned: V(obs), or Q(obs, action) of the action taken. `bootstrap` is what `next_obs`, before
-    any auto-reset, is worth to the agent's own policy: V(next_obs), or the mean of Q(next_obs, .) over that policy.
+    any auto-reset, is worth to the agent's own policy: V(next_obs), or the mean of Q(next_obs, .) over that policy;
+    any number where the discount is 0.
     """
 
     reward: Any

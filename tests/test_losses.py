@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from frugalrl.agents.descent import gradient
 from frugalrl.losses import before_and_after, huber, n_step, squared
 
 ERRORS = np.concatenate([np.linspace(-3, 3, 61), [-1, 1, 0, 1e-6, 1e4]]).astype(np.float32)
@@ -105,3 +106,21 @@ def test_what_follows_costs_no_second_look_where_no_episode_was_cut_off():
     assert looks(cut) == 2 * (5 + 1)
     assert looks(cut.at[0, 4].set(True)) == 2 * (5 + 1)  # the last step's is looked at in any case
     assert looks(cut.at[0, 2].set(True)) == 2 * (5 + 1 + 5)
+
+
+@pytest.mark.parametrize(("most", "size"), [(None, 12), (12, 12), (50, 12), (7, 6), (5, 4), (1, 1)])
+def test_a_gradient_in_parts_is_that_of_the_whole(most, size):
+    x, target = jax.random.normal(jax.random.key(0), (12, 3)), jnp.arange(12, dtype=jnp.float32)
+    params, sizes = jnp.array([0.5, -1.0, 2.0]), []
+
+    def objective(params, part):
+        sizes.append(part[0].shape[0])
+        error = part[0] @ params - part[1]
+        return jnp.sum(error**2), error
+
+    (value, seen), grads = gradient(objective, params, (x, target), most)
+    assert set(sizes) == {size}
+    error = np.asarray(x) @ np.asarray(params) - np.asarray(target)
+    np.testing.assert_allclose(seen, error, rtol=1e-5)
+    np.testing.assert_allclose(value, (error**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(grads, 2 * error @ np.asarray(x), rtol=1e-5)

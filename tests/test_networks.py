@@ -17,6 +17,7 @@ from frugalrl.networks import (
     Relu,
     Residual,
     Scale,
+    at_once,
     convolution,
     impala_resnet,
     minatar_cnn,
@@ -128,6 +129,31 @@ def test_a_max_pool_is_one_by_its_definition():
     padded = np.pad(x, ((1, 1), (0, 1), (0, 0)), constant_values=-np.inf)
     expected = [[padded[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, 10, 2)] for i in range(0, 11, 2)]
     np.testing.assert_array_equal(network((MaxPool(),), Box(x.shape)).apply((), x), expected)
+
+
+@pytest.mark.parametrize(("shape", "window", "stride"), [((11, 10, 3), 3, 2), ((5, 6, 2), 2, 1), ((8, 8, 1), 2, 2)])
+def test_the_gradient_of_a_max_pool_goes_to_the_largest(shape, window, stride):
+    x, by = given(shape), given((1000,), seed=1)
+
+    def total(pool):
+        return jax.grad(lambda x: jnp.sum(pool(x).reshape(-1) * by[: pool(x).size]))(x)
+
+    def windows(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (window, window, 1), (stride, stride, 1), "SAME")
+
+    pool = network((MaxPool(window, stride),), Box(shape)).apply
+    np.testing.assert_allclose(total(lambda x: pool((), x)), total(windows), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_gradient_of_convolutions_is_taken_in_parts(monkeypatch):
+    def most(layers, *shape):
+        return at_once(network(layers, Box(shape, "uint8", 0, 255)))
+
+    assert most(mlp((4096, 4096), 2), 8) is None
+    sizes = [most(impala_resnet(6), 84, 84, 4), most(nature_cnn(6), 84, 84, 4), most(small_cnn(6), 42, 42, 4)]
+    assert sizes == [8, 20, 86]  # 8 MB of patches of 84x84x3x3x4, 20x20x8x8x4 and 13x13x6x6x4 floats
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert most(impala_resnet(6), 84, 84, 4) is None
 
 
 @pytest.mark.parametrize("features", range(1, 2 * NARROW))

@@ -303,6 +303,20 @@ def test_actor_and_critic_share_what_looks_at_pixels():
     assert agent.dist(agent.policy(state), seen[0], KEY).logits.shape == (2,)
 
 
+@pytest.mark.parametrize("name", ["ppo", "impala", "pqn"])  # a mean, a sum, action values
+def test_a_gradient_in_parts_changes_nothing(name, monkeypatch):
+    found = []
+    for most in (None, 5):
+        for module in (ppo, pqn):
+            monkeypatch.setattr(module, "at_once", lambda network, most=most: most)
+        agent = made(name)
+        state = agent.init(KEY, numbers(name))
+        grads, info = agent.grad(state, batch_of(agent, state, lane()), KEY)
+        found.append((grads, info.metrics, info.priority))
+    whole, parts = found
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), whole, parts)
+
+
 def test_continuous_actions_have_a_deviation_of_their_own():
     agent = made("ppo", Box((2,), "float32", (-1.0, -1.0), (1.0, 1.0)))
     state, data = stirred(agent), lane(dims=2)

@@ -111,7 +111,8 @@ def test_a_trace_is_of_the_policy_whose_values_are_learned(bootstrap, epsilon, t
     now, then = (values(state.target if target else state.params, obs) for obs in (data.obs, data.next_obs))
     prob = epsilon_greedy(now, epsilon)[STEPS, data.action]
     np.testing.assert_allclose(trace.value, now[STEPS, data.action], rtol=1e-5)
-    np.testing.assert_allclose(trace.bootstrap, (epsilon_greedy(then, epsilon) * then).sum(-1), rtol=1e-4, atol=1e-6)
+    goes_on, worth = ~np.asarray(data.terminated), (epsilon_greedy(then, epsilon) * then).sum(-1)
+    np.testing.assert_allclose(trace.bootstrap[goes_on], worth[goes_on], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(trace.prob, prob, rtol=1e-5)
     np.testing.assert_allclose(np.exp(trace.log_ratio), prob / np.exp(data.log_prob), rtol=1e-5)
     assert (prob == 0).any() == (bootstrap == "max")  # what the greedy policy never does

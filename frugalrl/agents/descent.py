@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+def gradient(objective: Callable, params, data, most: int | None = None) -> tuple[tuple[Any, Any], Any]:
+    """((value, seen), gradients) of a sum over samples, `most` of them at a time if that is given.
+
+    `objective` of (params, some of `data` [samples, ...]) is (their share of the sum, what is to be seen of each
+    [samples, ...]).
+    """
+    both = jax.value_and_grad(objective, has_aux=True)
+    samples = jax.tree.leaves(data)[0].shape[0]
+    size = next(n for n in range(min(most or samples, samples), 0, -1) if samples % n == 0)
+    if size == samples:
+        return both(params, data)
+
+    def add(total, part):
+        (value, seen), grads = both(params, part)
+        return jax.tree.map(jnp.add, total, (value, grads)), seen
+
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), data)
+    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (value, grads), seen = jax.lax.scan(add, start, parts)
+    return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)), grads
 
 
 def shrunk(grads, most):

@@ -18,7 +18,7 @@ import optax
 from .. import distributions
 from ..losses import backward, before_and_after, lambda_return
 from ..memory import by_rollouts, in_epochs, rollouts
-from ..networks import Dense, Layers, out_features, torso
+from ..networks import Dense, Layers, at_once, out_features, torso
 from ..networks import network as build_network
 from ..types import (
     Agent,
@@ -37,7 +37,7 @@ from ..types import (
     Transition,
 )
 from .actor_critic import bounds
-from .descent import descend, shrunk
+from .descent import descend, gradient, shrunk
 from .schedules import learning_rate
 
 
@@ -239,7 +239,7 @@ def actor_critic(
             return model.apply(weights[0], weights[1], obs)
 
         (outputs, value), (_, bootstrap) = before_and_after(
-            judge, both(state, state.params), rollout.obs, rollout.next_obs, rollout.truncated
+            judge, both(state, state.params), rollout.obs, rollout.next_obs, rollout.truncated, at_once(model.network)
         )
         log_prob = jax.vmap(lambda o, a: head(o, knobs(state.params)).log_prob(a))(outputs, rollout.action)
         reward = rollout.reward
@@ -272,23 +272,27 @@ def actor_critic(
             gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
             return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio
 
-        def objective(params: Params):
-            steps = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))
-            old = batch.extra.log_prob if ratio_to_latest else data.log_prob
-            gain, value, entropy, ratio = steps(data.obs, data.action, old, advantage, batch.extra.target)
-            weight = batch.weight[:, None] * batch.extra.weight
-            loss = reduce(weight * (h.vf_coef * value - gain) - h.ent_coef * entropy)
-            return loss, {
-                "policy_loss": -jnp.mean(gain),
-                "value_loss": jnp.mean(value),
-                "entropy": jnp.mean(entropy),
-                "clip_fraction": jnp.mean((jnp.abs(ratio - 1) > h.clip_range).astype(jnp.float32)),
-                # the k3 estimate of KL(behaviour || policy), never negative
-                "approx_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
-            }
+        def objective(params: Params, part):
+            *steps, weight = part
+            gain, value, entropy, ratio = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))(*steps)
+            losses = weight * (h.vf_coef * value - gain) - h.ent_coef * entropy
+            return share * jnp.sum(losses), (gain, value, entropy, ratio)
 
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        return grads, Info({"loss": loss} | metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
+        old = batch.extra.log_prob if ratio_to_latest else data.log_prob
+        weight = batch.weight[:, None] * batch.extra.weight
+        share = reduce(jnp.ones_like(weight)) / weight.size  # of a step's loss in the loss: 1 of a sum
+        steps = (data.obs, data.action, old, advantage, batch.extra.target, weight)
+        (loss, (gain, value, entropy, ratio)), grads = gradient(objective, state.params, steps, at_once(model.network))
+        metrics = {
+            "loss": loss,
+            "policy_loss": -jnp.mean(gain),
+            "value_loss": jnp.mean(value),
+            "entropy": jnp.mean(entropy),
+            "clip_fraction": jnp.mean((jnp.abs(ratio - 1) > h.clip_range).astype(jnp.float32)),
+            # the k3 estimate of KL(behaviour || policy), never negative
+            "approx_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
+        }
+        return grads, Info(metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
 
     def apply(state: State, grads: Params) -> State:
         grads = shrunk(grads, state.hyper.max_grad_norm)

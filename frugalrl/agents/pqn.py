@@ -15,10 +15,10 @@ import optax
 from ..distributions import EpsilonGreedy, epsilon_greedy
 from ..losses import before_and_after, lambda_return, squared
 from ..memory import by_rollouts, in_epochs
-from ..networks import Dense, normalised, torso
+from ..networks import Dense, at_once, normalised, torso
 from ..networks import network as build_network
 from ..types import Agent, Batch, Box, Corrector, Discrete, Info, Network, Policy, Recipe, Space, Trace, Transition
-from .descent import descend, follow, shrunk
+from .descent import descend, follow, gradient, shrunk
 from .dqn import greedy
 from .schedules import epsilon, learning_rate, target_due
 
@@ -112,7 +112,7 @@ def rollout_q(
             EpsilonGreedy(values, own_epsilon)
             for values in before_and_after(
                 lambda params, obs: network.apply(params, obs, None), judge, rollout.obs, rollout.next_obs,
-                rollout.truncated,
+                rollout.truncated, at_once(network),
             )
         )  # fmt: skip
         ended = rollout.terminated | rollout.truncated
@@ -132,13 +132,17 @@ def rollout_q(
         return corrector(trace, state.hyper.q_lambda).target
 
     def grad(state: State, batch: Batch, key) -> tuple[Any, Info]:
-        def objective(params):
-            values = jax.vmap(jax.vmap(network.apply, (None, 0, None)), (None, 0, None))(params, batch.data.obs, None)
-            q = _taken(values, batch.data.action)
-            error = batch.extra - q
-            return reduce(batch.weight[:, None] * loss(error)), (error, q)
+        def objective(params, part):
+            obs, action, target, weight = part
+            values = jax.vmap(jax.vmap(network.apply, (None, 0, None)), (None, 0, None))(params, obs, None)
+            q = _taken(values, action)
+            return share * jnp.sum(weight * loss(target - q)), q
 
-        (value, (error, q)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        weight = jnp.broadcast_to(batch.weight[:, None], batch.extra.shape)
+        share = reduce(jnp.ones_like(weight)) / weight.size  # of a step's loss in the loss: 1 of a sum
+        steps = (batch.data.obs, batch.data.action, batch.extra, weight)
+        (value, q), grads = gradient(objective, state.params, steps, at_once(network))
+        error = batch.extra - q
         return grads, Info({"loss": value, "q": jnp.mean(q)}, jnp.mean(jnp.abs(error), -1))
 
     def apply(state: State, grads) -> State:
