@@ -42,6 +42,8 @@ CASES = (
     Case("ppo", "Pendulum-v1", None, options=("--hyper", "squash=true")),
     Case("ppo", "LunarLander-v3", 200),
     Case("a2c", "LunarLander-v3", None),
+    Case("ppo", "MinAtar/Breakout-v1", None),
+    Case("impala", "MinAtar/Breakout-v1", None),
     Case("a3c", "CartPole-v1", 475),
     *(
         Case("a3c", "CartPole-v1", 475, options=("--steps", "500000", "--hyper", f"algorithm={name}"))

@@ -146,6 +146,18 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "normalize_reward": True,
         },
     ),
+    ("ppo", "MinAtar"): (
+        1_000_000,
+        {
+            "learning_rate": 1e-3,
+            "anneal_lr": 1.0,
+            "num_envs": 32,
+            "n_steps": 64,
+            "num_minibatches": 8,
+            "ent_coef": 0.01,
+        },
+    ),
+    ("impala", "MinAtar"): (1_000_000, {"num_envs": 32}),
     ("ppo", "ALE"): (
         _ATARI_STEPS,
         {"learning_rate": 2.5e-4, "anneal_lr": 1.0, "clip_range": 0.1, "ent_coef": 0.01},
