@@ -138,9 +138,8 @@ def orthogonal(key, shape: tuple[int, ...]):
 def convolution(x, w, stride: int, padding: str):
     """The convolution of one image [height, width, in] with w [kernel, kernel, in, out]; [height', width', out].
 
-    On a CPU as one product of patches and weights: XLA's own loses its fast path inside of a loop (jax issue 12868),
-    and every update is inside of one. There the gradient of the Nature network took 0.71 ms a sample this way and 9.3
-    ms the other, of the deep IMPALA network 9.5 against 93 ms.
+    On a CPU as a product of patches and weights for each row of the kernel: XLA's own loses its fast path inside of a
+    loop (jax issue 12868), and every update is inside of one. `benchmarks/picture_update.py` compares them.
     """
     import jax
     import jax.numpy as jnp
@@ -195,8 +194,7 @@ CACHE = 8 * 2**20  # bytes of patches that are still quick to reach
 
 def at_once(net: Network) -> int | None:
     """How many observations a gradient takes at a time; None for all of them, which is best but for convolutions on a
-    CPU: patches repeat a picture, and those of a whole batch leave its cache. In parts of 8 the gradient of IMPALA's
-    deep network took 13 ms of a core a sample, and 20 in one of 64.
+    CPU: patches repeat a picture, and those of a whole batch leave its cache.
     """
     import jax
 
