@@ -42,7 +42,7 @@ CASES = (
     Case("ppo", "Pendulum-v1", None, options=("--hyper", "squash=true")),
     Case("ppo", "LunarLander-v3", 200),
     Case("a2c", "LunarLander-v3", None),
-    Case("ppo", "brax/inverted_pendulum-spring", None, options=("--steps", "500000")),
+    Case("ppo", "brax/inverted_pendulum-spring", None),
     Case("ppo", "MinAtar/Breakout-v1", None),
     Case("impala", "MinAtar/Breakout-v1", None),
     Case("a3c", "CartPole-v1", 475),
