@@ -41,7 +41,8 @@ from .xla import cache_folder, set_up_jax
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 UNROLL = 16  # steps of each environment in a message of an actor
-PROBE_SECONDS = 1.0  # between two comparisons of the full and the compressed policy
+PROBE_SECONDS = 1.0  # at least, between two comparisons of the full and the compressed policy
+PROBE_SHARE = 0.02  # of the time, at most, that goes to them
 
 
 class Parts(NamedTuple):
@@ -388,7 +389,7 @@ class Ledger:
         self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
         self.timer, self.fleets = actor.Timer(), []
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
-        self.looked_at, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
+        self.look_after, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
         self.recent: deque = deque(maxlen=100)
         self.stale, self.gradients, self.stalest = 0.0, 0, 0.0  # of actor-learners: staleness, and of how many
 
@@ -453,12 +454,12 @@ class Ledger:
         return learner._replace(**done)
 
     def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, float]:
-        """The metrics of the moment; the policies are compared once in PROBE_SECONDS. Raises EngineFailed."""
+        """The metrics of the moment; the policies are compared now and then. Raises EngineFailed."""
         self.recent.extend(ret for ret, _ in tick.episodes)
         if tick.metrics and self.first_update is None:
             self.first_update = seconds_since_start()
-        if tick.metrics and perf_counter() - self.looked_at > PROBE_SECONDS:
-            self.looked_at = perf_counter()
+        start = perf_counter()
+        if tick.metrics and start > self.look_after:
             obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
             packet, *_ = jax.device_get(parts.ship(tick.carry.state))
             self.session.load(packet.weights)
@@ -466,6 +467,7 @@ class Ledger:
             self.seen = quality.divergence(self.agent.head(outputs, knobs), compressed) | quality.importance(log_ratio)
             self.looks += 1
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.seen.items()}
+            self.look_after = start + max(PROBE_SECONDS, (perf_counter() - start) / PROBE_SHARE)
         train_return = float(np.mean(self.recent)) if self.recent else float("nan")
         if "staleness" in tick.metrics:
             self.gradients += 1

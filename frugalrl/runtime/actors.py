@@ -35,6 +35,7 @@ from .compiled import learn as updates
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
 NO_ACCELERATOR = {"JAX_PLATFORMS": "cpu"}  # it is the Learner's alone
 PATIENCE = 3  # times in a row that an actor may die without having delivered anything
+PROBED = 128  # observations, at most, on which two policies are compared
 GRACE = 2.0  # seconds that the actors have to end by themselves
 
 
@@ -282,11 +283,15 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         return compressor.encode(agent.policy(state)), state.version, light(state) if plan.gradients else ()
 
     def probe(carry: Carry):
+        def unprepared(rollout: Transition) -> Any:  # targets cost as much as the rest, and nothing here reads them
+            shapes = jax.eval_shape(partial(agent.prepare, carry.state), rollout)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
         key = jax.random.fold_in(jax.random.fold_in(carry.key, carry.step), 1)
-        _, draw = memory.deal(carry.memory, key, partial(agent.prepare, carry.state))
+        _, draw = memory.deal(carry.memory, key, unprepared)
         data = draw(carry.memory, key, 0).data
         policy = agent.policy(carry.state)
-        first = jax.tree.map(lambda x: x[:, 0], data)
+        first = jax.tree.map(lambda x: x[:PROBED, 0], data)
         outputs = jax.vmap(agent.network.apply, (None, 0, None))(policy.params, first.obs, key)
         log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
         return first.obs, outputs, policy.knobs, log_ratio
