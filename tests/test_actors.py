@@ -10,6 +10,7 @@ import time
 from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -658,3 +659,47 @@ def test_ppo_in_actor_processes_is_on_policy():
 def test_environments_that_cannot_be_shared_evenly_say_so():
     with pytest.raises(UsageError, match="num_envs=4"):
         training.train("ppo", "CartPole-v1", steps=2048, runtime="actors", hyper={"num_envs": 3})
+
+
+def test_two_policies_are_compared_on_few_observations_and_without_targets():
+    config = training.configure("ppo", "CartPole-v1", hyper={"num_envs": 8, "n_steps": 64, "num_minibatches": 1})
+    recipe, agent, static, hyper, card, cadence = jobs.records(config)
+    lanes, steps, prepared = 8, cadence.rollout, []
+
+    def prepare(state, rollout):
+        jax.debug.callback(lambda: prepared.append(0))
+        return agent.prepare(state, rollout)
+
+    counted = agent._replace(prepare=prepare)
+    memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=steps, streams=1)
+    learner = actors.learner(counted, memory, actors.Plan(num_envs=lanes, unroll=steps), quantise.fp32())
+    carry = learner.init(rng.key(0), hyper)
+    items = jax.tree.map(lambda x: jnp.zeros((steps, lanes, *x.shape), x.dtype), jobs.example(card))
+    seen = jax.random.normal(rng.key(1), items.obs.shape)
+    carry = carry._replace(memory=memory.add(carry.memory, items._replace(obs=seen)))
+    obs, outputs, _, log_ratio = learner.probe(carry)
+    jax.effects_barrier()
+    assert obs.shape == (actors.PROBED, 4)
+    assert len(np.unique(obs, axis=0)) == len(outputs) == len(log_ratio) == actors.PROBED < lanes * steps
+    assert not prepared
+
+
+def test_comparing_policies_takes_a_bounded_share_of_the_time(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(jobs, "perf_counter", lambda: now[0])
+    made = jobs.records(training.configure("dqn", "CartPole-v1"))
+    ledger = jobs.Ledger(made.agent, made.card, actors.Plan(), lambda text: None)
+    policy = made.agent.policy(made.agent.init(rng.key(0), made.hyper))
+    obs = np.zeros((4, 4), np.float32)
+    ledger.session = SimpleNamespace(load=lambda weights: None, run=lambda obs: np.zeros((4, 2), np.float32))
+
+    def probe(carry):
+        now[0] += 3.0  # seconds that it takes
+        return obs, np.zeros((4, 2), np.float32), policy.knobs, np.zeros(4)
+
+    learner = SimpleNamespace(probe=probe, ship=lambda state: (SimpleNamespace(weights=()), 0, ()))
+    tick = actors.Tick(64, SimpleNamespace(state=None), {"loss": 0.0}, [], ())
+    for _ in range(1000):
+        now[0] += 1.0
+        assert ledger.look(learner, tick)["kl"] == 0.0  # what was seen last holds until the next look
+    assert ledger.looks == pytest.approx(0.02 * (now[0] - 10) / 3, abs=1)
