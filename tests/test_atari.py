@@ -127,4 +127,4 @@ def test_all_games_have_the_defaults_of_their_family(agent):
     assert steps == 10_000_000
     assert hyper != catalog.hyper_fields(catalog.recipe(agent))
     assert training.configure(agent, "ALE/Pong-v5").hyper == hyper
-    assert catalog.defaults(agent, "MinAtar/Breakout-v1")[0] == catalog.STEPS
+    assert catalog.defaults(agent, "CarRacing-v3")[0] == catalog.STEPS
