@@ -23,7 +23,7 @@ bench: .venv/has-install
 
 # An extra of pyproject.toml for each stamp; pip is asked again only when one of the two files has changed.
 EXTRAS_demo := box2d
-EXTRAS_install := box2d,mujoco,minatar,atari,dmc,brax,engines
+EXTRAS_install := box2d,mujoco,minatar,atari,dmc,engines
 EXTRAS_dev := dev
 .venv/has-%: pyproject.toml requirements.lock
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
