@@ -28,11 +28,6 @@ WAYS = ("parts", "whole", "xla")
 DEEP = ("impala", "xla")
 
 
-def by_xla(x, w, stride: int, padding: str):
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
-
-
 def iteration(way: str, agent_name: str, network: str, side: int, lanes: int, time: int) -> Any:
     """A function without arguments that makes the updates of one rollout; it is compiled by the first call."""
     chosen = config.configure(
@@ -47,7 +42,7 @@ def iteration(way: str, agent_name: str, network: str, side: int, lanes: int, ti
     state = agent.init(rng.key(1), hyper)
     learn = jax.jit(lambda state, kept: compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0])
     at_once = ppo.at_once if way == "parts" else lambda net: None
-    convolution = by_xla if way == "xla" else networks.convolution
+    convolution = networks.by_xla if way == "xla" else networks.convolution
     with mock.patch.object(ppo, "at_once", at_once), mock.patch.object(networks, "convolution", convolution):
         jax.block_until_ready(learn(state, kept))  # only now is it traced
     return lambda: jax.block_until_ready(learn(state, kept))

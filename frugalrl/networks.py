@@ -135,6 +135,14 @@ def orthogonal(key, shape: tuple[int, ...]):
     return (q if rows >= cols else q.T).reshape(shape)
 
 
+def by_xla(x, w, stride: int, padding: str):
+    """`convolution` as XLA has it."""
+    import jax
+
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
+
+
 def convolution(x, w, stride: int, padding: str):
     """The convolution of one image [height, width, in] with w [kernel, kernel, in, out]; [height', width', out].
 
@@ -145,8 +153,7 @@ def convolution(x, w, stride: int, padding: str):
     import jax.numpy as jnp
 
     if jax.default_backend() != "cpu":
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
+        return by_xla(x, w, stride, padding)
     kernel, channels = w.shape[0], x.shape[-1]
     blocks = -(-kernel // stride)  # that a kernel touches on a side, if the image is cut in blocks of stride x stride
 
