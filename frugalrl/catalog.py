@@ -201,7 +201,7 @@ FAMILIES = (
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
 # promised by the design, not there yet
-LATER = ("bf16", "fp16", "half", "half+int8", "auto", "ray", "wandb", "trackio")
+LATER = ("bf16", "fp16", "auto", "ray", "wandb", "trackio")
 LATER_COMMANDS = ("pbt", "compare", "study", "studies", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 

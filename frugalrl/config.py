@@ -21,7 +21,7 @@ from .types import Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
-MODES = ("fp32", "int8", "auto")
+MODES = ("fp32", "int8", "half", "half+int8", "auto")
 # for what an agent has: state values, action values along a rollout, or a weight for each of its samples
 CORRECTORS = {
     "state": ("none", "tis", "vtrace"),

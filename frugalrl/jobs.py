@@ -26,12 +26,14 @@ from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
-from .levers.compress import engines, quantise
+from .levers.compress import engines, modes, quantise, students
+from .levers.compress.modes import Mode, Rung
+from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
 from .monitor import files, quality
 from .monitor.machine import hardware, versions
 from .monitor.receipt import given_up
-from .networks import weighted
+from .networks import Layers, weighted
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
@@ -41,6 +43,7 @@ from .xla import cache_folder, set_up_jax
 COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 UNROLL = 16  # steps of each environment in a message of an actor
+FULL = Mode(1.0, "fp32")
 PROBE_SECONDS = 1.0  # at least, between two comparisons of the full and the compressed policy
 PROBE_SHARE = 0.02  # of the time, at most, that goes to them
 
@@ -256,21 +259,28 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     )  # fmt: skip
     ledger = Ledger(agent, card, plan, report)
     ledger.choose(config.actors)
+    # a checkpoint holds what the mode asked for needs; what `auto` adds to that is made anew
+    asked = FULL if config.actors == "auto" else modes.mode(config.actors)
 
-    def learner(mode: str) -> actors.Learner:
-        return actors.learner(agent, memory, plan, COMPRESSORS[mode]())
+    full = agent.network, students.learned(agent)
+
+    def learner(mode: Mode) -> actors.Learner:
+        return actors.learner(acting(agent, mode), memory, plan, COMPRESSORS[mode.format](), full)
 
     def phase(k: int) -> Phase:
         def moments(restore: Restore | None) -> Iterator[Moment]:
-            begin, key = jax.jit(learner("fp32").init), rng.key(config.seed + k)
+            begin, key = jax.jit(learner(asked).init), rng.key(config.seed + k)
             carry = begin(key, hyper) if restore is None else restore(jax.eval_shape(begin, key, hyper))
+            ledger.begin(config.seed + k)
             while True:
                 try:
-                    yield from sitting(carry, k)
+                    yield from sitting(fitted(agent, carry, ledger.chosen.mode), k)
                     return
                 except actors.Unfit as unfit:
                     carry = unfit.carry
-                    ledger.fall_back(config.seed + k, unfit)
+                    ledger.fall_back(unfit)
+                except Climbed as climbed:
+                    carry = climbed.carry
 
         def sitting(carry: actors.Carry, k: int) -> Iterator[Moment]:
             spec = _actor_spec(config, agent, card, plan, ledger.chosen)
@@ -281,7 +291,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                     gradient=link.fields(jax.tree.leaves(brought)),
                 )
             try:
-                parts = ledger.compile(learner(spec.mode), carry, spec)
+                parts = ledger.compile(learner(ledger.chosen.mode), carry, spec)
                 ticks = actors.train(
                     parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
                     report=report, timer=ledger.timer, fleets=ledger.fleets,
@@ -294,16 +304,50 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                         yield Moment(
                             min(tick.step, config.steps),
                             metrics,
-                            partial(_evaluate_greedily, agent, card, weights),
-                            lambda carry=carry: carry,
+                            partial(evaluate, parts, carry, tick.step >= config.steps),
+                            lambda carry=carry: fitted(agent, carry, asked),
                             lambda weights=weights: [weights()],
                         )
+                        if tick.step < config.steps and ledger.climb(tick.step):
+                            raise Climbed(carry)
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
+
+        def evaluate(parts: actors.Learner, carry: actors.Carry, last: bool, episodes: int) -> Episodes:
+            """Of the full policy; at the end of the compressed one as well."""
+            mode = ledger.chosen.mode
+            if last and mode != FULL:
+                packet, *_ = jax.device_get(parts.ship(carry.state))
+                layers = narrowed(card.layers, mode.share)
+                played = _evaluate_greedily(agent, card, layers, ledger.chosen, packet.weights, EVAL_EPISODES)
+                ledger.compressed_returns.append(float(np.mean(played.returns)))
+            weights = _host_weights(agent, carry.state)
+            return _evaluate_greedily(agent, card, card.layers, Rung(FULL, "litert", 0.0), weights, episodes)
 
         return Phase(f"seed-{k}", range(k, k + 1), moments)
 
     return Job([phase(k) for k in range(config.seeds)], card, ledger.account)
+
+
+class Climbed(Exception):
+    """The Monitor has chosen another mode; `carry` is where the run stands."""
+
+    def __init__(self, carry: actors.Carry):
+        super().__init__()
+        self.carry = carry
+
+
+def acting(agent: Agent, mode: Mode) -> Agent:
+    """The agent whose actors act in `mode`."""
+    return agent if mode.share == 1 else students.taught(agent, mode.share)
+
+
+def fitted(agent: Agent, carry: actors.Carry, mode: Mode) -> actors.Carry:
+    """`carry` with a student, or without one, as `mode` asks; a new one is a part of its teacher."""
+    if (mode.share < 1) == isinstance(carry.state, students.Taught):
+        return carry
+    teacher = students.teacher(carry.state)
+    return carry._replace(state=teacher if mode.share == 1 else students.enrolled(agent, mode.share, teacher))
 
 
 def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
@@ -329,10 +373,11 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
     )  # fmt: skip
 
 
-def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: engines.Timing) -> actor.Spec:
+def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung) -> actor.Spec:
     one = card.actions
     action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
-    matrix = "QuantLinear" if chosen.mode == "int8" else "Linear"
+    layers = narrowed(card.layers, chosen.mode.share)
+    matrix = "QuantLinear" if chosen.mode.format == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
         env_options=options_for(config.env, config.env_options),
@@ -344,12 +389,12 @@ def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, cho
         slots=plan.slots,
         action=action,
         obs=card.obs,
-        layers=card.layers,
+        layers=layers,
         engine=engines.module(chosen.engine),
-        mode=chosen.mode,
+        mode=chosen.mode.format,
         head=agent.head,
         packet=(),
-        kinds=tuple(matrix if len(shape) > 1 else "Linear" for _, shape in weighted(card.layers, card.obs.shape)),
+        kinds=tuple(matrix if len(shape) > 1 else "Linear" for _, shape in weighted(layers, card.obs.shape)),
         knobs=tuple(sorted(card.knobs)),
         steady=plan.waits or plan.gradients,
     )
@@ -361,13 +406,14 @@ def _items(spec: actor.Spec) -> Transition:
 
 
 def _host_weights(agent: Agent, state) -> tuple:
-    return jax.device_get(agent.policy(state).params)
+    """Those of the full policy."""
+    return jax.device_get(agent.policy(students.teacher(state)).params)
 
 
-def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], episodes: int) -> Episodes:
+def _evaluate_greedily(agent: Agent, card: Card, layers: Layers, rung: Rung, weights: tuple, episodes: int) -> Episodes:
     parallel = min(episodes, EVAL_EPISODES)
-    session = engines.engine("litert").build(card.layers, card.obs, parallel, "fp32")
-    session.load(weights())
+    session = engines.engine(rung.engine).build(layers, card.obs, parallel, rung.mode.format)
+    session.load(weights)
 
     def act(obs):
         return agent.head(session.run(obs), card.knobs).mode()
@@ -380,53 +426,109 @@ def _evaluate_greedily(agent: Agent, card: Card, weights: Callable[[], tuple], e
 class Ledger:
     """Keeps what actors act with, what this runtime spends and what its Monitor sees, over all seeds of a run."""
 
-    chosen: engines.Timing
+    chosen: Rung
     session: Session  # of the Monitor
 
     def __init__(self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None]):
         self.agent, self.card, self.plan, self.report = agent, card, plan, report
-        self.timings: list[engines.Timing] = []
+        self.timings: list[Rung] = []
+        self.watch: modes.Watch | None = None  # where the mode is `auto`
+        self.seed, self.switches = 0, []  # of the phase; what `auto` changed, and why
+        self.compressed_returns: list[float] = []  # of each seed, greedy
         self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
         self.timer, self.fleets = actor.Timer(), []
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
-        self.look_after, self.seen, self.sums, self.looks = 0.0, {}, {}, 0
+        self.look_after, self.seen, self.sums, self.looks, self.looked = 0.0, {}, {}, 0, False
+        self.spent: dict[str, float] = {}  # by the Learner before the newest actors began
         self.recent: deque = deque(maxlen=100)
         self.stale, self.gradients, self.stalest = 0.0, 0, 0.0  # of actor-learners: staleness, and of how many
 
-    def choose(self, mode: str, among: Iterable[str] | None = None, why: str = "") -> None:
-        """Take the fastest engine of `mode`, or of fp32 if all engines fail in that. Raises ValueError if none is left.
+    def choose(self, name: str, among: Iterable[str] | None = None, why: str = "") -> None:
+        """Take the fastest engine of the mode `name`, or of fp32 if all engines fail in that.
 
-        `why` ends the line that reports the choice.
+        `why` ends the line that reports the choice. Raises ValueError if no engine is left.
         """
         failures: list[str] = []
-        modes = ("fp32", "int8") if mode == "auto" else (mode,)
-        measured = engines.measure(
-            self.card.layers, self.card.obs, self.plan.num_envs, modes, among, report=failures.append
-        )
+        wanted = self._ladder() if name == "auto" else [modes.mode(name)]
+        measured = [rung for share in {mode.share: None for mode in wanted} for rung in self._measure(
+            share, [mode.format for mode in wanted if mode.share == share], among, failures
+        )]  # fmt: skip
         self.timings += measured
-        if mode == "int8" and not measured:
+        if name not in ("fp32", "auto") and not measured:
             reason = "; ".join(failures)
-            self.fallback = {"mode": mode, "engine": None, "seed": None, "step": None, "reason": reason}
+            self.fallback = {"mode": name, "engine": None, "seed": None, "step": None, "reason": reason}
             return self.choose("fp32", among, f"; {given_up(self.fallback)}")
         for line in failures:
             self.report(line)
-        self.chosen = engines.choose(measured, mode)  # type: ignore[arg-type]
-        speed = f"{self.chosen.microseconds:.1f} us a call of {self.plan.num_envs}"
-        self.report(f"actors: {self.chosen.mode} on {self.chosen.engine}, {speed}{why}")
+        if not measured:
+            raise ValueError(f"no engine can run {name} here")
+        self.watch = modes.Watch(modes.ladder(measured)) if name == "auto" else None
+        self._take(self.watch.now if self.watch else min(measured, key=lambda rung: rung.microseconds), why)
 
-    def fall_back(self, seed: int, unfit: actors.Unfit) -> None:
+    def _ladder(self) -> list[Mode]:
+        """What `auto` chooses from: an actor-learner needs the network that it computes gradients of."""
+        names = ("fp32", "int8") if self.plan.gradients else ("fp32", "int8", "half+int8")
+        return [modes.mode(name) for name in names]
+
+    def _measure(
+        self, share: float, formats: list[str], among: Iterable[str] | None, failures: list[str]
+    ) -> list[Rung]:
+        layers = narrowed(self.card.layers, share)
+        found = engines.measure(
+            layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
+        )  # fmt: skip
+        best = {}
+        for timing in sorted(found, key=lambda t: -t.microseconds):
+            best[timing.mode] = Rung(Mode(share, timing.mode), timing.engine, timing.microseconds)
+        return list(best.values())
+
+    def _take(self, rung: Rung, why: str = "") -> None:
+        self.chosen = rung
+        speed = f"{rung.microseconds:.1f} us a call of {self.plan.num_envs}"
+        self.report(f"actors: {rung.mode.name} on {rung.engine}, {speed}{why}")
+
+    def begin(self, seed: int) -> None:
+        """A seed begins, at the rung where `auto` begins."""
+        self.seed = seed
+        if self.watch and self.watch.rungs:
+            self.watch = modes.Watch(self.watch.rungs)
+            self.chosen = self.watch.now
+
+    def climb(self, step: int) -> bool:
+        """Whether `auto` takes another mode from here on."""
+        if self.watch is None or not self.looked:
+            return False
+        self.looked, before = False, self.chosen
+        why = self.watch.look(self.seen["harm"], self._share_of_acting())
+        if why is None:
+            return False
+        self.switches.append(
+            {"seed": self.seed, "step": step, "from": before.mode.name, "to": self.watch.now.mode.name,
+             "kl": self.seen["kl"], "reason": why}
+        )  # fmt: skip
+        self._take(self.watch.now, f" from step {step:,}: {why}")
+        return True
+
+    def _share_of_acting(self) -> float:
+        """Policy calls as a share of the time in which any process of the newest actors worked."""
+        acting, own = self.fleets[-1].seconds, self.timer.seconds
+        busy = sum(seconds for kind, seconds in acting.items() if kind not in ("waiting", "start"))
+        busy += sum(own.get(kind, 0.0) - self.spent.get(kind, 0.0) for kind in ("learner", "compressor", "transport"))
+        return acting.get("inference", 0.0) / busy if busy > 0 else 0.0
+
+    def fall_back(self, unfit: actors.Unfit) -> None:
         """Take fp32 after a compressed mode has failed. Raises RunFailed where that would not help."""
         step, failed = int(unfit.carry.step), self.chosen
         if not actors.finite(jax.tree.leaves(_host_weights(self.agent, unfit.carry.state))):
             raise RunFailed(
-                f"seed {seed} has diverged, its weights are no longer finite at step {step:,}: look at the rewards, or "
-                "train it anew with a smaller learning_rate", None,
+                f"seed {self.seed} has diverged, its weights are no longer finite at step {step:,}: look at the "
+                "rewards, or train it anew with a smaller learning_rate", None,
             )  # fmt: skip
-        if failed.mode == "fp32":
+        if failed.mode.name == "fp32":
             raise unfit
         broken = (failed.engine,) if isinstance(unfit.__cause__, EngineFailed) else ()
         self.fallback = {
-            "mode": failed.mode, "engine": failed.engine, "seed": seed, "step": step, "reason": str(unfit)
+            "mode": failed.mode.name, "engine": failed.engine, "seed": self.seed, "step": step, "reason": str(unfit)
         }  # fmt: skip
         among = [name for name in engines.ACTOR_ENGINES if name not in broken]
         try:
@@ -438,7 +540,8 @@ class Ledger:
         """The Learner with its programs compiled ahead of time. Raises EngineFailed."""
         start = perf_counter()
         seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
-        self.session = actor.session(spec.engine, self.card.layers, self.card.obs, seen, spec.mode)
+        self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode)
+        self.spent, self.looked = dict(self.timer.seconds), False
         items, stream = _items(spec), jax.ShapeDtypeStruct((), "int32")
         brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
         jobs = {
@@ -465,7 +568,7 @@ class Ledger:
             self.session.load(packet.weights)
             compressed = self.agent.head(self.session.run(obs), knobs)
             self.seen = quality.divergence(self.agent.head(outputs, knobs), compressed) | quality.importance(log_ratio)
-            self.looks += 1
+            self.looks, self.looked = self.looks + 1, True
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.seen.items()}
             self.look_after = start + max(PROBE_SECONDS, (perf_counter() - start) / PROBE_SHARE)
         train_return = float(np.mean(self.recent)) if self.recent else float("nan")
@@ -499,7 +602,7 @@ class Ledger:
                 "other": sum(times.get(kind, 0.0) for times in (acting, own) for kind in idle),
             },
             "actors": {
-                "mode": self.chosen.mode,
+                "mode": self.chosen.mode.name,
                 "engine": self.chosen.engine,
                 "refreshes": sum(fleet.refreshes for fleet in self.fleets),
                 "packet_bytes": self.packet_bytes,
@@ -511,7 +614,9 @@ class Ledger:
                 "waiting_seconds": acting.get("waiting", 0.0),
                 "learner_waiting_seconds": own.get("waiting", 0.0),
                 "refresh_seconds": acting.get("refresh", 0.0),
-                "measured": [timing._asdict() for timing in self.timings],
+                "switches": self.switches,
+                "compressed_returns": self.compressed_returns,
+                "measured": [rung._asdict() | {"mode": rung.mode.name} for rung in self.timings],
             },
         }
 

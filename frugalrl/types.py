@@ -145,6 +145,10 @@ def _same(state: Tree, worker: Any) -> Tree:
     return state
 
 
+def _weights(state: Tree, weights: Tree) -> Tree:
+    return weights
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
 
@@ -162,6 +166,10 @@ class Agent(NamedTuple):
     prepare: Callable[[Tree, Transition], Tree] = _nothing
     # (state, number) -> state: what one of several actor-learners acts and learns with, an exploration of its own say
     own: Callable[[Tree, Any], Tree] = _same
+    # (state, weights) -> weights: of a network that takes observations as they are, from one that takes them as `state`
+    # normalises them; and back
+    fold: Callable[[Tree, Tree], Tree] = _weights
+    unfold: Callable[[Tree, Tree], Tree] = _weights
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:

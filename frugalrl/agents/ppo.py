@@ -194,23 +194,27 @@ def actor_critic(
         rewards = Rewards(jnp.zeros(reward_lanes), Normaliser.start()) if reward_lanes else ()
         return State(params, tx.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
 
-    def folded(weights: tuple, obs: Any) -> tuple:
+    def fold(state: State, weights: tuple) -> tuple:
         """The weights that take raw observations and give what `weights` give on normalised ones."""
         if not normalize_obs:
             return weights
-        scale = obs.scale()
-        first = weights[0]
-        return (Linear(first.w * scale[:, None], first.b - (obs.mean * scale) @ first.w), *weights[1:])
+        first, scale = weights[0], state.obs.scale()
+        return (Linear(first.w * scale[:, None], first.b - (state.obs.mean * scale) @ first.w), *weights[1:])
+
+    def unfold(state: State, weights: tuple) -> tuple:
+        if not normalize_obs:
+            return weights
+        first, scale = weights[0], state.obs.scale()
+        return (Linear(first.w / scale[:, None], first.b + state.obs.mean @ first.w), *weights[1:])
 
     def both(state: State, params: Params) -> tuple[tuple, tuple]:
-        critic = folded(params.critic, state.obs) if model.critic_sees else params.critic
-        return folded(params.actor, state.obs), critic
+        return fold(state, params.actor), fold(state, params.critic) if model.critic_sees else params.critic
 
     def knobs(params: Params) -> dict:
         return fixed | {"log_std": params.log_std} if dims else {}
 
     def policy(state: State) -> Policy:
-        return Policy(folded(state.params.actor, state.obs), knobs(state.params))
+        return Policy(fold(state, state.params.actor), knobs(state.params))
 
     def dist(policy: Policy, obs, key=None):
         return head(model.network.apply(policy.params, obs, key), policy.knobs)
@@ -299,7 +303,10 @@ def actor_critic(
         params, opt = descend(tx, state.params, state.optimizer, grads, learning_rate(state))
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
-    return Agent(init, policy, head, dist, grad, apply, model.network, observe=observe, prepare=prepare)
+    return Agent(
+        init, policy, head, dist, grad, apply, model.network,
+        observe=observe, prepare=prepare, fold=fold, unfold=unfold,
+    )  # fmt: skip
 
 
 class PPO(NamedTuple):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import ActorFailed, EngineFailed
-from ..types import Agent, Compressor, Memory, Packet, Transition
+from ..types import Agent, Compressor, Memory, Network, Packet, Transition
 from . import link
 from .actor import Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
@@ -248,8 +248,14 @@ class Learner(NamedTuple):
     probe: Callable[[Carry], tuple]  # carry -> (obs, full outputs, knobs, log-ratios) of a sample
 
 
-def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) -> Learner:
-    """Compile nothing yet, but say what is to be compiled."""
+def learner(
+    agent: Agent, memory: Memory, plan: Plan, compressor: Compressor, full: tuple[Network, Callable] | None = None
+) -> Learner:
+    """Compile nothing yet, but say what is to be compiled.
+
+    `full` is (network, state -> Policy) of what the Monitor compares with what acts, if that is not the agent's own.
+    """
+    network, whole = full or (agent.network, agent.policy)
 
     def init(key, hyper) -> Carry:
         key_agent, key_run = jax.random.split(key)
@@ -290,9 +296,9 @@ def learner(agent: Agent, memory: Memory, plan: Plan, compressor: Compressor) ->
         key = jax.random.fold_in(jax.random.fold_in(carry.key, carry.step), 1)
         _, draw = memory.deal(carry.memory, key, unprepared)
         data = draw(carry.memory, key, 0).data
-        policy = agent.policy(carry.state)
+        policy = whole(carry.state)
         first = jax.tree.map(lambda x: x[:PROBED, 0], data)
-        outputs = jax.vmap(agent.network.apply, (None, 0, None))(policy.params, first.obs, key)
+        outputs = jax.vmap(network.apply, (None, 0, None))(policy.params, first.obs, key)
         log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
         return first.obs, outputs, policy.knobs, log_ratio
 
