@@ -17,6 +17,7 @@ from .envs import atari
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .monitor import files
+from .networks import Dense
 from .types import Discrete, Recipe
 
 FORMAT = 1  # of config.json
@@ -54,6 +55,7 @@ class Config(NamedTuple):
     first_steps: int  # of the first `train`: what schedules are fractions of, also after `resume --steps`
     log: str = "none"
     env_options: dict[str, Any] | None = None  # those that are not the environment's defaults
+    prune: float | None = None  # the share of its networks' units that the learner ends with
 
 
 def configure(
@@ -70,6 +72,7 @@ def configure(
     correct: str = "auto",
     precision: str = "fp32",
     log: str = "none",
+    prune: float | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
     for name, value in (("agent", agent), ("environment", env)):
@@ -81,11 +84,14 @@ def configure(
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
     if runtime == "auto":
-        runtime = "compiled" if catalog.has_twin(env, options) and actors == "fp32" else "actors"
+        lever = actors != "fp32" or prune is not None
+        runtime = "compiled" if catalog.has_twin(env, options) and not lever else "actors"
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
-    config = Config(agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options)
+    config = Config(
+        agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune
+    )  # fmt: skip
     check(config)
     return config
 
@@ -101,6 +107,7 @@ def check(config: Config) -> None:
     if config.log == "tensorboard" and find_spec("tensorboardX") is None:
         raise UsageError("--log tensorboard needs a package that is not installed: pip install 'frugalrl[tensorboard]'")
     _check_counts(config)
+    _check_actors(config, recipe)
     _check_hyper(config.hyper, catalog.hyper_fields(recipe))
     _check_pair(config, recipe)
     _check_runtime(config)
@@ -133,6 +140,24 @@ def _check_counts(config: Config) -> None:
             raise UsageError(f"{option} must be from 1 to {MOST}, got {value}")
     if not 0 <= _whole("--seed", config.seed) <= MOST - config.seeds:
         raise UsageError(f"--seed must be from 0 to {MOST - config.seeds}, got {config.seed}")
+
+
+def _check_actors(config: Config, recipe: Recipe) -> None:
+    """What compression asks of an agent."""
+    learners = recipe.cadence(split(recipe, config.hyper)[0]).learners
+    if config.actors.startswith("half") and learners:
+        raise UsageError(
+            f"--actors {config.actors} is not for {config.agent}: its actors compute gradients of the whole network; "
+            "use --actors int8, or impala"
+        )
+    if config.prune is None:
+        return
+    if not isinstance(config.prune, float | int) or not 0 < config.prune < 1:
+        raise UsageError(f"--prune must be between 0 and 1, the share of units to end with, got {config.prune}")
+    if learners:
+        raise UsageError(f"--prune is not for {config.agent}, whose gradients come from other processes; use impala")
+    if config.runtime == "compiled":
+        raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
 
 
 def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -178,9 +203,13 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         raise UsageError(f"{why}; use {', '.join(able)}")
     static, _ = split(recipe, config.hyper)
     try:
-        recipe.assemble(static, obs, actions)
+        layers = recipe.assemble(static, obs, actions).network.layers
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
+    if config.prune is not None and not all(isinstance(layer, Dense) for layer in layers or (None,)):
+        raise UsageError(
+            f"--prune is for networks of dense layers, and that of {config.agent} has others: leave it out"
+        )
 
 
 def _check_runtime(config: Config) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import partial
+from functools import cache, partial
 from math import gcd
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
-from .levers.compress import engines, modes, quantise, students
+from .levers.compress import engines, modes, quantise, shrink, students
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
@@ -169,7 +169,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
         pool.shutdown(wait=False)
         spent["compile"] += perf_counter() - start
-        carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore(shapes)
+        carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore.read(shapes)
         del starter
         way, measured = options[0], {}
         if len(options) > 1:
@@ -262,28 +262,47 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     # a checkpoint holds what the mode asked for needs; what `auto` adds to that is made anew
     asked = FULL if config.actors == "auto" else modes.mode(config.actors)
 
-    full = agent.network, students.learned(agent)
+    @cache
+    def pruned(share: float) -> Agent:
+        """The agent with that share of its units left."""
+        return assembled(recipe, _narrowed(static, share), card.obs, card.actions, config.correct)
 
-    def learner(mode: Mode) -> actors.Learner:
+    def left(step: int) -> float:
+        """The share of units that is left at a step."""
+        return 1.0 if config.prune is None else shrink.share_at(config.prune, step, config.first_steps)
+
+    def learner(agent: Agent, mode: Mode) -> actors.Learner:
+        full = agent.network, students.learned(agent)
         return actors.learner(acting(agent, mode), memory, plan, COMPRESSORS[mode.format](), full)
 
     def phase(k: int) -> Phase:
         def moments(restore: Restore | None) -> Iterator[Moment]:
-            begin, key = jax.jit(learner(asked).init), rng.key(config.seed + k)
-            carry = begin(key, hyper) if restore is None else restore(jax.eval_shape(begin, key, hyper))
-            ledger.begin(config.seed + k)
+            share, key = left(restore.step if restore else 0), rng.key(config.seed + k)
+            begin = jax.jit(learner(pruned(share), asked).init)
+            carry = begin(key, hyper) if restore is None else restore.read(jax.eval_shape(begin, key, hyper))
+            ledger.begin(config.seed + k, pruned(share))
             while True:
+                agent = pruned(share)
                 try:
-                    yield from sitting(fitted(agent, carry, ledger.chosen.mode), k)
+                    yield from sitting(agent, fitted(agent, carry, ledger.chosen.mode), k)
                     return
                 except actors.Unfit as unfit:
                     carry = unfit.carry
                     ledger.fall_back(unfit)
                 except Climbed as climbed:
                     carry = climbed.carry
+                except Thinned as thinned:
+                    carry, share = thinned.carry, left(int(thinned.carry.step))
+                    carry = shrunk(
+                        agent, pruned(share), carry, _narrowed(static, share).hidden, np.concatenate(ledger.obs)
+                    )
+                    ledger.thin(pruned(share))
+                    hidden = ", ".join(map(str, _narrowed(static, share).hidden))
+                    report(f"the learner is pruned to layers of {hidden} from step {int(carry.step):,}")
 
-        def sitting(carry: actors.Carry, k: int) -> Iterator[Moment]:
-            spec = _actor_spec(config, agent, card, plan, ledger.chosen)
+        def sitting(agent: Agent, carry: actors.Carry, k: int) -> Iterator[Moment]:
+            share, mode = left(int(carry.step)), ledger.chosen.mode
+            spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share))
             if plan.gradients:
                 brought = actor_learner.shapes(agent, memory, carry.state, _items(spec))
                 spec = spec._replace(
@@ -291,7 +310,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                     gradient=link.fields(jax.tree.leaves(brought)),
                 )
             try:
-                parts = ledger.compile(learner(ledger.chosen.mode), carry, spec)
+                parts = ledger.compile(learner(agent, mode), carry, spec)
                 ticks = actors.train(
                     parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
                     report=report, timer=ledger.timer, fleets=ledger.fleets,
@@ -299,12 +318,16 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                 with closing(cast(Generator, ticks)):
                     for tick in ticks:
                         carry = tick.carry
+                        if config.prune is not None:
+                            ledger.keep(tick)
+                        if left(tick.step) != share and tick.step < config.steps:
+                            raise Thinned(carry)  # before anything is kept: a checkpoint's step says what it holds
                         metrics = {name: [value] for name, value in ledger.look(parts, tick).items()}
                         weights = partial(_host_weights, agent, carry.state)
                         yield Moment(
                             min(tick.step, config.steps),
                             metrics,
-                            partial(evaluate, parts, carry, tick.step >= config.steps),
+                            partial(evaluate, agent, parts, carry, tick.step >= config.steps),
                             lambda carry=carry: fitted(agent, carry, asked),
                             lambda weights=weights: [weights()],
                         )
@@ -313,20 +336,40 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
-        def evaluate(parts: actors.Learner, carry: actors.Carry, last: bool, episodes: int) -> Episodes:
+        def evaluate(agent: Agent, parts: actors.Learner, carry: actors.Carry, last: bool, episodes: int) -> Episodes:
             """Of the full policy; at the end of the compressed one as well."""
-            mode = ledger.chosen.mode
+            full, mode = agent.network.layers, ledger.chosen.mode
+            assert full is not None
             if last and mode != FULL:
                 packet, *_ = jax.device_get(parts.ship(carry.state))
-                layers = narrowed(card.layers, mode.share)
+                layers = narrowed(full, mode.share)
                 played = _evaluate_greedily(agent, card, layers, ledger.chosen, packet.weights, EVAL_EPISODES)
                 ledger.compressed_returns.append(float(np.mean(played.returns)))
             weights = _host_weights(agent, carry.state)
-            return _evaluate_greedily(agent, card, card.layers, Rung(FULL, "litert", 0.0), weights, episodes)
+            return _evaluate_greedily(agent, card, full, Rung(FULL, "litert", 0.0), weights, episodes)
 
         return Phase(f"seed-{k}", range(k, k + 1), moments)
 
-    return Job([phase(k) for k in range(config.seeds)], card, ledger.account)
+    return Job([phase(k) for k in range(config.seeds)], card, ledger.account, shrink.of_one_shape)
+
+
+class Thinned(Exception):
+    """The learner is due to be pruned; `carry` is where the run stands."""
+
+    def __init__(self, carry: actors.Carry):
+        super().__init__()
+        self.carry = carry
+
+
+def _narrowed(static: Any, share: float) -> Any:
+    return static if share == 1 else static._replace(hidden=shrink.widths(static.hidden, share))
+
+
+def shrunk(agent: Agent, narrow: Agent, carry: actors.Carry, hidden: tuple[int, ...], obs: np.ndarray) -> actors.Carry:
+    """`carry` with smaller networks, distilled on `obs` from those that they were; a student begins anew."""
+    teacher = students.teacher(carry.state)
+    state = shrink.smaller(teacher, hidden)
+    return carry._replace(state=shrink.reminded(agent, teacher, narrow, state, obs))
 
 
 class Climbed(Exception):
@@ -373,10 +416,11 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
     )  # fmt: skip
 
 
-def _actor_spec(config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung) -> actor.Spec:
+def _actor_spec(
+    config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung, layers: Layers
+) -> actor.Spec:
     one = card.actions
     action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
-    layers = narrowed(card.layers, chosen.mode.share)
     matrix = "QuantLinear" if chosen.mode.format == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
@@ -435,6 +479,8 @@ class Ledger:
         self.watch: modes.Watch | None = None  # where the mode is `auto`
         self.seed, self.switches = 0, []  # of the phase; what `auto` changed, and why
         self.compressed_returns: list[float] = []  # of each seed, greedy
+        self.layers = card.layers  # of the learner's policy; fewer units of them after it was pruned
+        self.obs: deque = deque()  # of the newest messages, if it will be
         self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
         self.timer, self.fleets = actor.Timer(), []
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
@@ -473,7 +519,7 @@ class Ledger:
     def _measure(
         self, share: float, formats: list[str], among: Iterable[str] | None, failures: list[str]
     ) -> list[Rung]:
-        layers = narrowed(self.card.layers, share)
+        layers = narrowed(self.layers, share)
         found = engines.measure(
             layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
         )  # fmt: skip
@@ -487,12 +533,27 @@ class Ledger:
         speed = f"{rung.microseconds:.1f} us a call of {self.plan.num_envs}"
         self.report(f"actors: {rung.mode.name} on {rung.engine}, {speed}{why}")
 
-    def begin(self, seed: int) -> None:
-        """A seed begins, at the rung where `auto` begins."""
+    def begin(self, seed: int, agent: Agent) -> None:
+        """A seed begins, at the rung where `auto` begins, or goes on with what pruning has left of `agent`."""
         self.seed = seed
-        if self.watch and self.watch.rungs:
+        if agent.network.layers != self.layers:
+            self.thin(agent)
+        elif self.watch:
             self.watch = modes.Watch(self.watch.rungs)
             self.chosen = self.watch.now
+
+    def thin(self, agent: Agent) -> None:
+        """The learner was pruned: what is fastest is measured anew, for the mode that acts now."""
+        assert agent.network.layers is not None
+        self.layers = agent.network.layers
+        self.choose("auto" if self.watch else self.chosen.mode.name)
+
+    def keep(self, tick: actors.Tick) -> None:
+        """Remember the newest observations, to distil on."""
+        if tick.items is not None:
+            self.obs.append(np.asarray(tick.items.obs).reshape(-1, *self.card.obs.shape))
+            while sum(map(len, self.obs)) - len(self.obs[0]) >= shrink.RECENT:
+                self.obs.popleft()
 
     def climb(self, step: int) -> bool:
         """Whether `auto` takes another mode from here on."""

@@ -41,7 +41,12 @@ SUMS = (
 )
 FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
 
-Restore = Callable[[Any], Any]  # a tree of shapes -> the tree of a checkpoint
+
+class Restore(NamedTuple):
+    """A checkpoint to go on from."""
+
+    step: int
+    read: Callable[[Any], Any]  # a tree of shapes -> the tree of the checkpoint
 
 
 class Phase(NamedTuple):
@@ -68,6 +73,8 @@ class Job(NamedTuple):
     phases: list[Phase]
     card: Card
     account: Callable[[], dict[str, Any]]  # compile_seconds, time_split, actors, and other receipt entries, so far
+    # (layers, weights of each seed) -> the same: what they have become, of one shape for all
+    alike: Callable[[tuple, list], tuple[tuple, list]] = lambda layers, weights: (layers, weights)
 
 
 class Result(NamedTuple):
@@ -158,8 +165,8 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    correct, precision, log. `out` is the run folder; without it nothing is kept but the Result. `budget` is in minutes.
-    Raises UsageError for a wrong call, before anything is written; Stopped when interrupted, after saving; and
+    correct, precision, prune, log. `out` is the run folder; without it nothing is kept but the Result. `budget` is in
+    minutes. Raises UsageError for a wrong call, before anything is written; Stopped when interrupted, after saving; and
     RunFailed when an environment or the machine gives up, after saving.
     """
     _check_options(agent, options)
@@ -341,7 +348,7 @@ class Sitting:
                 raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
         if start is None or checkpoints is None:
             return None, None
-        return start, partial(checkpoint.restore, checkpoints, start)
+        return start, Restore(start, partial(checkpoint.restore, checkpoints, start))
 
     def _evaluate(self, phase: Phase, moment: Moment, episodes: int) -> None:
         start = perf_counter()
@@ -413,7 +420,8 @@ class Sitting:
         return made
 
     def _write_policy(self) -> Actor:
-        actor = Actor(self.job.card, [self.weights[k] for k in sorted(self.weights)])
+        layers, weights = self.job.alike(self.job.card.layers, [self.weights[k] for k in sorted(self.weights)])
+        actor = Actor(self.job.card._replace(layers=layers), weights)
         if self.folder.path is not None:
             write(self.folder.path / "policy", actor.card, actor.weights)
         return actor

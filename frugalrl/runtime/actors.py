@@ -324,6 +324,7 @@ class Tick(NamedTuple):
     metrics: dict  # of the updates since the last tick
     episodes: list  # (return, length) of training episodes
     spans: tuple  # ((actor, begin, end), (learner begin, end)): when the two worked
+    items: Transition | None = None  # the message
 
 
 def train(
@@ -382,7 +383,7 @@ def train(
                 timer.lap("transport")
             step += plan.unroll * plan.num_envs
             spans = ((message.actor, *message.span), (began, perf_counter()))
-            yield Tick(step, carry, metrics, message.episodes, spans)
+            yield Tick(step, carry, metrics, message.episodes, spans, message.items)
             timer.lap("other")
     except EngineFailed as error:
         raise Unfit(f"the engine failed: {error}", carry) from error

@@ -57,6 +57,7 @@ def enrolled(agent: Agent, share: float, teacher: Any) -> Taught:
     assert layers is not None
     whole = agent.policy(teacher).params
     student = agent.unfold(teacher, sliced(whole, kept(layers, narrowed(layers, share), obs, whole)))
+    student = jax.tree.map(jnp.copy, student)  # what stays whole is the teacher's own array, and both are donated
     return Taught(teacher, student, tx.init(student))
 
 
