@@ -94,8 +94,8 @@ def parser() -> Parser:
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/policy.onnx or RUN/policy.tflite")
     p.add_argument(
-        "--episodes", type=int, default=20, metavar="N",
-        help="greedy episodes for the model card, of the file and of the full policy (default 20; 0 for none)",
+        "--episodes", type=int, default=10, metavar="N",
+        help="greedy episodes for the model card, of the file and of the full policy (default 10; 0 for none)",
     )  # fmt: skip
 
     p = commands.add_parser("report", help="write report.html of a run or a folder of runs")

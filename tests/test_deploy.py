@@ -18,8 +18,8 @@ from frugalrl.levers.compress import card as cards
 from frugalrl.levers.compress.deploy import MOST, deploy, environment_packages, play
 from frugalrl.levers.compress.engines import random_weights
 from frugalrl.levers.compress.export import FORMATS
-from frugalrl.networks import mlp
-from frugalrl.types import Box, Discrete
+from frugalrl.networks import Dense, mlp
+from frugalrl.types import Box, Discrete, Linear
 
 OBS = Box((4,))
 CARD = policy.Card("dqn", "CartPole-v1", OBS, Discrete(2), mlp((64, 64), 2), "epsilon_greedy", {"epsilon": 0.0})
@@ -124,6 +124,20 @@ def test_the_card_tells_how_the_file_plays(run):
     assert said["kl"] == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4, abs=1e-6)
     assert said["agreement"] == (p == q).all(-1).mean()
     assert "at epsilon 0.05" in card.read_text()
+
+
+def test_each_policy_plays_for_itself(run):
+    """The full one keeps the pole up, the other pushes to the left."""
+    push = np.array([[0, 0], [0, 0], [-1, 1], [-1, 1]], np.float32)
+    card, none = CARD._replace(layers=(Dense(2, relu=False),)), np.zeros(2, np.float32)
+    policy.write(run / "policy", card, [(Linear(push, none),)])
+    policy.write(run / "policy" / "half", card, [(Linear(0 * push, none),)])
+    said = facts(deploy(run, "litert", "half", episodes=2)[1])["play"]
+    assert said["file"]["point"] < 15 < 100 < said["full"]["point"]
+    assert said["difference"]["point"] == said["file"]["point"] - said["full"]["point"]
+    assert said["observations"] == 2 * said["file"]["point"]  # of the file's play
+    deploy(run, "litert", "int8", episodes=2)
+    assert facts(run / "policy.tflite.md")["play"]["file"]["point"] > 100
 
 
 def call_all(call, seen: np.ndarray) -> np.ndarray:
@@ -274,6 +288,13 @@ def test_file_and_card_are_replaced_together_or_not_at_all(run, monkeypatch):
     with pytest.raises(UsageError, match="No space left on device"):
         deploy(run, "litert", "int8", episodes=0)
     assert listing(run) == before
+
+
+def test_the_card_tells_if_the_machine_was_busy(run):
+    said = facts(deploy(run, "litert", episodes=0)[1])
+    assert 0 < said["share_of_a_core"] < 1.5
+    assert "other work left 42 % of a core" in cards.markdown(said | {"share_of_a_core": 0.42})
+    assert "quiet machine" not in cards.markdown(said | {"share_of_a_core": 0.99})
 
 
 def test_a_folder_of_a_policy_alone_has_no_training_to_tell(run, tmp_path):

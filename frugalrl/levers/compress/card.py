@@ -16,6 +16,7 @@ from ...monitor import words
 from ...statistics import Interval
 
 Facts = Mapping[str, Any]
+QUIET = 0.9  # of a core: with less of one the machine was busy while calls were measured
 
 # what the outputs of one observation, [n], are, and the body of a function that returns the greedy action
 _BEST = "return int(outputs.argmax())"
@@ -118,11 +119,10 @@ def _summary(facts: Facts) -> Iterator[tuple[str, str]]:
 
 def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     """What has to be done to the environment's observations, actions and rules; how it was stepped is not."""
-    plain = EnvOptions()._asdict()
-    atari = namespace(facts["env"]) == "ALE"
+    plain, atari = EnvOptions()._asdict(), namespace(facts["env"]) == "ALE"
     for name, value in facts["env_options"].items():
         training = name in ("clip_reward", "terminal_on_life_loss", "backend")
-        if not training and (atari or value != plain[name]) and value is not None:
+        if not training and (value != plain[name] or (atari and value)):
             yield name, value
 
 
@@ -203,6 +203,13 @@ def _cost(facts: Facts) -> Iterator[str]:
             for key, title in names.items()
         ),
     )
+    if facts["share_of_a_core"] < QUIET:
+        share = f"{100 * facts['share_of_a_core']:.0f} %"
+        yield from (
+            "",
+            f"Meanwhile other work left {share} of a core for this: calls took longer than they need, the long ones",
+        )
+        yield "above all. Export again on a quiet machine."
     if facts["file"]["format"] == "litert":
         yield from ("", "The file takes one observation; larger batches are of the same model written for them.")
     elif facts["file"]["mode"].endswith("int8"):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from . import engines
 from .card import markdown
 from .export import FORMATS, MODES, Call, Weights, check, in_mode, model, together
 
-EPISODES = 20
+EPISODES = 10
 BATCHES = (1, 8)
 SECONDS = 0.3  # to measure the calls of one batch size in
 MOST = 512  # observations of play to compare the policies on
@@ -76,6 +77,9 @@ def deploy(
     notes = {"agent": card.agent, "env": card.env}
     data = model(layers, obs, weights, format, number, notes)
     report(f"playing {episodes} episodes of {card.env} with the full policy and as many with the file")
+    wall, cpu = perf_counter(), process_time()
+    latency = [timing for batch in BATCHES for timing in _latency(full, small, format, number, batch)]
+    share = (process_time() - cpu) / (perf_counter() - wall)
     facts = {
         "agent": card.agent, "env": card.env, "env_options": options_for(card.env, card.env_options)._asdict(),
         **_origin(Path(source), full),
@@ -87,7 +91,7 @@ def deploy(
         "head": small.card.head, "knobs": small.card.knobs,
         "full": _sized(layers=card.layers, shape=card.obs.shape, weights=in_mode(full.weights[0], "fp32")),
         "compressed": _sized(layers=layers, shape=obs.shape, weights=in_mode(weights, number)),
-        "latency": [timing for batch in BATCHES for timing in _latency(full, small, format, number, batch)],
+        "latency": latency, "share_of_a_core": share,
         "play": compared(full, FORMATS[format].open(data), episodes, small.card.knobs),
         "packages": environment_packages(card.env),
         "versions": versions() | {name: _version(name) for name in PACKAGES}, "hardware": hardware(),
