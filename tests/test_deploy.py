@@ -15,6 +15,7 @@ from frugalrl import cli, policy
 from frugalrl.errors import UsageError
 from frugalrl.evaluate import HELD_OUT, on_gymnasium
 from frugalrl.levers.compress import card as cards
+from frugalrl.levers.compress import export
 from frugalrl.levers.compress.deploy import MOST, deploy, environment_packages, play
 from frugalrl.levers.compress.engines import random_weights
 from frugalrl.levers.compress.export import FORMATS
@@ -295,6 +296,15 @@ def test_the_card_tells_if_the_machine_was_busy(run):
     assert 0 < said["share_of_a_core"] < 1.5
     assert "other work left 42 % of a core" in cards.markdown(said | {"share_of_a_core": 0.42})
     assert "quiet machine" not in cards.markdown(said | {"share_of_a_core": 0.99})
+
+
+def test_a_package_that_is_not_installed_is_named_and_nothing_written(run, monkeypatch):
+    absent = export.engine("onnxruntime")._replace(missing=lambda: "pip install 'frugalrl[engines]'")
+    monkeypatch.setattr(export, "engine", lambda name: absent)
+    before = listing(run)
+    with pytest.raises(UsageError, match=r"needs another package: pip install 'frugalrl\[engines\]'"):
+        deploy(run, "onnx")
+    assert listing(run) == before
 
 
 def test_a_folder_of_a_policy_alone_has_no_training_to_tell(run, tmp_path):

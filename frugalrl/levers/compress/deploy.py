@@ -28,7 +28,7 @@ from ...statistics import bootstrap
 from ...types import Discrete, Session
 from . import engines
 from .card import markdown
-from .export import FORMATS, MODES, Call, Weights, check, in_mode, model, together
+from .export import FORMATS, MODES, Call, Weights, in_mode, model, together
 
 EPISODES = 10
 BATCHES = (1, 8)
@@ -67,15 +67,13 @@ def deploy(
         raise UsageError(f"--episodes must not be negative, got {episodes}")
     full = policy.load(source)
     structure, number = parts(source, mode)
-    try:
-        check(format, number)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     out = _place(source, format, out)
     small = policy.load(source, structure) if structure else full
     (layers, obs, weights), card = (small.card.layers, small.card.obs, small.weights[0]), full.card
-    notes = {"agent": card.agent, "env": card.env}
-    data = model(layers, obs, weights, format, number, notes)
+    try:
+        data = model(layers, obs, weights, format, number, {"agent": card.agent, "env": card.env})
+    except ValueError as error:  # a package that is not installed, or a layer that the format lacks
+        raise UsageError(str(error)) from None
     report(f"playing {episodes} episodes of {card.env} with the full policy and as many with the file")
     wall, cpu = perf_counter(), process_time()
     latency = [timing for batch in BATCHES for timing in _latency(full, small, format, number, batch)]
