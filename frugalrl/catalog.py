@@ -241,11 +241,16 @@ def registration(env_id: str) -> Any:
         raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}") from None
 
 
+def family_of(env_id: str) -> Family | None:
+    """The family of an environment, by its id or namespace; None for one that is not in the table."""
+    space = make.namespace(env_id)
+    theirs = (f for f in FAMILIES if env_id in f.ids or (space and f.ids[0].startswith(f"{space}/")))
+    return next(theirs, None)
+
+
 def _not_installed(env_id: str, error: Exception) -> UsageError:
-    how = one_line(error).partition(": ")[2]
-    for family in FAMILIES:
-        if env_id in family.ids or (make.namespace(env_id) and family.ids[0].startswith(make.namespace(env_id) + "/")):
-            how = f"pip install 'frugalrl[{family.extra}]'"
+    family = family_of(env_id)
+    how = f"pip install 'frugalrl[{family.extra}]'" if family else one_line(error).partition(": ")[2]
     return UsageError(f"{env_id} needs a package that is not installed: {how}")
 
 

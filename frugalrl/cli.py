@@ -89,10 +89,17 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: the held-out seeds)")
     p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a GIF")
 
-    p = commands.add_parser("export", help="write a policy for another program")
+    p = commands.add_parser("export", help="write a policy for another program, and FILE.md, its model card")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--format", required=True, metavar="F", help="onnx or litert")
+    p.add_argument(
+        "--mode", default="fp32", metavar="M", help="how its weights are stored: fp32 or int8 (default fp32)"
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/policy.onnx or RUN/policy.tflite")
+    p.add_argument(
+        "--episodes", type=int, default=10, metavar="N",
+        help="greedy episodes for the model card, of the file and of the full policy (default 10; 0 for none)",
+    )  # fmt: skip
 
     p = commands.add_parser("report", help="write report.html of a run or a folder of runs")
     p.add_argument("folder", type=Path, metavar="DIR")
@@ -219,19 +226,15 @@ def _write_gif(path: Path, frames: list) -> None:
 
 
 def export(a: argparse.Namespace) -> None:
-    from . import policy
-    from .levers.compress.export import export as write_model
+    from .levers.compress.deploy import deploy
+    from .monitor.streams import is_terminal
 
-    suffixes = {"onnx": ".onnx", "litert": ".tflite"}
-    if a.format not in suffixes:
-        raise UsageError(f"--format {a.format!r} does not exist: {catalog.nearest(a.format, suffixes, 'there are')}")
-    actor = policy.load(a.run)
-    out = a.out or a.run / f"policy{suffixes[a.format]}"
-    notes = {"agent": actor.card.agent, "env": actor.card.env}
-    try:
-        print(write_model(actor.card.layers, actor.card.obs, actor.weights[0], a.format, out, notes=notes))
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from None
+    def report(text: str) -> None:
+        if is_terminal(sys.stderr):
+            print(text, file=sys.stderr)
+
+    for path in deploy(a.run, a.format, a.mode, a.out, a.episodes, report):
+        print(path)
 
 
 def report(a: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """A trained policy as files and as an object that acts: needs neither JAX nor the training run.
 
 A policy folder holds `policy.json` (network, spaces, what the outputs mean) and `seed-K.npz` (the weights of each
-training seed). Nothing in it is ever unpickled.
+training seed). A policy of another structure that was trained to act as this one does, `half` say, is a policy folder
+of that name within it. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -182,7 +183,16 @@ class Actor:
         return Path(folder)
 
 
-def load(folder: str | Path) -> Actor:
-    """The policy of a run folder or policy folder, ready to `predict`."""
-    folder = Path(folder)
-    return Actor(*read(folder / "policy" if (folder / "policy").is_dir() else folder))
+def load(folder: str | Path, structure: str = "") -> Actor:
+    """The policy of a run folder or policy folder, ready to `predict`: the full one, or that of another structure."""
+    return Actor(*read(_policy_folder(folder) / structure))
+
+
+def structures(folder: str | Path) -> list[str]:
+    """The names of the other structures that a run folder or policy folder holds."""
+    return sorted(path.parent.name for path in _policy_folder(folder).glob("*/policy.json"))
+
+
+def _policy_folder(folder: str | Path) -> Path:
+    """That of a run folder, or `folder` itself."""
+    return Path(folder, "policy") if Path(folder, "policy").is_dir() else Path(folder)

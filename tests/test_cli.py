@@ -127,7 +127,7 @@ def test_export_writes_a_file(run, capfd, form, name):
     if form == "onnx":
         pytest.importorskip("onnx")
     assert cli.main(["export", str(run), "--format", form]) == 0
-    assert capfd.readouterr().out.strip() == str(run / name)
+    assert capfd.readouterr().out.splitlines() == [str(run / name), str(run / f"{name}.md")]
     assert (run / name).stat().st_size > 100
     assert cli.main(["export", str(run), "--format", form, "--out", str(run / "mine")]) == 0
     assert (run / "mine").is_file()

@@ -341,6 +341,26 @@ def test_a_gap_in_which_a_counter_could_start_again_unseen_gives_an_estimate(tmp
     assert meter.finish().energy_method.startswith("estimated")
 
 
+def test_counters_that_may_not_be_read_give_an_estimate(tmp_path):
+    zone(tmp_path, 0, "package-0", 0)
+    (zone(tmp_path, 1, "dram", 0) / "energy_uj").unlink()
+    (tmp_path / "intel-rapl:1" / "energy_uj").mkdir()  # as root only may read it on most systems
+    cost = Meter(rapl=tmp_path).finish()
+    assert cost.energy_method.startswith("estimated: CPU seconds x 10 W")
+    assert cost.energy_joules == pytest.approx(10 * cost.cpu_seconds)
+
+
+def test_counters_are_of_the_whole_processor_whatever_the_process_does(tmp_path):
+    clock = Clock()
+    package = zone(tmp_path, 0, "package-0", 0)
+    meter = Meter(rapl=tmp_path, clock=clock)
+    clock.now += 1.0
+    (package / "energy_uj").write_text("70000000")
+    cost = meter.finish([Usage(1000.0, None)])
+    assert cost.energy_joules == 70.0
+    assert "whole processor, all its users included" in cost.energy_method
+
+
 def test_energy_without_counters_is_an_estimate_that_says_its_assumption(tmp_path):
     meter = Meter(rapl=tmp_path, watts_per_core=7.5)
     cost = meter.finish([Usage(100.0, None)])
@@ -559,6 +579,8 @@ def test_report_of_a_finished_run(tmp_path):
     assert "--steps 2000" in shown.text
     assert "did not finish" not in shown.text
     assert "Not measured here: inference, transport, compressor, other" in shown.text
+    assert "Energy 180 J 0.05 Wh, estimated" in shown.text
+    assert "energy 180 J (0.05 Wh), estimated: CPU seconds x 10 W for a busy core" in shown.text
 
 
 def test_report_needs_nothing_else(tmp_path):
@@ -610,6 +632,7 @@ def test_report_of_a_study_is_a_table_of_its_runs(tmp_path):
     assert shown.links == ["deeper/rainbow/report.html", "dqn%20%26%20co/report.html"]
     assert all((tmp_path / link).is_file() for link in ("deeper/rainbow/report.html", "dqn & co/report.html"))
     assert "whisker" in shown.classes
+    assert "10 s 18 s 180 J" in shown.text  # of the run that has finished
     assert ">dqn &amp; co</a>" in (tmp_path / "report.html").read_text()
     assert "not finished" in shown.text
 

@@ -30,6 +30,7 @@ WITHOUT_JAX = (
     "frugalrl.policy",
     "frugalrl.runtime.actor",
     "frugalrl.runtime.link",
+    "frugalrl.levers.compress.deploy",
     "frugalrl.levers.compress.quantise",
     "frugalrl.levers.compress.engines",
     "frugalrl.levers.compress.engines.numpy_engine",

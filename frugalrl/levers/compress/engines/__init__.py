@@ -5,10 +5,10 @@ Importing this package, or any engine but `xla`, does not import JAX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ _MODULES = {
 ENGINES = tuple(_MODULES)
 # Those an actor process chooses from. It does not import JAX, so not xla; and openvino compiles at every load.
 ACTOR_ENGINES = ("litert", "numpy", "onnxruntime")
+Who = TypeVar("Who")
 _ROUNDS = 5
 _GAIN = 1.1  # by how much int8 must be faster for "auto" to give up exactness: less than that is within the noise
 
@@ -93,9 +94,14 @@ def measure(
             sessions[e.name, mode] = session
     if not sessions:
         return []
+    return [Timing(*who, t) for who, t in microseconds(sessions, x, seconds).items()]
+
+
+def microseconds(sessions: Mapping[Who, Session], x: np.ndarray, seconds: float) -> dict[Who, float]:
+    """The median time of a call of each session on `x`. They take turns in rounds, `seconds` in all."""
     turn = seconds / _ROUNDS / len(sessions)
     rounds = [[_median_time(session, x, turn) for session in sessions.values()] for _ in range(_ROUNDS)]
-    return [Timing(*who, t * 1e6) for who, t in zip(sessions, np.median(rounds, 0).tolist(), strict=True)]
+    return {who: t * 1e6 for who, t in zip(sessions, np.median(rounds, 0).tolist(), strict=True)}
 
 
 def choose(timings: Iterable[Timing], mode: Literal["fp32", "int8", "auto"]) -> Timing:
