@@ -330,6 +330,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                             partial(evaluate, agent, parts, carry, tick.step >= config.steps),
                             lambda carry=carry: fitted(agent, carry, asked),
                             lambda weights=weights: [weights()],
+                            partial(_structures, agent, carry.state),
                         )
                         if tick.step < config.steps and ledger.climb(tick.step):
                             raise Climbed(carry)
@@ -447,6 +448,13 @@ def _actor_spec(
 def _items(spec: actor.Spec) -> Transition:
     """The shapes of an unroll."""
     return Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
+
+
+def _structures(agent: Agent, state: Any) -> dict[str, list]:
+    """The student, if there is one, as the run folder keeps it."""
+    if not isinstance(state, students.Taught):
+        return {}
+    return {"half": [jax.device_get(students.taught(agent, modes.HALF).policy(state).params)]}
 
 
 def _host_weights(agent: Agent, state) -> tuple:

@@ -65,6 +65,8 @@ class Moment(NamedTuple):
     evaluate: Callable[[int], Episodes]  # episodes -> [seeds, episodes]; may be called at any moment
     snapshot: Callable[[], Any]  # the tree to checkpoint
     weights: Callable[[], list]  # one network's weights for each seed
+    # name of another structure that acts as the policy does -> its weights for each seed
+    structures: Callable[[], dict[str, list]] = dict
 
 
 class Job(NamedTuple):
@@ -290,6 +292,7 @@ class Sitting:
             self.dashboard = dashboards.tensorboard(folder.path)
         self.rows: list[dict[str, Any]] = []
         self.weights: dict[int, Any] = {}
+        self.structures: dict[str, dict[int, Any]] = {}  # the same, of each other structure
         self.steps: dict[int, int] = {}  # of each seed, so far
         self.evaluation_seconds, self.saved_at = 0.0, perf_counter()
         self.began, self.first_step = perf_counter(), 0
@@ -320,6 +323,8 @@ class Sitting:
                 if moment.step != start:
                     self._save(checkpoints, moment)
                 self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
+                for name, weights in moment.structures().items():
+                    self.structures.setdefault(name, {}).update(zip(phase.seeds, weights, strict=True))
         except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
             with suppress(Exception):  # what can be saved still
                 if moment is not None:
@@ -420,11 +425,18 @@ class Sitting:
         return made
 
     def _write_policy(self) -> Actor:
-        layers, weights = self.job.alike(self.job.card.layers, [self.weights[k] for k in sorted(self.weights)])
-        actor = Actor(self.job.card._replace(layers=layers), weights)
+        actor = self._actor(self.weights)
         if self.folder.path is not None:
             write(self.folder.path / "policy", actor.card, actor.weights)
+            for name, weights in self.structures.items():
+                if weights.keys() == self.weights.keys():
+                    other = self._actor(weights)
+                    write(self.folder.path / "policy" / name, other.card, other.weights)
         return actor
+
+    def _actor(self, weights: dict[int, Any]) -> Actor:
+        layers, of_seeds = self.job.alike(self.job.card.layers, [weights[k] for k in sorted(weights)])
+        return Actor(self.job.card._replace(layers=layers), of_seeds)
 
     def finish(self) -> Result:
         from .monitor.report import report

@@ -47,6 +47,23 @@ def rounded(units: float, most: int, lanes: int) -> int:
     return min(most, max(lanes, round(units / lanes) * lanes))
 
 
+def as_wide_as(layers: Layers, weights: tuple[Linear, ...]) -> Layers:
+    """`layers` with the widths that `weights` have."""
+    units = iter(weights)
+
+    def one(layer: Any) -> Any:
+        match layer:
+            case Dense() | Conv():
+                return layer._replace(features=next(units).b.shape[0])
+            case LayerNorm():
+                next(units)
+            case Residual(body):
+                return Residual(tuple(map(one, body)))
+        return layer
+
+    return tuple(map(one, layers))
+
+
 class Kept(NamedTuple):
     """What stays of one layer's weights: indices, int32, or None for all."""
 

@@ -18,7 +18,7 @@ from ...agents.descent import descend
 from ...networks import Dense, Layers
 from ...networks import network as build_network
 from ...types import Agent, Box, Linear
-from .prune import LANES, Kept, kept, rounded, sliced
+from .prune import LANES, Kept, as_wide_as, kept, rounded, sliced
 
 STAGES = (0.1, 0.2, 0.3)  # of training, after which units go
 RECENT = 4096  # observations that are distilled on after a stage
@@ -102,19 +102,19 @@ def of_one_shape(layers: Layers, weights: list) -> tuple[Layers, list]:
 
     Where a run was stopped some seeds may have fewer units than others: those get units that do nothing.
     """
-    if not weights or not all(isinstance(layer, Dense) for layer in layers):
-        return layers, weights
-    most = [max(one[i].b.shape[0] for one in weights) for i in range(len(layers))]
+    if len({tuple(layer.b.shape for layer in one) for one in weights}) > 1:
+        most = [max(one[i].b.shape[0] for one in weights) for i in range(len(layers))]
 
-    def padded(one: tuple[Linear, ...]) -> tuple[Linear, ...]:
-        rows = [one[0].w.shape[0], *most[:-1]]
-        return tuple(
-            Linear(np.pad(w, [(0, rows[i] - w.shape[0]), (0, most[i] - w.shape[1])]), np.pad(b, (0, most[i] - len(b))))
-            for i, (w, b) in enumerate(one)
-        )
+        def padded(one: tuple[Linear, ...]) -> tuple[Linear, ...]:
+            more = [units - len(layer.b) for layer, units in zip(one, most, strict=True)]
+            rows = [0, *more[:-1]]
+            return tuple(
+                Linear(np.pad(w, [(0, row), (0, unit)]), np.pad(b, (0, unit)))
+                for (w, b), row, unit in zip(one, rows, more, strict=True)
+            )
 
-    thin = tuple(layer._replace(features=units) for layer, units in zip(layers, most, strict=True))
-    return thin, [padded(one) for one in weights]
+        weights = [padded(one) for one in weights]
+    return as_wide_as(layers, weights[0]), weights
 
 
 def _chains(state: Any) -> dict[Any, tuple[Linear, ...]]:
