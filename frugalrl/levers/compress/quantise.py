@@ -7,11 +7,12 @@ both give the same bits.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ...types import Compressor, Linear, Packet, Policy, QuantLinear
+from ...types import Compressor, Linear, Packet, Policy, QuantLinear, Ranges
 
 Array = Any
 
@@ -32,10 +33,36 @@ def int8() -> Compressor:
     rule of Krishnamoorthi 2018 (arXiv 1806.08342). A weight is off by at most half its scale. Needs no data. Takes
     and gives a tuple of `Linear`; `knobs` are sent as they are.
     """
+    return _layerwise("int8", quantise, dequantise)
+
+
+def int8_static() -> Compressor:
+    """int8, and the ranges that let activations be int8 from layer to layer, with scales that no observation changes.
+
+    Takes the policy of an agent that is `calibrate.calibrated`: a tuple of `Linear`, and its `Ranges` last. Those are
+    sent as they are, and the engine rounds activations; what `decode` gives has rounded weights only. Raises
+    ValueError for a policy without ranges.
+    """
+    plain = int8()
+
+    def encode(policy: Policy) -> Packet:
+        if not isinstance(policy.params[-1], Ranges):
+            raise ValueError("int8-static needs a policy with ranges: that of levers.compress.calibrate.calibrated(agent)")
+        return plain.encode(policy)
+
+    return Compressor("int8-static", encode, plain.decode)
+
+
+def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], Linear]) -> Compressor:
+    """The Compressor that changes each layer by itself; ranges are sent as they are."""
+
+    def each(change: Callable, weights: tuple) -> tuple:
+        return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
+
     return Compressor(
-        "int8",
-        lambda policy: Packet(tuple(quantise(weights) for weights in policy.params), policy.knobs),
-        lambda packet: Policy(tuple(dequantise(weights) for weights in packet.weights), packet.knobs),
+        name,
+        lambda policy: Packet(each(there, policy.params), policy.knobs),
+        lambda packet: Policy(each(back, packet.weights), packet.knobs),
     )
 
 

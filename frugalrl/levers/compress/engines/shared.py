@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from ....networks import Layers, Scale
-from ....types import Box, Linear, QuantLinear
+from ....types import Box, Linear, QuantLinear, Ranges
+from ..quantise import dequantise
 
 
 def needs(hint: str, *packages: str) -> Callable[[], str | None]:
@@ -36,11 +37,22 @@ def put(buffer: np.ndarray, obs) -> None:
 
 
 def received(weights: tuple, mode: str) -> tuple:
-    """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`."""
-    kind = QuantLinear if mode == "int8" else Linear
-    if not all(isinstance(layer, kind) for layer in weights if np.ndim(layer[0]) > 1):
-        raise ValueError(f"a session of mode '{mode}' loads a tuple of {kind.__name__}: use the compressor '{mode}()'")
-    return tuple(type(layer)(*map(np.asarray, layer)) for layer in weights)
+    """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`.
+
+    Ranges come last in mode "int8-static" and are left out in the others, which have no use for them.
+    """
+    layers = [layer for layer in weights if not isinstance(layer, Ranges)]
+    kind, static = Linear if mode == "fp32" else QuantLinear, mode == "int8-static"
+    found = all(isinstance(layer, kind) for layer in layers if np.ndim(layer[0]) > 1)
+    if not found or (static and not isinstance(weights[-1], Ranges)):
+        what = f"a tuple of {kind.__name__}{', and Ranges at its end' if static else ''}"
+        raise ValueError(f"a session of mode '{mode}' loads {what}: use the compressor '{mode.replace('-', '_')}()'")
+    return tuple(type(part)(*map(np.asarray, part)) for part in (weights if static else layers))
+
+
+def widened(weights: tuple, mode: str) -> tuple[Linear, ...]:
+    """The weights of a packet of `mode` in float32: for engines that compute as in mode "fp32"."""
+    return tuple(dequantise(part) for part in received(weights, mode) if not isinstance(part, Ranges))
 
 
 def unloaded(obs) -> np.ndarray:
