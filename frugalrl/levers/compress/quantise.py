@@ -1,4 +1,4 @@
-"""Compressors that change the numbers of a policy and not its shape: none (fp32) and int8.
+"""Compressors that change the numbers of a policy and not its shape: none (fp32), bf16, int8, any number of bits.
 
 The same code serves JAX arrays, inside a training program or out, and NumPy arrays, in a process that has no JAX;
 both give the same bits.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from ...types import Compressor, Linear, Packet, Policy, QuantLinear, Ranges
 
@@ -24,6 +25,21 @@ _NOTHING = np.float32(1e-30)
 def fp32() -> Compressor:
     """The compressor that compresses nothing: a packet holds the parameters as they are."""
     return Compressor("fp32", lambda policy: Packet(*policy), lambda packet: Policy(*packet))
+
+
+def bf16() -> Compressor:
+    """Weights in bfloat16, biases in float32: half the bytes, each weight to 8 binary digits (0.4 %), of any size.
+
+    Rounding is to nearest even. Engines compute in bf16 where that is faster, else in float32.
+    """
+    return _layerwise(
+        "bf16", lambda layer: _with_matrix(layer, bfloat16), lambda layer: _with_matrix(layer, np.float32)
+    )
+
+
+def _with_matrix(weights: Linear, dtype: Any) -> Linear:
+    """The layer with its weights cast to `dtype`, if they are a matrix, and all else to float32."""
+    return Linear(weights.w.astype(dtype if weights.w.ndim > 1 else np.float32), weights.b.astype(np.float32))
 
 
 def int8() -> Compressor:
@@ -47,7 +63,9 @@ def int8_static() -> Compressor:
 
     def encode(policy: Policy) -> Packet:
         if not isinstance(policy.params[-1], Ranges):
-            raise ValueError("int8-static needs a policy with ranges: that of levers.compress.calibrate.calibrated(agent)")
+            raise ValueError(
+                "int8-static needs a policy with ranges: that of levers.compress.calibrate.calibrated(agent)"
+            )
         return plain.encode(policy)
 
     return Compressor("int8-static", encode, plain.decode)
@@ -64,6 +82,9 @@ def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], 
         lambda policy: Packet(each(there, policy.params), policy.knobs),
         lambda packet: Policy(each(back, packet.weights), packet.knobs),
     )
+
+
+COMPRESSORS = {"fp32": fp32, "bf16": bf16, "int8": int8, "int8-static": int8_static}  # by the engines' modes
 
 
 def quantise(weights: Linear) -> Linear | QuantLinear:
@@ -84,9 +105,9 @@ def quantise(weights: Linear) -> Linear | QuantLinear:
 
 
 def dequantise(weights: Linear | QuantLinear) -> Linear:
-    """One layer in float32 again; a layer that never was quantised is returned as it is."""
+    """One layer in float32 again; a layer that is float32 is returned as it is."""
     if isinstance(weights, Linear):
-        return weights
+        return weights if weights.w.dtype == np.float32 else _with_matrix(weights, np.float32)
     with np.errstate(invalid="ignore"):
         scale = weights.scale.reshape((1,) * (weights.q.ndim - 1) + (-1,))
         return Linear(weights.q.astype(np.float32) * scale, weights.b)

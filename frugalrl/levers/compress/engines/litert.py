@@ -1,7 +1,7 @@
 """LiteRT with XNNPACK kernels, on one thread: the default engine, and the fastest at int8 on a CPU.
 
 In mode "int8" activations are quantised on the fly, each observation by itself; in mode "int8-static" by the ranges in
-the packet, and stay int8 from layer to layer. The model is written once; every load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights when it
+the packet, and stay int8 from layer to layer. bf16 weights are made float32 when loaded. The model is written once; every load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights when it
 is made.
 """
 
@@ -85,4 +85,6 @@ def _without_greeting(make: Callable[[], Any]) -> Any:
                     os.write(2, line)
 
 
-ENGINE = Engine("litert", ("fp32", "int8", "int8-static"), needs("pip install ai-edge-litert", "ai_edge_litert"), build)
+ENGINE = Engine(
+    "litert", ("fp32", "bf16", "int8", "int8-static"), needs("pip install ai-edge-litert", "ai_edge_litert"), build
+)

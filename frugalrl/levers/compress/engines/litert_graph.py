@@ -4,10 +4,9 @@ Built with the object API that ships with `ai_edge_litert`. In mode "int8" the w
 output and everything else is float32: LiteRT then quantises the activations of each observation when it runs
 ("dynamic range"), so nothing needs calibrating and a row never depends on the other rows of its batch.
 
-In mode "int8-static" activations are int8 from the first layer with weights to the last but one, with a scale and a
+In mode "int8-static" activations are int8 too, from the first layer with weights to the outputs, with a scale and a
 zero point for each tensor that come from the packet's `Ranges` (Jacob et al. 2018, arXiv 1712.05877): products add up
-in int32 and leave as int8, ReLU included. The last dense layer runs as in mode "int8", so that outputs are not rounded
-to 256 steps: a head may hold numbers as different as means and log-deviations.
+in int32 and leave as int8, ReLU included. Outputs thus lie on 256 steps, which all of them share.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def template(layers: Layers, obs: Box, batch: int, mode: str, notes: dict[str, s
     """A model for `batch` observations with all weights zero; `notes` go into its metadata."""
     graph = _Graph(mode)
     x = graph.input((batch, *obs.shape), input_dtype(obs))
-    y = graph.as_float(_layers(graph, with_cast(layers, obs), x, (batch, *obs.shape), layers[-1]))
+    y = graph.as_float(_layers(graph, with_cast(layers, obs), x, (batch, *obs.shape)))
     graph.note(notes or {})
     data = graph.pack(x, y)
     return Template(data, *_views(data, graph))
@@ -170,7 +169,7 @@ class _Graph:
     """A model in the making. Tensors are known by their index."""
 
     def __init__(self, mode: str):
-        self.mode = mode
+        self.quantises, self.static = mode in ("int8", "int8-static"), mode == "int8-static"
         self.weights: list[tuple[int, int, int]] = []  # tensors (x, w, b) of each layer that has weights
         self.groups: list[_Group] = []
         self.points: dict[int, int] = {}  # of what layers make: which entry of Ranges says how far it reaches
@@ -207,27 +206,27 @@ class _Graph:
 
     def input(self, shape, dtype: np.dtype) -> int:
         """The model's input; in mode "int8-static" bytes come 128 lower, as int8: LiteRT's own way there is slow."""
-        if self.mode != "int8-static" or dtype != np.uint8:
+        if not self.static or dtype != np.uint8:
             return self.tensor(shape, dtype, name="obs")
         x = self.quantised(shape, None)
         self._tensors[x].name = "obs"
         return x
 
-    def linear(self, code: int, x: int, w_shape: tuple[int, ...], shape, options: Any, last: bool = False) -> int:
-        """An operator with weights: zeros, to be filled later. Of the `last` one outputs are float32 in any mode."""
+    def linear(self, code: int, x: int, w_shape: tuple[int, ...], shape, options: Any) -> int:
+        """An operator with weights: zeros, to be filled later."""
         out = w_shape[0]
-        if self.mode == "fp32":
+        if not self.quantises:
             w = self.tensor(w_shape, np.float32, np.zeros(w_shape, np.float32))
         else:
             w = self.tensor(w_shape, np.int8, np.zeros(w_shape, np.int8), np.ones(out, np.float32))
-        if self.mode == "int8-static" and not last:
+        if self.static:
             x, y = self.as_int8(x), self.quantised(shape, self.reached + 1, len(self.weights))
             b = self.tensor((out,), np.int32, np.zeros(out, np.int32), np.ones(out, np.float32))
             self.weights.append((x, w, b))
             return self.op(code, [x, w, b], shape, options, _STATIC_VERSION[code], y)
         x, b = self.as_float(x), self.tensor((out,), np.float32, np.zeros(out, np.float32))
         self.weights.append((x, w, b))
-        return self.op(code, [x, w, b], shape, options, 1 if self.mode == "fp32" else _INT8_VERSION[code])
+        return self.op(code, [x, w, b], shape, options, _INT8_VERSION[code] if self.quantises else 1)
 
     def quantised(self, shape, point: int | None, source: int | None = None) -> int:
         """A new int8 tensor, of a group of its own."""
@@ -266,11 +265,12 @@ class _Graph:
         return gain, bias
 
     def read_as_quantised(self, x: int, scale: float) -> bool:
-        """Declares that the bytes of tensor `x` stand for numbers in units of `scale`; False if it is not bytes."""
+        """Declares that the bytes of tensor `x` stand for numbers in units of `scale`; False if it is not the input's."""
         t, zeros = self._tensors[x], {schema.TensorType.UINT8: 0, schema.TensorType.INT8: _LEAST}
-        if t.type in zeros:
+        bytes_in = x == 0 and t.type in zeros
+        if bytes_in:
             t.quantization = _quantization(np.array([scale], np.float32), zeros[t.type])
-        return t.type in zeros
+        return bytes_in
 
     def note(self, notes: dict[str, str]) -> None:
         for name, text in notes.items():
@@ -309,30 +309,30 @@ def _quantization(scale: np.ndarray, zero: int = 0) -> Any:
     return q
 
 
-def _layers(graph: _Graph, layers: Layers, x: int, shape: tuple[int, ...], last: Any = None) -> int:
-    """Adds `layers` after tensor `x` of `shape` (with batch) and returns the last tensor, made by the layer `last`."""
+def _layers(graph: _Graph, layers: Layers, x: int, shape: tuple[int, ...]) -> int:
+    """Adds `layers` after tensor `x` of `shape` (with batch) and returns the last tensor."""
     graph.points[x] = graph.reached
     for layer in layers:
         after = (shape[0], *out_shape(layer, shape[1:]))
-        x = _layer(graph, layer, x, shape, after, layer is last)
+        x = _layer(graph, layer, x, shape, after)
         graph.reached += 1
         graph.points[x] = graph.reached
         shape = after
     return x
 
 
-def _layer(graph: _Graph, layer, x: int, shape: tuple[int, ...], after: tuple[int, ...], last: bool) -> int:
+def _layer(graph: _Graph, layer, x: int, shape: tuple[int, ...], after: tuple[int, ...]) -> int:
     match layer:
         case Dense(features, relu):
             options = schema.FullyConnectedOptionsT()
             options.fusedActivationFunction = _activation(relu)
-            return graph.linear(_OPS.FULLY_CONNECTED, x, (features, shape[-1]), after, options, last)
+            return graph.linear(_OPS.FULLY_CONNECTED, x, (features, shape[-1]), after, options)
         case Conv(features, kernel, stride, padding, relu):
             options = schema.Conv2DOptionsT()
             options.padding = getattr(schema.Padding, padding)
             options.strideH = options.strideW = stride
             options.fusedActivationFunction = _activation(relu)
-            return graph.linear(_OPS.CONV_2D, x, (features, kernel, kernel, shape[-1]), after, options, last)
+            return graph.linear(_OPS.CONV_2D, x, (features, kernel, kernel, shape[-1]), after, options)
         case LayerNorm(eps):
             return _norm(graph, eps, graph.as_float(x), after)
         case MaxPool(window, stride):
@@ -350,7 +350,7 @@ def _layer(graph: _Graph, layer, x: int, shape: tuple[int, ...], after: tuple[in
             return _scale(graph, by, x, after)
         case Residual(body):
             inner = _layers(graph, body, x, shape)
-            if graph.mode != "int8-static":
+            if not graph.static:
                 return graph.op(_OPS.ADD, [x, inner], after, schema.AddOptionsT())
             parts = [graph.as_int8(x), graph.as_int8(inner)]
             out = graph.quantised(after, graph.reached + 1)

@@ -132,4 +132,4 @@ def _padded(x: np.ndarray, window: int, stride: int, value: float) -> Generator[
     return larger
 
 
-ENGINE = Engine("numpy", ("fp32", "int8", "int8-static"), lambda: None, build)
+ENGINE = Engine("numpy", ("fp32", "bf16", "int8", "int8-static"), lambda: None, build)

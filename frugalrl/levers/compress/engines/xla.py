@@ -37,4 +37,4 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     return Session(load, lambda obs: call(obs))
 
 
-ENGINE = Engine("xla", ("fp32", "int8", "int8-static"), needs("pip install jax", "jax"), build)
+ENGINE = Engine("xla", ("fp32", "bf16", "int8", "int8-static"), needs("pip install jax", "jax"), build)
