@@ -29,9 +29,7 @@ ENGINES = tuple(_MODULES)
 # Those an actor process chooses from. It does not import JAX, so not xla; and openvino compiles at every load.
 ACTOR_ENGINES = ("litert", "numpy", "onnxruntime")
 _ROUNDS = 5
-_GAIN = (
-    1.1  # by how much another mode must be faster for "auto" to give up exactness: less than that is within the noise
-)
+_GAIN = 1.1  # by how much a mode must be faster than fp32 for "auto" to take it: less than that is within the noise
 
 
 class Timing(NamedTuple):

@@ -1,8 +1,9 @@
 """LiteRT with XNNPACK kernels, on one thread: the default engine, and the fastest at int8 on a CPU.
 
 In mode "int8" activations are quantised on the fly, each observation by itself; in mode "int8-static" by the ranges in
-the packet, and stay int8 from layer to layer. bf16 weights are made float32 when loaded. The model is written once; every load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights when it
-is made.
+the packet, and they stay int8 from layer to layer. bf16 weights are made float32 when loaded. The model is written
+once; every load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights
+when it is made.
 """
 
 from __future__ import annotations

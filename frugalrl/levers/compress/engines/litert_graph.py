@@ -100,6 +100,8 @@ def _calibrate(model: Template, layers: list, ranges: Ranges) -> None:
         scale = (high - low) / np.float32(_STEPS)
         if each.source is not None:
             slot = model.slots[each.source]
+            assert slot.x_scale is not None
+            assert slot.step is not None
             layer = layers[each.source] = _with_room(layers[each.source], slot.x_scale)
             np.multiply(slot.x_scale, layer.scale, out=slot.step)
             scale = max(scale, slot.step.max() * np.float32(_FINEST))
@@ -265,7 +267,7 @@ class _Graph:
         return gain, bias
 
     def read_as_quantised(self, x: int, scale: float) -> bool:
-        """Declares that the bytes of tensor `x` stand for numbers in units of `scale`; False if it is not the input's."""
+        """Declares that the bytes of the input `x` stand for numbers in units of `scale`; False if it is no bytes."""
         t, zeros = self._tensors[x], {schema.TensorType.UINT8: 0, schema.TensorType.INT8: _LEAST}
         bytes_in = x == 0 and t.type in zeros
         if bytes_in:
