@@ -15,7 +15,7 @@ from frugalrl.levers.compress.calibrate import SAMPLES, SHRINK, _spread, calibra
 from frugalrl.levers.compress.engines import engine
 from frugalrl.networks import Dense, Flatten, Relu, Residual, Scale, mlp, network
 from frugalrl.runtime import actor, compiled, link
-from frugalrl.runtime.actors import arrays_of
+from frugalrl.runtime.actors import arrays_of, finite
 from frugalrl.types import Box, Linear, Policy, Ranges, Transition, update
 
 KEY = jax.random.key(0)
@@ -71,6 +71,7 @@ def test_few_observations_are_looked_at():
         assert seen.max() < n
     lanes = np.bincount(_spread(128 * 8) % 8)
     assert lanes.min() > 10
+    assert np.bincount(_spread(128 * 8) // 64).min() > 3  # every 8 steps of 128
     agent, x = calibrated(small_dqn()), noise()
     unseen = sorted(set(range(128)) - set(_spread(128)))[0]
     wild = x.reshape(128, 4).copy()
@@ -133,12 +134,16 @@ def test_an_actor_acts_with_the_ranges_it_was_sent(tmp_path):
     assert abs(acting.run(x) - expected).max() > expected.std()
 
 
-def test_weights_that_are_not_finite_show(tmp_path):
+def test_weights_that_are_not_finite_show():
     agent = calibrated(small_dqn())
     state = agent.init(KEY, HYPER)
-    bad = jax.tree.map(lambda x: x * jnp.nan, state.inner.params)
+    bad = jax.tree.map(lambda x: x * jnp.nan if x.ndim > 1 else x, state.inner.params)
     state = agent.observe(state._replace(inner=state.inner._replace(params=bad)), rollout(noise()), 0)
     assert not np.isfinite(state.ranges.high[1:]).any()
+    packet = quantise.int8_static().encode(agent.policy(state))
+    assert not finite([np.asarray(state.ranges.high)])
+    assert not finite(arrays_of(jax.device_get(packet), np.int32(0)))
+    assert not finite(arrays_of(jax.device_get(quantise.bf16().encode(small_dqn().policy(state.inner))), np.int32(0)))
 
 
 def test_random_observations_begin():
