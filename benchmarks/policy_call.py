@@ -6,8 +6,8 @@ From observations in NumPy to outputs in NumPy, on one core: the process is boun
 is loaded. Contestants take turns in rounds. Ratios are taken within a round, against the same engine's fp32 and
 against whichever engine was the fastest at fp32 in that round, so above 1 is faster; their median, lowest and
 highest are kept. "half" is a network of half the hidden units and channels, with weights as random as the others': its
-time is that of a distilled student, of whose quality nothing is said here. A loop this tight finds everything in the
-cache: beside a real environment all engines are slower.
+time is that of a distilled student, of whose quality nothing is said here; "low-rank" has a quarter of the rank in its
+wide dense layers. A loop this tight finds everything in the cache: beside a real environment all engines are slower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 from benchmarks import rows  # noqa: E402
 from frugalrl.levers.compress.engines import ENGINES, any_ranges, random_obs, random_weights, usable  # noqa: E402
 from frugalrl.levers.compress.quantise import COMPRESSORS  # noqa: E402
-from frugalrl.networks import Layers, mlp, nature_cnn  # noqa: E402
+from frugalrl.networks import Dense, Layers, mlp, nature_cnn, out_shape  # noqa: E402
 from frugalrl.types import Box, Policy, Session  # noqa: E402
 
 NAME = "policy_call"
@@ -40,8 +40,8 @@ NETS = {
     "nature_cnn": (nature_cnn(6), Box((84, 84, 4), "uint8", 0, 255)),
 }
 BATCHES = (1, 8, 64)
-HALVES = {"half": "fp32", "half+int8": "int8"}  # and their numbers
-MODES = (*COMPRESSORS, *HALVES)
+SMALLER = {"half": "fp32", "half+int8": "int8", "low-rank": "fp32"}  # other networks, and their numbers
+MODES = (*COMPRESSORS, *SMALLER)
 PACKAGES = ("onnxruntime", "openvino")  # engines that the base install does not have
 
 
@@ -65,7 +65,8 @@ def measured(net: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:
     rng = np.random.default_rng(0)
     x, sessions = random_obs(obs, batch, rng), {}
     for mode in MODES:
-        layers, numbers = (half(whole), HALVES[mode]) if mode in HALVES else (whole, mode)
+        numbers = SMALLER.get(mode, mode)
+        layers = low_rank(whole, obs) if mode == "low-rank" else half(whole) if mode in SMALLER else whole
         policy = Policy((*random_weights(layers, obs, rng), any_ranges(layers, obs)), ())
         packet = COMPRESSORS[numbers]().encode(policy).weights
         for engine in usable(numbers, ENGINES):
@@ -80,6 +81,17 @@ def half(layers: Layers) -> Layers:
     """The network with half the units or channels in every layer but the last."""
     *hidden, last = layers
     return (*(x._replace(features=x.features // 2) if "features" in x._fields else x for x in hidden), last)
+
+
+def low_rank(layers: Layers, obs: Box) -> Layers:
+    """The network with two dense layers for each wide one, as thin as a quarter of its rank: what an SVD would give."""
+    shape, parts = obs.shape, []
+    for layer in layers:
+        if isinstance(layer, Dense) and min(shape[0], layer.features) >= 64:
+            parts.append(Dense(min(shape[0], layer.features) // 4, relu=False))
+        parts.append(layer)
+        shape = out_shape(layer, shape)
+    return tuple(parts)
 
 
 def median_time(session: Session, x: np.ndarray, seconds: float) -> float:
