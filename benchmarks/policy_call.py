@@ -1,11 +1,13 @@
-"""What does one policy call cost, in each engine, in fp32 and in int8?
+"""What does one policy call cost, in each engine, in each number format, whole and at half the width?
 
     python -m benchmarks.policy_call [--out FILE] [--quick]
 
 From observations in NumPy to outputs in NumPy, on one core: the process is bound to it before anything with threads
 is loaded. Contestants take turns in rounds. Ratios are taken within a round, against the same engine's fp32 and
 against whichever engine was the fastest at fp32 in that round, so above 1 is faster; their median, lowest and
-highest are kept. A loop this tight finds everything in the cache: beside a real environment all engines are slower.
+highest are kept. "half" is a network of half the hidden units and channels, with weights as random as the others': its
+time is that of a distilled student, of whose quality nothing is said here; "low-rank" has a quarter of the rank in its
+wide dense layers. A loop this tight finds everything in the cache: beside a real environment all engines are slower.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
-from frugalrl.levers.compress.engines import ENGINES, random_obs, random_weights, usable  # noqa: E402
-from frugalrl.levers.compress.quantise import int8  # noqa: E402
-from frugalrl.networks import mlp, nature_cnn  # noqa: E402
+from frugalrl.levers.compress.engines import ENGINES, any_ranges, random_obs, random_weights, usable  # noqa: E402
+from frugalrl.levers.compress.quantise import COMPRESSORS  # noqa: E402
+from frugalrl.networks import Dense, Layers, mlp, nature_cnn, out_shape  # noqa: E402
 from frugalrl.types import Box, Policy, Session  # noqa: E402
 
 NAME = "policy_call"
@@ -38,7 +40,8 @@ NETS = {
     "nature_cnn": (nature_cnn(6), Box((84, 84, 4), "uint8", 0, 255)),
 }
 BATCHES = (1, 8, 64)
-MODES = ("fp32", "int8")
+SMALLER = {"half": "fp32", "half+int8": "int8", "low-rank": "fp32"}  # other networks, and their numbers
+MODES = (*COMPRESSORS, *SMALLER)
 PACKAGES = ("onnxruntime", "openvino")  # engines that the base install does not have
 
 
@@ -58,18 +61,37 @@ def main() -> None:
 
 def measured(net: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:
     """The rows of all engines and modes; each has `turn` seconds a round."""
-    layers, obs = NETS[net]
+    whole, obs = NETS[net]
     rng = np.random.default_rng(0)
-    x, weights = random_obs(obs, batch, rng), random_weights(layers, obs, rng)
-    packets = {"fp32": weights, "int8": int8().encode(Policy(weights, ())).weights}
-    sessions = {}
+    x, sessions = random_obs(obs, batch, rng), {}
     for mode in MODES:
-        for engine in usable(mode, ENGINES):
-            sessions[engine.name, mode] = session = engine.build(layers, obs, batch, mode)
-            session.load(packets[mode])
+        numbers = SMALLER.get(mode, mode)
+        layers = low_rank(whole, obs) if mode == "low-rank" else half(whole) if mode in SMALLER else whole
+        policy = Policy((*random_weights(layers, obs, rng), any_ranges(layers, obs)), ())
+        packet = COMPRESSORS[numbers]().encode(policy).weights
+        for engine in usable(numbers, ENGINES):
+            sessions[engine.name, mode] = session = engine.build(layers, obs, batch, numbers)
+            session.load(packet)
             session.run(x)
     times = [{who: median_time(session, x, turn) for who, session in sessions.items()} for _ in range(rounds)]
     return [row(net, batch, who, times) for who in sessions]
+
+
+def half(layers: Layers) -> Layers:
+    """The network with half the units or channels in every layer but the last."""
+    *hidden, last = layers
+    return (*(x._replace(features=x.features // 2) if "features" in x._fields else x for x in hidden), last)
+
+
+def low_rank(layers: Layers, obs: Box) -> Layers:
+    """The network with two dense layers for each wide one, as thin as a quarter of its rank: what an SVD would give."""
+    shape, parts = obs.shape, []
+    for layer in layers:
+        if isinstance(layer, Dense) and min(shape[0], layer.features) >= 64:
+            parts.append(Dense(min(shape[0], layer.features) // 4, relu=False))
+        parts.append(layer)
+        shape = out_shape(layer, shape)
+    return tuple(parts)
 
 
 def median_time(session: Session, x: np.ndarray, seconds: float) -> float:
@@ -106,11 +128,11 @@ def row(net: str, batch: int, who: tuple[str, str], times: list[dict]) -> rows.R
 
 
 def show(made: list[rows.Row], net: str, batch: int) -> None:
-    print(f"\n{net}, batch {batch}".ljust(32) + "us     same engine    best fp32")
+    print(f"\n{net}, batch {batch}".ljust(38) + "us     same engine    best fp32")
     for each in made:
         if (each["net"], each["batch"]) == (net, batch):
             ratios = f"{each['times_same_engine_fp32']['median']:12.2f}x{each['times_best_fp32']['median']:12.2f}x"
-            print(f"  {each['engine']:12} {each['mode']:6}{each['us']['median']:12.1f}{ratios}", flush=True)
+            print(f"  {each['engine']:12} {each['mode']:12}{each['us']['median']:12.1f}{ratios}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from . import catalog
 from .envs import atari
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
+from .levers.compress import modes
 from .monitor import files
 from .networks import Dense
 from .types import Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
-MODES = ("fp32", "int8", "half", "half+int8", "auto")
+MODES = (*modes.NAMES, "auto")
 # for what an agent has: state values, action values along a rollout, or a weight for each of its samples
 CORRECTORS = {
     "state": ("none", "tis", "vtrace"),
@@ -145,7 +146,7 @@ def _check_counts(config: Config) -> None:
 def _check_actors(config: Config, recipe: Recipe) -> None:
     """What compression asks of an agent."""
     learners = recipe.cadence(split(recipe, config.hyper)[0]).learners
-    if config.actors.startswith("half") and learners:
+    if config.actors not in ("fp32", "bf16", "int8", "auto") and learners:
         raise UsageError(
             f"--actors {config.actors} is not for {config.agent}: its actors compute gradients of the whole network; "
             "use --actors int8, or impala"

@@ -26,21 +26,20 @@ from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
-from .levers.compress import engines, modes, quantise, shrink, students
+from .levers.compress import calibrate, engines, modes, quantise, shrink, students
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
 from .monitor import files, quality
 from .monitor.machine import hardware, versions
 from .monitor.receipt import given_up
-from .networks import Layers, weighted
+from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Box, Cadence, Discrete, Memory, Recipe, Session, Space, Transition
+from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Session, Space, Transition
 from .xla import cache_folder, set_up_jax
 
-COMPRESSORS = {"fp32": quantise.fp32, "int8": quantise.int8}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 UNROLL = 16  # steps of each environment in a message of an actor
 FULL = Mode(1.0, "fp32")
@@ -272,8 +271,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
         return 1.0 if config.prune is None else shrink.share_at(config.prune, step, config.first_steps)
 
     def learner(agent: Agent, mode: Mode) -> actors.Learner:
-        full = agent.network, students.learned(agent)
-        return actors.learner(acting(agent, mode), memory, plan, COMPRESSORS[mode.format](), full)
+        full = agent.network, lambda state: agent.policy(own(state))
+        return actors.learner(acting(agent, mode), memory, plan, quantise.COMPRESSORS[mode.format](), full)
 
     def phase(k: int) -> Phase:
         def moments(restore: Restore | None) -> Iterator[Moment]:
@@ -302,7 +301,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
         def sitting(agent: Agent, carry: actors.Carry, k: int) -> Iterator[Moment]:
             share, mode = left(int(carry.step)), ledger.chosen.mode
-            spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share))
+            packet, *_ = jax.eval_shape(learner(agent, mode).ship, carry.state)
+            spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share), packet)
             if plan.gradients:
                 brought = actor_learner.shapes(agent, memory, carry.state, _items(spec))
                 spec = spec._replace(
@@ -368,7 +368,7 @@ def _narrowed(static: Any, share: float) -> Any:
 
 def shrunk(agent: Agent, narrow: Agent, carry: actors.Carry, hidden: tuple[int, ...], obs: np.ndarray) -> actors.Carry:
     """`carry` with smaller networks, distilled on `obs` from those that they were; a student begins anew."""
-    teacher = students.teacher(carry.state)
+    teacher = own(carry.state)
     state = shrink.smaller(teacher, hidden)
     return carry._replace(state=shrink.reminded(agent, teacher, narrow, state, obs))
 
@@ -381,17 +381,36 @@ class Climbed(Exception):
         self.carry = carry
 
 
+STATIC = "int8-static"
+
+
 def acting(agent: Agent, mode: Mode) -> Agent:
     """The agent whose actors act in `mode`."""
-    return agent if mode.share == 1 else students.taught(agent, mode.share)
+    agent = agent if mode.share == 1 else students.taught(agent, mode.share)
+    return calibrate.calibrated(agent) if mode.format == STATIC else agent
+
+
+def taken_in(state: Any) -> Any:
+    """The state of an agent or of its student, without what calibrates it."""
+    return state.inner if isinstance(state, calibrate.Calibrated) else state
+
+
+def own(state: Any) -> Any:
+    """The state of the agent itself, whatever its actors act with."""
+    return students.teacher(taken_in(state))
 
 
 def fitted(agent: Agent, carry: actors.Carry, mode: Mode) -> actors.Carry:
-    """`carry` with a student, or without one, as `mode` asks; a new one is a part of its teacher."""
-    if (mode.share < 1) == isinstance(carry.state, students.Taught):
+    """`carry` with the state that actors in `mode` need; a student that was not there is a part of its teacher."""
+    state, static = taken_in(carry.state), isinstance(carry.state, calibrate.Calibrated)
+    student = isinstance(state, students.Taught)
+    if (student, static) == (mode.share < 1, mode.format == STATIC):
         return carry
-    teacher = students.teacher(carry.state)
-    return carry._replace(state=teacher if mode.share == 1 else students.enrolled(agent, mode.share, teacher))
+    if student != (mode.share < 1):
+        state = students.teacher(state) if student else students.enrolled(agent, mode.share, state)
+    if mode.format == STATIC:
+        state = calibrate.begun(acting(agent, Mode(mode.share, "int8")), state, rng.key(0))
+    return carry._replace(state=state)
 
 
 def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
@@ -418,11 +437,10 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
 
 
 def _actor_spec(
-    config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung, layers: Layers
+    config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung, layers: Layers, packet: Packet
 ) -> actor.Spec:
     one = card.actions
     action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
-    matrix = "QuantLinear" if chosen.mode.format == "int8" else "Linear"
     return actor.Spec(
         env_id=config.env,
         env_options=options_for(config.env, config.env_options),
@@ -439,7 +457,7 @@ def _actor_spec(
         mode=chosen.mode.format,
         head=agent.head,
         packet=(),
-        kinds=tuple(matrix if len(shape) > 1 else "Linear" for _, shape in weighted(layers, card.obs.shape)),
+        kinds=tuple(type(layer).__name__ for layer in packet.weights),
         knobs=tuple(sorted(card.knobs)),
         steady=plan.waits or plan.gradients,
     )
@@ -452,6 +470,7 @@ def _items(spec: actor.Spec) -> Transition:
 
 def _structures(agent: Agent, state: Any) -> dict[str, list]:
     """The student, if there is one, as the run folder keeps it."""
+    state = taken_in(state)
     if not isinstance(state, students.Taught):
         return {}
     return {"half": [jax.device_get(students.taught(agent, modes.HALF).policy(state).params)]}
@@ -459,7 +478,7 @@ def _structures(agent: Agent, state: Any) -> dict[str, list]:
 
 def _host_weights(agent: Agent, state) -> tuple:
     """Those of the full policy."""
-    return jax.device_get(agent.policy(students.teacher(state)).params)
+    return jax.device_get(agent.policy(own(state)).params)
 
 
 def _evaluate_greedily(agent: Agent, card: Card, layers: Layers, rung: Rung, weights: tuple, episodes: int) -> Episodes:
@@ -504,9 +523,10 @@ class Ledger:
         """
         failures: list[str] = []
         wanted = self._ladder() if name == "auto" else [modes.mode(name)]
-        measured = [rung for share in {mode.share: None for mode in wanted} for rung in self._measure(
-            share, [mode.format for mode in wanted if mode.share == share], among, failures
-        )]  # fmt: skip
+        measured: list[Rung] = []
+        for share in sorted({mode.share for mode in wanted}):
+            formats = [mode.format for mode in wanted if mode.share == share]
+            measured += self._measure(share, formats, among, failures)
         self.timings += measured
         if name not in ("fp32", "auto") and not measured:
             reason = "; ".join(failures)
@@ -521,8 +541,8 @@ class Ledger:
 
     def _ladder(self) -> list[Mode]:
         """What `auto` chooses from: an actor-learner needs the network that it computes gradients of."""
-        names = ("fp32", "int8") if self.plan.gradients else ("fp32", "int8", "half+int8")
-        return [modes.mode(name) for name in names]
+        found = [modes.mode(name) for name in modes.LADDER]
+        return [mode for mode in found if mode.share == 1 or not self.plan.gradients]
 
     def _measure(
         self, share: float, formats: list[str], among: Iterable[str] | None, failures: list[str]

@@ -218,7 +218,9 @@ class Recipe(NamedTuple):
 class Packet(NamedTuple):
     """A policy on the wire."""
 
-    weights: tuple  # a Linear or a QuantLinear for each layer with weights, in order; only a matrix is quantised
+    # a Linear or a QuantLinear for each layer with weights, in order; only a matrix is quantised. Then, if the policy
+    # was calibrated, its Ranges.
+    weights: tuple
     knobs: Tree
 
 
@@ -228,6 +230,17 @@ class QuantLinear(NamedTuple):
     q: Any  # int8, shaped as Linear.w
     scale: Any  # float32 [out]
     b: Any  # float32 [out]
+
+
+class Ranges(NamedTuple):
+    """Between what values the activations of a network lie, zero included: what int8 throughout needs to know.
+
+    The first entry is of the observation, as floats; then comes one for each layer, in the order in which they are
+    applied (the body of a `Residual` before the sum). `levers.compress.calibrate` finds them.
+    """
+
+    low: Any  # float32 [1 + layers]
+    high: Any  # float32 [1 + layers]
 
 
 class Compressor(NamedTuple):
@@ -249,6 +262,6 @@ class Engine(NamedTuple):
     """Something that runs a network on NumPy arrays, outside of a training program."""
 
     name: str
-    modes: tuple[str, ...]  # which packets it can run: "fp32", "int8"
+    modes: tuple[str, ...]  # which packets it can run: those of the Compressors of these names
     missing: Callable[[], str | None]  # None if usable here, else how to install it
     build: Callable[[tuple, Box, int, str], Session]  # (layers, obs, batch, mode) -> Session

@@ -570,7 +570,7 @@ def test_packets_that_are_not_finite_are_replaced_by_fp32(monkeypatch):
         bad = jnp.where(policy.knobs["epsilon"] < 0.5, jnp.nan, 1.0).astype(jnp.float32)
         return packet._replace(weights=tuple(w._replace(scale=w.scale * bad) for w in packet.weights))
 
-    monkeypatch.setitem(jobs.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
+    monkeypatch.setitem(quantise.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
     result = training.train("dqn", "fake_env:Walk-v0", **SMALL, actors="int8")
     made = result.receipt["actors"]
     assert made["mode"] == "fp32"

@@ -227,7 +227,7 @@ def test_two_seeds_differ_in_every_weight(name):
         assert (layer.b == 0).all()
 
 
-MODES = {"fp32": quantise.fp32, "int8": quantise.int8}
+MODES = {mode: quantise.COMPRESSORS[mode] for mode in ("fp32", "bf16", "int8")}
 
 
 class Ends(NamedTuple):
@@ -254,11 +254,12 @@ def ends(mode: str, folder: Path) -> Ends:
     obs = np.random.default_rng(0).standard_normal((512, 4), np.float32)
     outputs = jax.jit(jax.vmap(lambda x: agent.dist(policy, x, KEY).values))(obs)
 
-    arrays = arrays_of(*jax.device_get((jax.jit(compressor.encode)(agent.policy(state)), state.version)))
+    packet = jax.device_get(jax.jit(compressor.encode)(agent.policy(state)))
+    arrays = arrays_of(packet, np.asarray(state.version))
     link.mailbox(folder / "mailbox", link.fields(arrays)).put(arrays)
     _, received = link.mailbox(folder / "mailbox", link.fields(arrays)).get()
-    kind = {"fp32": "Linear", "int8": "QuantLinear"}[mode]
-    return Ends(policy, np.asarray(outputs), obs, *actor.unflatten(received, (kind,) * 2, ("epsilon",))[:3])
+    kinds = tuple(type(layer).__name__ for layer in packet.weights)
+    return Ends(policy, np.asarray(outputs), obs, *actor.unflatten(received, kinds, ("epsilon",))[:3])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -285,7 +286,7 @@ def test_litert_acts_nearly_as_the_simulated_wire(mode, tmp_path):
     assert (sent.outputs.argmax(-1) == outputs.argmax(-1)).mean() > 0.98
 
 
-def test_int8_is_not_the_full_policy(tmp_path):
+def test_compressed_is_not_the_full_policy(tmp_path):
     """Else the two tests above would show nothing."""
-    full, small = (ends(mode, tmp_path / mode) for mode in MODES if not (tmp_path / mode).mkdir())
-    assert abs(full.outputs - small.outputs).max() > 1e-3
+    full, *others = (ends(mode, tmp_path / mode) for mode in MODES if not (tmp_path / mode).mkdir())
+    assert all(abs(full.outputs - small.outputs).max() > 1e-3 for small in others)

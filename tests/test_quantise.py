@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frugalrl.levers.compress.quantise import fp32, int8
-from frugalrl.types import Linear, Packet, Policy, QuantLinear
+from frugalrl.levers.compress.quantise import bf16, fp32, int8, int8_static, rounded
+from frugalrl.types import Linear, Packet, Policy, QuantLinear, Ranges
 
 SHAPES = [(17, 64), (64, 6), (8, 8, 4, 32), (3, 3, 16, 16)]
 
@@ -91,20 +91,81 @@ def test_what_is_not_finite_shows(bad):
     np.testing.assert_array_equal(np.isfinite(params[0].w).all(0), [True, False, True])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_numpy_and_jax_agree_to_the_bit(seed):
-    before = policy(seed)
+KINDS = {"int8": int8(), "int8-static": int8_static(), "bf16": bf16()} | {
+    f"{bits} bits": rounded(bits) for bits in (2, 4, 7, 12, 16, 32)
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_and_jax_agree_to_the_bit(kind, seed):
+    before, compressor = policy(seed), KINDS[kind]
+    before = before._replace(params=(*before.params, Ranges(np.float32([-1, 0]), np.float32([0, 3]))))
     on_jax = jax.tree.map(jnp.asarray, before)
-    expected = int8().encode(before)
+    expected = compressor.encode(before)
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(expected))
-    for encode, decode in ((int8().encode, int8().decode), (jax.jit(int8().encode), jax.jit(int8().decode))):
+    both = (compressor.encode, compressor.decode), (jax.jit(compressor.encode), jax.jit(compressor.decode))
+    for encode, decode in both:
         packet = encode(on_jax)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(packet))
         for a, b in zip(leaves(expected), leaves(packet), strict=True):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
-        for a, b in zip(leaves(int8().decode(expected)), leaves(decode(packet)), strict=True):
+        for a, b in zip(leaves(compressor.decode(expected)), leaves(decode(packet)), strict=True):
+            assert a.dtype == b.dtype == np.float32
             np.testing.assert_array_equal(a, b)
+
+
+def test_24_bits_agree_to_a_step():
+    """Steps as fine as float32's own show how XLA divides: a weight may fall on the next one."""
+    before, compressor = policy(), rounded(24)
+    for a, b in zip(leaves(compressor.encode(before)), leaves(jax.jit(compressor.encode)(before)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-22, atol=2**-22 * abs(a).max())
+
+
+def test_bf16_halves_the_bytes():
+    before = policy()
+    packet = bf16().encode(before)
+    after = bf16().decode(packet)
+    for full, small, back in zip(before.params, packet.weights, after.params, strict=True):
+        assert (small.w.dtype.name, small.b.dtype.name) == ("bfloat16", "float32")
+        assert small.w.nbytes * 2 == full.w.nbytes
+        assert (abs(back.w - full.w) <= abs(full.w) * 2**-8).all()
+        np.testing.assert_array_equal(back.b, full.b)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounded_as_in_quarl(bits):
+    """Steps of (|min| + |max|) / 2**bits, for all of a dense layer and for each channel of a convolution."""
+    before = policy()
+    packet = rounded(bits).encode(before)
+    for full, back in zip(before.params, packet.weights, strict=True):
+        for w, q in [(full.w, back.w)] if full.w.ndim == 2 else zip(full.w.T, back.w.T, strict=True):
+            step = (abs(w.min()) + abs(w.max())) / 2**bits
+            np.testing.assert_allclose(q / step, np.rint(q / step), atol=1e-3)
+            assert abs(w - q).max() <= 0.501 * step
+            assert len(np.unique(q)) <= 2**bits + 1
+        np.testing.assert_array_equal(back.b, full.b)
+
+
+def test_rounded_to_16_and_32_bits():
+    before = policy()
+    for full, half in zip(before.params, rounded(16).encode(before).weights, strict=True):
+        np.testing.assert_array_equal(half.w, full.w.astype(np.float16).astype(np.float32))
+    assert rounded(32).encode(before).weights is before.params
+    for bits in (0, 1, 33):
+        with pytest.raises(ValueError, match="2 to 32"):
+            rounded(bits)
+
+
+def test_static_int8_is_int8_with_ranges():
+    before, ranges = policy(), Ranges(np.float32([-1, 0]), np.float32([0, 3]))
+    *layers, last = int8_static().encode(before._replace(params=(*before.params, ranges))).weights
+    assert last is ranges
+    for a, b in zip(leaves(layers), leaves(list(int8().encode(before).weights)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="calibrated"):
+        int8_static().encode(before)
 
 
 def test_half_precision_parameters_are_taken():

@@ -135,7 +135,7 @@ def test_what_acts_is_the_student_with_the_knobs_of_its_teacher():
     assert bits(found.knobs) == bits(whole.knobs)
     assert found.params[0].w.shape == (4, 32)
     assert taught.network.layers == mlp((32,), 2)
-    assert bits(students.learned(agent)(state)) == bits(whole) == bits(students.learned(agent)(state.teacher))
+    assert bits(students.teacher(state)) == bits(state.teacher) == bits(students.teacher(state.teacher))
 
 
 @pytest.mark.parametrize("agent", [a_dqn, an_actor_critic], ids=["values", "policy"])
@@ -261,9 +261,9 @@ WORDS = {"steps": 1280, "hyper": {"hidden": "64,64", "learning_starts": 128, "nu
 
 def test_actors_act_with_a_student_that_the_run_keeps(tmp_path):
     out = tmp_path / "run"
-    result = training.train("dqn", "fake_env:Walk-v0", **WORDS, actors="half+int8", out=out)
+    result = training.train("dqn", "fake_env:Walk-v0", **WORDS, actors="half+int8-static", out=out)
     made = receipt(out)["actors"]
-    assert made["mode"] == "half+int8"
+    assert made["mode"] == "half+int8-static"
     assert made["fallback"] is None
     assert made["switches"] == []
     assert len(made["compressed_returns"]) == 1
@@ -283,11 +283,11 @@ def test_auto_gives_up_a_compressor_that_breaks_half_way(tmp_path, monkeypatch):
         *others, last = packet.weights
         return packet._replace(weights=(*others, last._replace(q=last.q * sign, b=last.b * sign.astype(jnp.float32))))
 
-    monkeypatch.setitem(jobs.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
+    monkeypatch.setitem(quantise.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
     monkeypatch.setattr(jobs, "PROBE_SECONDS", 0.0)
     monkeypatch.setattr(jobs, "PROBE_SHARE", 1.0)
     monkeypatch.setattr(
-        modes, "ladder", lambda measured: sorted(measured, key=lambda r: modes.NAMES.index(r.mode.name))
+        modes, "ladder", lambda measured: sorted(measured, key=lambda r: modes.LADDER.index(r.mode.name))
     )
     out = tmp_path / "run"
     training.train("dqn", "fake_env:Walk-v0", **(WORDS | {"steps": 2560}), actors="auto", out=out)

@@ -30,7 +30,7 @@ from ..distributions import draw
 from ..envs import atari
 from ..envs.make import EnvOptions, find, make, namespace, options_for
 from ..errors import EngineFailed, one_line
-from ..types import Box, Linear, QuantLinear, Session, Transition
+from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
 
 REFRESH_SHARE = 0.02  # of an actor's time; a packet is skipped while taking it would cost more
@@ -54,7 +54,7 @@ class Spec(NamedTuple):
     mode: str
     head: Callable
     packet: Fields  # of the mailbox: the weights, then the knobs, then the version
-    kinds: tuple[str, ...]  # for each layer's weights: "Linear" or "QuantLinear"
+    kinds: tuple[str, ...]  # of the records in the packet's weights, in order: the names in KINDS
     knobs: tuple[str, ...]
     steady: bool = False  # acts a whole unroll with the packet that is the newest at its beginning, and skips none then
     registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
@@ -63,7 +63,7 @@ class Spec(NamedTuple):
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
 
 
-KINDS: dict[str, type] = {"Linear": Linear, "QuantLinear": QuantLinear}
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Linear, QuantLinear, Ranges)}
 
 
 def unroll_fields(spec: Spec) -> Fields:

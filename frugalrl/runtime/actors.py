@@ -234,7 +234,7 @@ def arrays_of(packet: Packet, version, shared: Any = ()) -> list[np.ndarray]:
 
 def finite(arrays) -> bool:
     """Whether all floats in some NumPy arrays are numbers."""
-    return all(np.isfinite(x).all() for x in arrays if x.dtype.kind == "f")
+    return all(np.isfinite(x).all() for x in arrays if jnp.issubdtype(x.dtype, jnp.floating))
 
 
 class Learner(NamedTuple):

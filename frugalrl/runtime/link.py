@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes  # noqa: F401  NumPy then knows a dtype by the name bfloat16
 import numpy as np
 
 ALIGN = 64
@@ -26,7 +27,7 @@ Fields = tuple[Field, ...]
 
 def fields(arrays) -> Fields:
     """The shapes and dtypes of some arrays."""
-    return tuple(Field(np.shape(x), np.dtype(x.dtype).str) for x in arrays)
+    return tuple(Field(np.shape(x), np.dtype(x.dtype).name) for x in arrays)
 
 
 def size(spec: Fields) -> int:

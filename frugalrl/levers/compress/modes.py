@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HALF = 0.5
-NAMES = ("fp32", "int8", "half", "half+int8")  # from the mildest to the strongest
+NAMES = ("fp32", "bf16", "int8-static", "int8", "half", "half+bf16", "half+int8-static", "half+int8")
+LADDER = ("fp32", "int8", "half+int8")  # what `auto` climbs, from the mildest to the strongest
 GAIN = 1.1  # by how much a call must be faster for a rung to be on the ladder: less than that is within the noise
 # Divergence (see `quality.harm`) above the first is too much, twice running; below the second there is room for more.
 # By experience: int8 is at 0.001 to 0.02, a student that follows its teacher at 0.01 to 0.05, a broken one above 1.
@@ -52,7 +53,7 @@ class Rung(NamedTuple):
 def ladder(measured: list[Rung]) -> list[Rung]:
     """The rungs worth climbing: from fp32 up, each whose call is at least `GAIN` times as fast as that of the last."""
     found = [next(r for r in measured if r.mode == Mode(1.0, "fp32"))]
-    for rung in sorted(measured, key=lambda r: NAMES.index(r.mode.name)):
+    for rung in sorted(measured, key=lambda r: LADDER.index(r.mode.name)):
         if rung.microseconds * GAIN <= found[-1].microseconds:
             found.append(rung)
     return found

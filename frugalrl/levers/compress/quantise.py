@@ -1,17 +1,19 @@
-"""Compressors that change the numbers of a policy and not its shape: none (fp32) and int8.
+"""Compressors that change the numbers of a policy and not its shape: none (fp32), bf16, int8, any number of bits.
 
 The same code serves JAX arrays, inside a training program or out, and NumPy arrays, in a process that has no JAX;
-both give the same bits.
+both give the same bits (of more than 16 bits the last may differ).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from ...types import Compressor, Linear, Packet, Policy, QuantLinear
+from ...types import Compressor, Linear, Packet, Policy, QuantLinear, Ranges
 
 Array = Any
 
@@ -25,6 +27,52 @@ def fp32() -> Compressor:
     return Compressor("fp32", lambda policy: Packet(*policy), lambda packet: Policy(*packet))
 
 
+def bf16() -> Compressor:
+    """Weights in bfloat16, biases in float32: half the bytes, each weight to 8 binary digits (0.4 %), of any size.
+
+    Rounding is to nearest even. Engines compute in bf16 where that is faster, else in float32.
+    """
+    return _layerwise("bf16", lambda layer: _of_matrix(lambda w: _narrow(w, bfloat16), layer), dequantise)
+
+
+def rounded(bits: int) -> Compressor:
+    """Weights rounded to so many bits (2 to 32) and sent in float32: for studies of how few an agent needs.
+
+    As in QuaRL (Krishnan et al. 2022, arXiv 1910.01055; `new_ptq.py` of its authors): steps of (|smallest| +
+    |largest|) / 2**bits through zero, one size for a dense layer and one for each output channel of a convolution;
+    16 bits are float16, 32 change nothing. A weight is off by at most half a step; biases stay. Engines run these
+    packets in mode "fp32". Raises ValueError for another number of bits.
+    """
+    if not 2 <= bits <= 32:
+        raise ValueError(f"weights can be rounded to 2 to 32 bits, not to {bits}")
+    if bits == 32:
+        return fp32()
+
+    def change(w: Array) -> Array:
+        if bits == 16:
+            return _narrow(w, np.float16).astype(np.float32)
+        xp, axes = _namespace(w), tuple(range(w.ndim - 1 if w.ndim > 2 else w.ndim))
+        step = (abs(w.min(axes, keepdims=True)) + abs(w.max(axes, keepdims=True))) * np.float32(2.0**-bits)
+        step = xp.where(step < _NOTHING, np.float32(1), step)
+        with np.errstate(invalid="ignore"):
+            return xp.rint(w / step) * step
+
+    return _layerwise(f"rounded-{bits}", lambda layer: _of_matrix(change, layer), dequantise)
+
+
+def _of_matrix(change: Callable[[Array], Array], weights: Linear) -> Linear:
+    """The layer in float32, with its weights changed if they are a matrix."""
+    w = weights.w.astype(np.float32)
+    return Linear(change(w) if w.ndim > 1 else w, weights.b.astype(np.float32))
+
+
+def _narrow(x: Array, dtype: Any) -> Array:
+    """A cast to a smaller dtype. XLA may otherwise leave out one that is followed by the way back."""
+    return (
+        x.astype(dtype) if isinstance(x, np.ndarray) else sys.modules["jax"].lax.optimization_barrier(x.astype(dtype))
+    )
+
+
 def int8() -> Compressor:
     """Weights in int8, biases in float32: about a quarter of the bytes.
 
@@ -32,11 +80,40 @@ def int8() -> Compressor:
     rule of Krishnamoorthi 2018 (arXiv 1806.08342). A weight is off by at most half its scale. Needs no data. Takes
     and gives a tuple of `Linear`; `knobs` are sent as they are.
     """
+    return _layerwise("int8", quantise, dequantise)
+
+
+def int8_static() -> Compressor:
+    """int8, and the ranges that let activations be int8 from layer to layer, with scales that no observation changes.
+
+    Takes the policy of an agent that is `calibrate.calibrated`: a tuple of `Linear`, and its `Ranges` last. Those are
+    sent as they are, and the engine rounds activations; what `decode` gives has rounded weights only. Raises
+    ValueError for a policy without ranges.
+    """
+    plain = int8()
+
+    def encode(policy: Policy) -> Packet:
+        if not isinstance(policy.params[-1], Ranges):
+            raise ValueError("int8-static needs a policy with ranges: that of calibrate.calibrated(agent)")
+        return plain.encode(policy)
+
+    return Compressor("int8-static", encode, plain.decode)
+
+
+def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], Linear]) -> Compressor:
+    """The Compressor that changes each layer by itself; ranges are sent as they are."""
+
+    def each(change: Callable, weights: tuple) -> tuple:
+        return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
+
     return Compressor(
-        "int8",
-        lambda policy: Packet(tuple(quantise(weights) for weights in policy.params), policy.knobs),
-        lambda packet: Policy(tuple(dequantise(weights) for weights in packet.weights), packet.knobs),
+        name,
+        lambda policy: Packet(each(there, policy.params), policy.knobs),
+        lambda packet: Policy(each(back, packet.weights), packet.knobs),
     )
+
+
+COMPRESSORS = {"fp32": fp32, "bf16": bf16, "int8": int8, "int8-static": int8_static}  # by the engines' modes
 
 
 def quantise(weights: Linear) -> Linear | QuantLinear:
@@ -57,9 +134,9 @@ def quantise(weights: Linear) -> Linear | QuantLinear:
 
 
 def dequantise(weights: Linear | QuantLinear) -> Linear:
-    """One layer in float32 again; a layer that never was quantised is returned as it is."""
+    """One layer in float32 again; a layer that is float32 is returned as it is."""
     if isinstance(weights, Linear):
-        return weights
+        return weights if weights.w.dtype == np.float32 else _of_matrix(lambda w: w, weights)
     with np.errstate(invalid="ignore"):
         scale = weights.scale.reshape((1,) * (weights.q.ndim - 1) + (-1,))
         return Linear(weights.q.astype(np.float32) * scale, weights.b)

@@ -9,7 +9,6 @@ teacher is repaired by the Corrector: log-probabilities are those of the student
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,11 +63,6 @@ def enrolled(agent: Agent, share: float, teacher: Any) -> Taught:
 def teacher(state: Any) -> Any:
     """The agent's own state, of one with a student or without."""
     return state.teacher if isinstance(state, Taught) else state
-
-
-def learned(agent: Agent) -> Callable[[Any], Policy]:
-    """The policy that is learned, of a state with a student or without."""
-    return lambda state: agent.policy(teacher(state))
 
 
 def taught(agent: Agent, share: float) -> Agent:

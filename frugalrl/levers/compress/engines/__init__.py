@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from time import perf_counter
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ....errors import one_line
 from ....networks import Layers, weighted
-from ....types import Box, Engine, Linear, Policy, Session
+from ....types import Box, Engine, Linear, Policy, Ranges, Session
 from .. import quantise
+from .shared import entries, with_cast
 
 _MODULES = {
     "litert": "litert",
@@ -29,7 +30,7 @@ ENGINES = tuple(_MODULES)
 ACTOR_ENGINES = ("litert", "numpy", "onnxruntime")
 Who = TypeVar("Who")
 _ROUNDS = 5
-_GAIN = 1.1  # by how much int8 must be faster for "auto" to give up exactness: less than that is within the noise
+_GAIN = 1.1  # by how much a mode must be faster than fp32 for "auto" to take it: less than that is within the noise
 
 
 class Timing(NamedTuple):
@@ -78,13 +79,12 @@ def measure(
         raise ValueError(f"none of the engines {names} is usable here")
     rng = np.random.default_rng(0)
     x = random_obs(obs, batch, rng)
-    packets = {"fp32": random_weights(layers, obs, rng)}
-    packets["int8"] = quantise.int8().encode(Policy(packets["fp32"], ())).weights
+    policy = Policy((*random_weights(layers, obs, rng), any_ranges(layers, obs)), ())
     sessions: dict[tuple[str, str], Session] = {}
     for e, mode in contestants:
         try:
             session = e.build(layers, obs, batch, mode)
-            session.load(packets[mode])
+            session.load(quantise.COMPRESSORS[mode]().encode(policy).weights)
             session.run(x)  # the first call allocates
         except Exception as error:  # native code may raise anything
             if report is None:
@@ -104,8 +104,8 @@ def microseconds(sessions: Mapping[Who, Session], x: np.ndarray, seconds: float)
     return {who: t * 1e6 for who, t in zip(sessions, np.median(rounds, 0).tolist(), strict=True)}
 
 
-def choose(timings: Iterable[Timing], mode: Literal["fp32", "int8", "auto"]) -> Timing:
-    """The fastest timing of `mode`; "auto" is int8 where that is at least a tenth faster than the best fp32.
+def choose(timings: Iterable[Timing], mode: str) -> Timing:
+    """The fastest timing of `mode`; "auto" is the fastest of all where that is at least a tenth faster than fp32.
 
     Raises ValueError if no timing is of that mode.
     """
@@ -117,9 +117,9 @@ def choose(timings: Iterable[Timing], mode: Literal["fp32", "int8", "auto"]) -> 
             raise ValueError(f"no engine was measured in mode {mode!r}")
         return best[mode]
     if "fp32" not in best:
-        raise ValueError("mode 'auto' compares int8 with fp32: measure both")
-    faster = "int8" in best and best["fp32"].microseconds >= _GAIN * best["int8"].microseconds
-    return best["int8" if faster else "fp32"]
+        raise ValueError("mode 'auto' compares the others with fp32: measure that too")
+    fastest = min(best.values(), key=lambda t: t.microseconds)
+    return fastest if best["fp32"].microseconds >= _GAIN * fastest.microseconds else best["fp32"]
 
 
 def _median_time(session: Session, x: np.ndarray, seconds: float) -> float:
@@ -140,6 +140,12 @@ def random_weights(layers: Layers, obs: Box, rng: np.random.Generator) -> tuple[
         return Linear(w, np.zeros(shape[-1], np.float32))
 
     return tuple(layer(shape) for _, shape in weighted(layers, obs.shape))
+
+
+def any_ranges(layers: Layers, obs: Box) -> Ranges:
+    """Ranges for activations near one: enough to time a session with."""
+    ones = np.ones(1 + entries(with_cast(layers, obs)), np.float32)
+    return Ranges(-4 * ones, 4 * ones)
 
 
 def random_obs(obs: Box, batch: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,9 @@
 """LiteRT with XNNPACK kernels, on one thread: the default engine, and the fastest at int8 on a CPU.
 
-In mode "int8" activations are quantised on the fly, each observation by itself. The model is written once; every
-load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights when it
-is made.
+In mode "int8" activations are quantised on the fly, each observation by itself; in mode "int8-static" by the ranges in
+the packet, and they stay int8 from layer to layer. bf16 weights are made float32 when loaded. The model is written
+once; every load puts the new weights into it in place and makes a new interpreter, because XNNPACK repacks the weights
+when it is made.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def caller(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     write, invoke, read = interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
 
     def call(obs: np.ndarray) -> np.ndarray:
-        if obs.dtype != dtype:
+        if dtype == np.int8:  # bytes 128 lower
+            obs = (obs.astype(np.uint8, casting="same_kind", copy=False) ^ np.uint8(128)).view(np.int8)
+        elif obs.dtype != dtype:
             obs = obs.astype(dtype, casting="same_kind")
         write(index, obs)  # raises ValueError for another shape
         invoke()
@@ -83,4 +86,6 @@ def _without_greeting(make: Callable[[], Any]) -> Any:
                     os.write(2, line)
 
 
-ENGINE = Engine("litert", ("fp32", "int8"), needs("pip install ai-edge-litert", "ai_edge_litert"), build)
+ENGINE = Engine(
+    "litert", ("fp32", "bf16", "int8", "int8-static"), needs("pip install ai-edge-litert", "ai_edge_litert"), build
+)

@@ -1,7 +1,7 @@
 """Plain NumPy: needs no other package and rounds nothing, so it is the reference for the other engines.
 
-A network becomes a list of steps between buffers that are allocated once. In mode "int8" the weights are made
-float32 when loaded, so it computes exactly what `Compressor.decode` stands for, at the speed of fp32. How many
+A network becomes a list of steps between buffers that are allocated once. In every mode the weights are made float32
+when loaded, so it computes exactly what `Compressor.decode` stands for, at the speed of fp32. How many
 threads a large product takes is up to the BLAS library, which reads OPENBLAS_NUM_THREADS when NumPy is first
 imported.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ....networks import Conv, Dense, Flatten, LayerNorm, Layers, MaxPool, Relu, Residual, Scale, out_shape, weighted
-from ....types import Box, Engine, Linear, QuantLinear, Session
-from .shared import input_dtype, put, received, same_padding, unloaded, with_cast
+from ....types import Box, Engine, Linear, Session
+from .shared import input_dtype, put, same_padding, unloaded, widened, with_cast
 
 Step = Callable[[], object]
 
@@ -30,11 +30,8 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
 
     def load(new: tuple) -> None:
         nonlocal call
-        for old, layer in zip(weights, received(new, mode), strict=True):
-            if isinstance(layer, QuantLinear):
-                np.multiply(layer.q, layer.scale, out=old.w)
-            else:
-                np.copyto(old.w, layer.w)
+        for old, layer in zip(weights, widened(new, mode), strict=True):
+            np.copyto(old.w, layer.w)
             np.copyto(old.b, layer.b)
         call = run
 
@@ -135,4 +132,4 @@ def _padded(x: np.ndarray, window: int, stride: int, value: float) -> Generator[
     return larger
 
 
-ENGINE = Engine("numpy", ("fp32", "int8"), lambda: None, build)
+ENGINE = Engine("numpy", ("fp32", "bf16", "int8", "int8-static"), lambda: None, build)

@@ -3,7 +3,7 @@
 Mode "int8" covers dense layers only: their activations are quantised on the fly in blocks along each row
 (MatMulNBits), so a row never depends on the others of its batch, as it does with ONNX Runtime's dynamic
 quantisation, which has one scale for the whole batch. Convolutions run in float32 with dequantised weights:
-ConvInteger is several times slower than that.
+ConvInteger is several times slower than that. bf16 weights are made float32 when loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ....networks import Layers, out_features
 from ....types import Box, Engine, Session
-from .shared import input_dtype, needs, put, received, unloaded
+from .shared import input_dtype, needs, put, taken, unloaded
 
 _BLOCK = 128  # of 32 to 256 about the fastest from 64 to 1024 inputs
 
@@ -29,7 +29,7 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     def load(weights: tuple) -> None:
         nonlocal call
         block = _BLOCK if mode == "int8" else None
-        call = _caller(model(layers, obs, batch, received(weights, mode), block), x, y)
+        call = _caller(model(layers, obs, batch, taken(weights, mode), block), x, y)
 
     return Session(load, lambda obs: call(obs))
 
@@ -54,4 +54,9 @@ def _caller(model: bytes, x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray]
     return call
 
 
-ENGINE = Engine("onnxruntime", ("fp32", "int8"), needs("pip install 'frugalrl[engines]'", "onnx", "onnxruntime"), build)
+ENGINE = Engine(
+    "onnxruntime",
+    ("fp32", "bf16", "int8"),
+    needs("pip install 'frugalrl[engines]'", "onnx", "onnxruntime"),
+    build,
+)

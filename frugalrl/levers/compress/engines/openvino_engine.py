@@ -1,7 +1,7 @@
 """OpenVINO, on one thread. Worth it for large networks at large batches; every load compiles, for 10 ms and more.
 
 In mode "int8" dense layers keep int8 weights and OpenVINO quantises their activations on the fly, each row by itself;
-convolutions run in float32 with dequantised weights.
+convolutions run in float32 with dequantised weights. In mode "bf16" all products are of bf16, where the CPU has them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from ....networks import Layers
 from ....types import Box, Engine, Session
-from .shared import input_dtype, needs, put, received, unloaded
+from .shared import input_dtype, needs, put, taken, unloaded
 
 
 def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
@@ -28,12 +28,12 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     def load(weights: tuple) -> None:
         nonlocal call
         with signal_stack_kept():
-            call = _caller(model(layers, obs, batch, received(weights, mode)), x)
+            call = _caller(model(layers, obs, batch, taken(weights, mode)), x, "bf16" if mode == "bf16" else "f32")
 
     return Session(load, lambda obs: call(obs))
 
 
-def _caller(model: bytes, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _caller(model: bytes, x: np.ndarray, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     """A function that runs `model` from buffer `x`, which is bound to it once."""
     openvino = _openvino()
     core = openvino.Core()
@@ -41,7 +41,7 @@ def _caller(model: bytes, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": 1,
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",  # or it would take bf16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": precision,  # by itself it would take bf16 where the CPU has it
     }
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
@@ -84,7 +84,7 @@ def _openvino() -> Any:
 
 ENGINE = Engine(
     "openvino",
-    ("fp32", "int8"),
+    ("fp32", "bf16", "int8"),
     needs("pip install 'frugalrl[engines,openvino]'", "onnx", "openvino"),
     build,
 )

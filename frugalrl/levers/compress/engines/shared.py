@@ -6,9 +6,19 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from ....networks import Layers, Scale
-from ....types import Box, Linear, QuantLinear
+from ....networks import Layers, Residual, Scale
+from ....types import Box, Linear, QuantLinear, Ranges
+from ..quantise import dequantise
+
+# what matrices a packet of each mode holds
+_MATRICES = {
+    "fp32": (Linear, np.dtype(np.float32)),
+    "bf16": (Linear, np.dtype(bfloat16)),
+    "int8": (QuantLinear, np.dtype(np.int8)),
+    "int8-static": (QuantLinear, np.dtype(np.int8)),
+}
 
 
 def needs(hint: str, *packages: str) -> Callable[[], str | None]:
@@ -28,6 +38,11 @@ def with_cast(layers: Layers, obs: Box) -> Layers:
     return (Scale(1.0), *layers)
 
 
+def entries(layers: Layers) -> int:
+    """How many layers there are, those within a `Residual` too: entries of `Ranges` but for the first."""
+    return sum(1 + (entries(layer.body) if isinstance(layer, Residual) else 0) for layer in layers)
+
+
 def put(buffer: np.ndarray, obs) -> None:
     """Copies `obs` into a session's input; ValueError for another shape, which a plain copy would broadcast."""
     if obs.shape != buffer.shape:
@@ -36,11 +51,28 @@ def put(buffer: np.ndarray, obs) -> None:
 
 
 def received(weights: tuple, mode: str) -> tuple:
-    """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`."""
-    kind = QuantLinear if mode == "int8" else Linear
-    if not all(isinstance(layer, kind) for layer in weights if np.ndim(layer[0]) > 1):
-        raise ValueError(f"a session of mode '{mode}' loads a tuple of {kind.__name__}: use the compressor '{mode}()'")
-    return tuple(type(layer)(*map(np.asarray, layer)) for layer in weights)
+    """The weights of a packet as NumPy arrays; ValueError if they are not those of `mode`.
+
+    Ranges come last in mode "int8-static" and are left out in the others, which have no use for them.
+    """
+    layers = [layer for layer in weights if not isinstance(layer, Ranges)]
+    kind, dtype = _MATRICES[mode]
+    static = mode == "int8-static"
+    found = all(isinstance(layer, kind) and layer[0].dtype == dtype for layer in layers if np.ndim(layer[0]) > 1)
+    if not found or (static and not isinstance(weights[-1], Ranges)):
+        what = f"a tuple of {kind.__name__} in {dtype}{', and Ranges at its end' if static else ''}"
+        raise ValueError(f"a session of mode '{mode}' loads {what}: use the compressor '{mode.replace('-', '_')}()'")
+    return tuple(type(part)(*map(np.asarray, part)) for part in (weights if static else layers))
+
+
+def widened(weights: tuple, mode: str) -> tuple[Linear, ...]:
+    """The weights of a packet of `mode` in float32: for engines that compute as in mode "fp32"."""
+    return tuple(dequantise(part) for part in received(weights, mode) if not isinstance(part, Ranges))
+
+
+def taken(weights: tuple, mode: str) -> tuple[Linear | QuantLinear, ...]:
+    """The weights of a packet of `mode`, int8 as it is and floats in float32."""
+    return received(weights, mode) if mode == "int8" else widened(weights, mode)
 
 
 def unloaded(obs) -> np.ndarray:

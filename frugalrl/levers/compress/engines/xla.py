@@ -1,7 +1,7 @@
 """XLA, through JAX: `networks.network` itself. Not for an actor process, which does without JAX.
 
-The weights are arguments of one compiled function, so a load compiles nothing; int8 weights are made float32 when
-loaded. On a CPU small networks run several times faster with `jax.config.update("jax_cpu_enable_async_dispatch",
+The weights are arguments of one compiled function, so a load compiles nothing; in every mode they are made float32
+when loaded. On a CPU small networks run several times faster with `jax.config.update("jax_cpu_enable_async_dispatch",
 False)`, which is the program's to set.
 """
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from ....networks import Layers, network
 from ....types import Box, Engine, Session
-from ..quantise import dequantise
-from .shared import needs, received, unloaded, with_cast
+from .shared import needs, unloaded, widened, with_cast
 
 
 def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
@@ -26,7 +25,7 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     def load(new: tuple) -> None:
         nonlocal call
         # jnp.array copies: XLA may otherwise read the caller's memory, which the caller may change
-        weights = jax.tree.map(jnp.array, tuple(dequantise(layer) for layer in received(new, mode)))
+        weights = jax.tree.map(jnp.array, widened(new, mode))
 
         def run(obs: np.ndarray) -> np.ndarray:
             if obs.shape != shape:
@@ -38,4 +37,4 @@ def build(layers: Layers, obs: Box, batch: int, mode: str) -> Session:
     return Session(load, lambda obs: call(obs))
 
 
-ENGINE = Engine("xla", ("fp32", "int8"), needs("pip install jax", "jax"), build)
+ENGINE = Engine("xla", ("fp32", "bf16", "int8", "int8-static"), needs("pip install jax", "jax"), build)
