@@ -495,6 +495,7 @@ def test_ctrl_c_and_kill_lose_nothing(tmp_path):
         refused = finish(begin(*call))
         assert refused.code == 2 or not running(child)
     wait_for(lambda: not running(child), 120)
+    finish(third)  # closes its pipes
 
     last = finish(begin(*call), 240)
     assert last.code == 0, last.err
