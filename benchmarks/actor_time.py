@@ -61,7 +61,7 @@ from frugalrl.types import Box, Discrete, Packet, Policy, Session  # noqa: E402
 
 NAME = "actor_time"
 PACKAGES = ("onnxruntime", "openvino", "ale-py", "mujoco", "minatar")
-UNROLL = 16
+UNROLL = 4  # steps in a turn, at least twice: a step of the widest network takes tenths of a second
 BATCHES = (1, 8)
 CHEETAH = "HalfCheetah-v5"
 TASKS: dict[str, tuple[str, Callable[[int], Layers]]] = {  # environment, and the network for so many outputs
