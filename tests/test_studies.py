@@ -424,6 +424,26 @@ def test_the_report_shows_every_arm_and_is_made_anew(tmp_path, capsys):
     assert "Acrobot/quick-seed-1/report.html" in shown.links
 
 
+def test_the_report_of_a_run_that_diverged_and_of_one_without_evaluations(tmp_path):
+    go(tmp_path)
+    changed = rows(tmp_path)
+    for row in changed:
+        if row["arm"] == "quick" and row["seed"] == 1:
+            row |= {"final_return": None, "area": None, "curve": [[1500, 3.0], [3000, None]]}
+        if row["arm"] == "slow" and row["task"] == "Acrobot":
+            row |= {"curve": []}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    shown = Page(report.report(tmp_path).read_text())
+    assert "nan" not in shown.text
+    assert "nan" not in (tmp_path / "report.html").read_text()
+    assert "unknown" in shown.text
+    verdicts = {
+        (finding.question, task): answer.verdict for finding, task, answer in report.answers(report.load(tmp_path))
+    }
+    assert verdicts["Faster?", "Acrobot"] == UNDECIDED
+    assert verdicts["Better?", "all tasks"] == UNDECIDED
+
+
 def test_a_folder_of_studies_and_runs_does_not_take_a_study_for_a_run(tmp_path):
     go(tmp_path / "study")
     shown = Page(monitor_report.report(tmp_path).read_text())

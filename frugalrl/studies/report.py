@@ -135,9 +135,8 @@ def _task(found: Found, i: int, task: str) -> str:
 
 
 def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
-    curves = [
-        (_colour(found, arm), arm, charts.curve(lines)) for arm, there in runs.items() if (lines := _lines(there))
-    ]
+    known = {arm: charts.curve(lines) for arm, there in runs.items() if (lines := _lines(there))}
+    curves = [(_colour(found, arm), arm, curve) for arm, curve in known.items() if curve.x]
     if curves:
         chart = charts.compared(curves, f"curves-{i}", "return")
         caption = (
@@ -225,15 +224,19 @@ def _together(found: Found) -> str:
         for arm, of in scores.items()
     ]
     chart = charts.compared(profiles, "profiles", "share of runs above", "normalised final return")
-    caption = "Performance profiles. Final returns of a task go from 0, its worst run of all arms, to 1, its best."
+    caption = (
+        "Performance profiles. Final returns of a task go from 0, its worst run of all arms, to 1, its best; "
+        "a run without a finite return counts as the worst."
+    )
     legend = page.legend((index, arm) for index, arm, _ in profiles)
     return page.section("All tasks", page.table(head, cells, numbers=range(1, 5)), page.figure(chart, caption, legend))
 
 
 def _normalised(found: Found, task: str, arm: str) -> list[float]:
-    known = [x for row in found.rows if row["task"] == task and (x := row["final_return"]) is not None]
-    low, span = min(known, default=0.0), (max(known, default=1.0) - min(known, default=0.0)) or 1.0
-    return [(x - low) / span for x in values(found.runs(task, arm), "final_return")]
+    known = [row["final_return"] for row in found.rows if row["task"] == task and row["final_return"] is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    # max gives low for a NaN, which is not greater
+    return [(max(low, x) - low) / ((high - low) or 1.0) for x in values(found.runs(task, arm), "final_return")]
 
 
 def _commands(found: Found) -> list[str]:
