@@ -182,7 +182,7 @@ def test_environments_restrict_a_study_or_take_the_place_of_its_own():
         (("small", "--scale", "nan"), "--scale must be more than 0"),
         (("small", "--budget", "-1"), "--budget must be more than 0"),
         (("small", "--env", "CartPol-v1"), "did you mean CartPole-v1?"),
-        (("small", "--env", "Pendulum-v1"), "has continuous actions"),
+        (("small", "--env", "Pendulum-v1"), "study small, arm slow on Pendulum-v1: Pendulum-v1 has continuous actions"),
         (("small", "--seed", "3"), "unknown option --seed: did you mean --seeds?"),
     ],
 )

@@ -47,8 +47,8 @@ STUDY = Study(
         "half+int8": {"actors": "half+int8"},
         "pruned": {"actors": "fp32", "prune": 0.5},
         "all": _ALL,
-        "all, none": {**_ALL, "correct": "none"},
-        "all, tis": {**_ALL, "correct": "tis"},
+        "all none": {**_ALL, "correct": "none"},
+        "all tis": {**_ALL, "correct": "tis"},
     },
     findings=(
         *(
@@ -67,7 +67,7 @@ STUDY = Study(
             both(times("energy_joules", _LESS, methods), equal_return()),
         ),
         *(
-            Finding(f"Is nothing lost with {name} in place of vtrace?", f"all, {name}", "fp32", equal_return())
+            Finding(f"Is nothing lost with {name} in place of vtrace?", f"all {name}", "fp32", equal_return())
             for name in ("none", "tis")
         ),
     ),

@@ -94,7 +94,12 @@ def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Seque
         raise UsageError(f"--scale must be more than 0, got {scale:g}")
     arguments, configs = {}, {}
     for task, about in chosen(study.tasks, envs).items():
-        made = {arm: scaled(merged(study.base, about, changes), scale) for arm, changes in study.arms.items()}
+        made = {}
+        for arm, changes in study.arms.items():
+            try:
+                made[arm] = scaled(merged(study.base, about, changes), scale)
+            except UsageError as error:
+                raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
         arguments[task] = {arm: found for arm, (found, _) in made.items()}
         configs[task] = {arm: found for arm, (_, found) in made.items()}
     return Plan(study, seeds, float(scale), tuple(envs), arguments, configs)
