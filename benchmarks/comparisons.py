@@ -144,6 +144,16 @@ def runs_of(study: Comparison) -> Iterator[tuple[str, range]]:
                 yield arm, range(study.seeds)
 
 
+def left(names: Sequence[str], quick: bool, runs: Sequence[rows.Row]) -> Iterator[tuple[str, str, range, int]]:
+    """What has no row yet: comparison, arm, seeds, steps."""
+    for name in names:
+        steps = QUICK if quick else COMPARISONS[name].steps
+        for arm, seeds in runs_of(COMPARISONS[name]):
+            there = {each["seed"] for each in _of(runs, name, arm) if each["steps"] == steps}
+            if not there.issuperset(seeds):
+                yield name, arm, seeds, steps
+
+
 def measure(name: str, arm: str, seeds: range, steps: int) -> list[rows.Row]:
     study = COMPARISONS[name]
     made = study.arms[arm].run(steps, seeds)
@@ -212,26 +222,16 @@ def main() -> None:
     command.add_argument("--only", nargs="*", default=list(COMPARISONS), choices=COMPARISONS, metavar="NAME")
     command.add_argument("--minutes", type=float, default=float("inf"), help="time box")
     args = command.parse_args()
-    path, end = rows.destination(NAME, args), monotonic() + 60 * args.minutes
+    path = rows.destination(NAME, args)
     runs = kept(path)
-    for name in args.only:
-        study = COMPARISONS[name]
-        steps, longest = (QUICK if args.quick else study.steps), 0.0
-        for arm, seeds in runs_of(study):
-            start = monotonic()
-            there = {each["seed"] for each in _of(runs, name, arm) if each["steps"] == steps}
-            if there.issuperset(seeds):
-                continue
-            if start + longest > end:
-                print(f"the {args.minutes:g} minutes are over; the same command goes on from here")
-                break
-            made = measure(name, arm, seeds, steps)
-            others = kept(path) if path else runs  # another process may have added to the file
-            runs = [each for each in others if _place(each) not in map(_place, made)] + made
-            longest = max(longest, monotonic() - start)
-            rows.write(path, [*runs, *summaries(runs)])
-            found = f"returns {[round(each['final_return'], 1) for each in made]}"
-            print(f"{name}, {arm}, seeds {[*seeds]}: {found}, {monotonic() - start:.0f} s", flush=True)
+    for name, arm, seeds, steps in rows.boxed([*left(args.only, args.quick, runs)], args.minutes):
+        start = monotonic()
+        made = measure(name, arm, seeds, steps)
+        others = kept(path) if path else runs  # another process may have added to the file
+        runs = [each for each in others if _place(each) not in map(_place, made)] + made
+        rows.write(path, [*runs, *summaries(runs)])
+        found = f"returns {[round(each['final_return'], 1) for each in made]}"
+        print(f"{name}, {arm}, seeds {[*seeds]}: {found}, {monotonic() - start:.0f} s", flush=True)
     whole = [*runs, *summaries(runs)]
     rows.write(path, whole)
     show(whole[len(runs) :])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 
 from benchmarks import rows
 from frugalrl.catalog import defaults
@@ -136,18 +135,11 @@ def main() -> None:
     args = command.parse_args()
     seeds = 2 if args.quick else args.seeds
     steps = args.steps or (12_000 if args.quick else defaults("dqn", ENV)[0])
-    path, end, longest = rows.destination(NAME, args), monotonic() + 60 * args.minutes, 0.0
+    path = rows.destination(NAME, args)
     runs = kept(path, steps)
     done = {(each["mode"], each["seed"]) for each in runs}
-    for mode, seed in order(seeds):
-        start = monotonic()
-        if (mode, seed) in done:
-            continue
-        if start + longest > end:
-            print(f"the {args.minutes:g} minutes are over; the same command goes on from here")
-            break
+    for mode, seed in rows.boxed([each for each in order(seeds) if each not in done], args.minutes):
         runs.append(run(mode, seed, steps))
-        longest = max(longest, monotonic() - start)
         rows.write(path, [*runs, *summaries(runs)])
         print(
             f"{mode} seed {seed}: return {runs[-1]['final_return']:.0f}, {runs[-1]['wall_seconds']:.0f} s", flush=True

@@ -15,10 +15,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from frugalrl.monitor.machine import hardware
 from frugalrl.monitor.machine import versions as base_versions
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PATHS = ("--out", "--source")  # options left out of `command`: they are places on one machine
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -101,6 +102,18 @@ def read(path: Path | None) -> list[Row]:
 def said(path: Path | None, rows: Sequence[Row]) -> str:
     """The last line of a benchmark."""
     return f"{len(rows)} rows in {path}" if path else f"{len(rows)} rows, not kept (--quick without --out)"
+
+
+def boxed(todo: Iterable[T], minutes: float) -> Iterator[T]:
+    """The items of `todo` one by one, until one like the longest so far would not end within `minutes`."""
+    end, longest = time.monotonic() + 60 * minutes, 0.0
+    for item in todo:
+        start = time.monotonic()
+        if start + longest > end:
+            print(f"the {minutes:g} minutes are over; the same command goes on from here")
+            return
+        yield item
+        longest = max(longest, time.monotonic() - start)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -200,9 +200,11 @@ FAMILIES = (
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
+STUDIES = ("accerl", "actorq")  # modules of `studies`
+
 # promised by the design, not there yet
-LATER = ("bf16", "fp16", "auto", "ray", "wandb", "trackio")
-LATER_COMMANDS = ("pbt", "compare", "study", "studies", "watch")
+LATER = ("fp16", "auto", "ray", "wandb", "trackio")
+LATER_COMMANDS = ("pbt", "compare", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 
 
@@ -212,6 +214,13 @@ def nearest(word: str, known, kind: str) -> str:
     folded = {k.lower(): k for k in known}
     hit = folded.get(word.lower()) or (close[0] if close else None)
     return f"did you mean {hit}?" if hit else f"{kind}: {', '.join(sorted(known)[:12])}"
+
+
+def study(name: str) -> Any:
+    """The Study of that name. Raises UsageError for an unknown one."""
+    if name not in STUDIES:
+        raise UsageError(f"unknown study {name!r}: {nearest(name, STUDIES, 'studies are')}")
+    return import_module(f"{__package__}.studies.{name}").STUDY
 
 
 def recipe(agent: str) -> Recipe:

@@ -101,11 +101,20 @@ def parser() -> Parser:
         help="greedy episodes for the model card, of the file and of the full policy (default 10; 0 for none)",
     )  # fmt: skip
 
-    p = commands.add_parser("report", help="write report.html of a run or a folder of runs")
+    p = commands.add_parser("study", help="test a claim: arms, tasks and seeds; the same command goes on with it")
+    p.add_argument("name", metavar="NAME", help="see `frugal studies`")
+    p.add_argument("--seeds", type=int, metavar="N", help="of each arm and task (default: what the study says)")
+    p.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the steps of its trainings (default 1)")
+    p.add_argument("--env", nargs="+", default=[], action="extend", metavar="ENV", help="only these, or others instead")
+    p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default runs/study-NAME)")
+    _running(p)
+
+    p = commands.add_parser("report", help="write report.html of a run, a study, or a folder of runs")
     p.add_argument("folder", type=Path, metavar="DIR")
     p = commands.add_parser("bench", help="measure this machine; without a name, lists the benchmarks")
     p.add_argument("name", nargs="?", metavar="NAME")
     p.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the benchmark's own: --help names them")
+    commands.add_parser("studies", help="the studies there are, with their claims")
     commands.add_parser("agents", help="the agents there are, with their hyper-parameters")
     commands.add_parser("envs", help="the environments there are, and how to install the rest")
     commands.add_parser("doctor", help="what this machine has, and what was measured on it")
@@ -237,13 +246,45 @@ def export(a: argparse.Namespace) -> None:
         print(path)
 
 
+def study(a: argparse.Namespace) -> int:
+    from .studies import report as told
+    from .studies.folder import command
+    from .studies.running import study as go
+
+    done = go(
+        a.name, seeds=a.seeds, scale=a.scale, envs=tuple(a.env), out=a.out, budget=a.budget, quiet=a.quiet
+    )  # fmt: skip
+    found = told.load(done.folder)
+    if not a.quiet:
+        print(f"{done.done} of {done.total} runs are finished; report: {done.folder / 'report.html'}")
+        for line in told.told(found):
+            print(f"  {line}")
+    again = command(dict(found.settings), done.folder)
+    if done.stopped is not None:
+        code = 128 + done.stopped if done.stopped else 0
+        return _say(f"stopped after {done.done} of {done.total} runs; all is saved, go on with: {again}", code)
+    if done.failed:
+        return _say(f"failed: {'; '.join(done.failed)}; to try these again: {again}", 1)
+    return 0
+
+
+def studies(a: argparse.Namespace) -> None:
+    for name in catalog.STUDIES:
+        about = catalog.study(name)
+        print(f"{name}: {about.claim}")
+        for kind, names in (("tasks", about.tasks), ("arms", about.arms)):
+            print(f"  {kind}: {', '.join(names)}")
+        print(f"  {about.seeds} seeds of each: {about.seeds * len(about.tasks) * len(about.arms)} trainings")
+
+
 def report(a: argparse.Namespace) -> None:
     from .monitor.report import report as write_report
+    from .studies.report import report as write_study
 
     if not a.folder.is_dir():
-        raise UsageError(f"{a.folder} is not a folder; give a run folder or a folder of runs")
+        raise UsageError(f"{a.folder} is not a folder; give a run folder, the folder of a study, or a folder of runs")
     try:
-        print(write_report(a.folder))
+        print((write_study if (a.folder / "study.json").is_file() else write_report)(a.folder))
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -318,8 +359,8 @@ def _free(base: Path) -> Path:
 
 
 COMMANDS = {
-    "train": train, "resume": resume, "eval": evaluate, "export": export, "report": report, "bench": bench,
-    "agents": agents, "envs": envs, "doctor": doctor,
+    "train": train, "resume": resume, "eval": evaluate, "export": export, "study": study, "report": report,
+    "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -337,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:
-        with EndAtOnce() if argv is None and words[:1] in (["train"], ["resume"]) else nullcontext():
+        with EndAtOnce() if argv is None and words[:1] in (["train"], ["resume"], ["study"]) else nullcontext():
             try:
                 return _command(words)
             finally:

@@ -73,20 +73,102 @@ def difference(
 
     An interval that holds 0 does not tell the two apart.
     """
+    return _compared(np.subtract, ours, theirs, statistic, seed, resamples, level)
+
+
+def ratio(
+    ours: Scores,
+    theirs: Scores,
+    statistic: Statistic = iqm,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """statistic(ours) / statistic(theirs) for independent runs, as `difference`; for times and other positive scores.
+
+    An interval that holds 1 does not tell the two apart.
+    """
+    return _compared(np.divide, ours, theirs, statistic, seed, resamples, level)
+
+
+def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
+    """The probability that a run of `ours` scores more than one of `theirs`, ties counted as half, with its interval.
+
+    Mann and Whitney's U over the number of pairs of runs, a mean over the tasks (Agarwal et al. 2021, section 4.3);
+    both have the same tasks, in the same order. The interval is that of `bootstrap`: 0.5 in it does not tell the two
+    apart. A NaN gives NaN.
+    """
+    _check(resamples, level)
+    ours, theirs = _tasks(ours), _tasks(theirs)
+    if len(ours) != len(theirs):
+        raise ValueError(f"both need the same tasks, got {len(ours)} and {len(theirs)}")
+    point = float(np.mean([_wins(x, y) for x, y in zip(ours, theirs, strict=True)]))
+    if not (_has_interval(ours) and _has_interval(theirs)):
+        return Interval(point, None, None)
+    rng = np.random.default_rng(seed)
+    replicates = [
+        _wins(_drawn(x, rng, resamples), _drawn(y, rng, resamples)) for x, y in zip(ours, theirs, strict=True)
+    ]
+    return Interval(point, *_bounds(np.mean(replicates, axis=0), level))
+
+
+def profile(
+    scores: Scores, thresholds: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> list[Interval]:
+    """The performance profile: for each threshold the share of the runs of all tasks that score more.
+
+    Agarwal et al. 2021, section 4.2: run-score distributions, with an interval at each threshold by itself.
+    """
+    return [
+        bootstrap(
+            scores, lambda x, axis, t=threshold: np.where(np.isnan(x), np.nan, x > t).mean(axis), seed, resamples, level
+        )
+        for threshold in thresholds
+    ]
+
+
+def area(steps: Sequence[float], returns: Sequence[float]) -> float:
+    """The area under a learning curve over its length: the mean return from its first step to its last.
+
+    `steps` increase; between two of them the curve is straight. One point is its own mean.
+    """
+    x, y = np.asarray(steps, np.float64), np.asarray(returns, np.float64)
+    if x.shape != y.shape or x.ndim != 1 or not x.size or (np.diff(x) <= 0).any():
+        raise ValueError("a learning curve is one return for each of increasing steps")
+    return float(y[0] if len(x) == 1 else np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def _compared(
+    how: Callable[..., Any], ours: Scores, theirs: Scores, statistic: Statistic, seed: int, resamples: int, level: float
+) -> Interval:
+    """how(statistic of ours, statistic of theirs), each resampled by itself."""
     _check(resamples, level)
     rng = np.random.default_rng(seed)
     ours, theirs = _tasks(ours), _tasks(theirs)
-    point = float(statistic(np.concatenate(ours), axis=-1)) - float(statistic(np.concatenate(theirs), axis=-1))
+    points = [statistic(np.concatenate(tasks), axis=-1) for tasks in (ours, theirs)]
+    point = float(how(*points))
     if not (_has_interval(ours) and _has_interval(theirs)):
         return Interval(point, None, None)
-    replicates = _replicates(ours, statistic, rng, resamples) - _replicates(theirs, statistic, rng, resamples)
+    replicates = how(*(_replicates(tasks, statistic, rng, resamples) for tasks in (ours, theirs)))
     return Interval(point, *_bounds(replicates, level))
+
+
+def _wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The share of pairs of runs in which ours scores more; [...] of [..., runs] each."""
+    x, y = ours[..., :, None], theirs[..., None, :]
+    won = np.where(np.isnan(x) | np.isnan(y), np.nan, (x > y) + 0.5 * (x == y))
+    return won.mean((-2, -1))
 
 
 def _replicates(tasks: list[np.ndarray], statistic: Statistic, rng: np.random.Generator, resamples: int) -> np.ndarray:
     """The statistic of each resample, [resamples]."""
-    drawn = [runs[rng.integers(len(runs), size=(resamples, len(runs)))] for runs in tasks]
+    drawn = [_drawn(runs, rng, resamples) for runs in tasks]
     return np.asarray(statistic(np.concatenate(drawn, axis=-1), axis=-1))
+
+
+def _drawn(runs: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Resamples of the runs of one task, [resamples, runs]."""
+    return runs[rng.integers(len(runs), size=(resamples, len(runs)))]
 
 
 def _bounds(replicates: np.ndarray, level: float) -> tuple[float, float]:

@@ -171,9 +171,8 @@ def train(
     minutes. Raises UsageError for a wrong call, before anything is written; Stopped when interrupted, after saving; and
     RunFailed when an environment or the machine gives up, after saving.
     """
-    _check_options(agent, options)
     _check_budget(budget)
-    config = configure(agent, env, **options)
+    config = configured(agent, env, **options)
     folder = Folder(None if out is None else Path(out))
     folder.check(force)
     return _run(config, folder, lambda: folder.create(config), quiet=quiet, budget=budget)
@@ -201,13 +200,15 @@ def resume(
     return _run(config, folder, lambda: folder.update(config), quiet=quiet, budget=budget, before=done or {})
 
 
-def _check_options(agent: str, options: dict[str, Any]) -> None:
+def configured(agent: str, env: str, **options: Any) -> Config:
+    """The Config of a `train` with these options; JAX is not imported. Raises UsageError for a wrong call."""
     known = [name for name in inspect.signature(configure).parameters if name not in ("agent", "env")]
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             if name in catalog.hyper_fields(catalog.recipe(agent)):
-                raise UsageError(f"{name} is a hyper-parameter: give it as hyper={{{name!r}: {value!r}}}")
+                raise UsageError(f"{name} is a hyper-parameter: give it as hyper={{{name!r}: {options[name]!r}}}")
             raise UsageError(f"train has no option {name!r}: {catalog.nearest(name, known, 'options are')}")
+    return configure(agent, env, **options)
 
 
 def _check_budget(minutes: float | None) -> None:

@@ -567,6 +567,8 @@ def test_packets_that_are_not_finite_are_replaced_by_fp32(monkeypatch):
 
     def encode(policy):
         packet = whole.encode(policy)
+        if not policy.knobs:  # where engines are measured
+            return packet
         bad = jnp.where(policy.knobs["epsilon"] < 0.5, jnp.nan, 1.0).astype(jnp.float32)
         return packet._replace(weights=tuple(w._replace(scale=w.scale * bad) for w in packet.weights))
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
-from frugalrl.statistics import Interval, bootstrap, difference, iqm
+from frugalrl.statistics import Interval, area, bootstrap, difference, improvement, iqm, profile, ratio
 
 
 @pytest.mark.parametrize("runs", [*range(1, 14), 100])
@@ -117,3 +117,89 @@ def test_malformed_scores_are_refused(scores):
 def test_malformed_options_are_refused():
     with pytest.raises(ValueError, match="level=95"):
         bootstrap([1.0, 2.0], level=95)
+
+
+# comparisons and profiles
+
+
+def tasks_of(seed: int, *runs: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 8, size=n).astype(float) + i for i, n in enumerate(runs)]  # with ties
+
+
+def test_the_ratio_is_scipys_bootstrap_of_two_samples():
+    rng = np.random.default_rng(2)
+    a, b = rng.gamma(9.0, 10.0, size=12), rng.gamma(9.0, 5.0, size=9)
+    ours = ratio(a, b, np.mean, resamples=20_000)
+    theirs = stats.bootstrap(
+        (a, b), lambda x, y, axis: x.mean(axis) / y.mean(axis), n_resamples=20_000, method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert ours.point == pytest.approx(a.mean() / b.mean())
+    assert ours.low == pytest.approx(theirs.low, rel=0.02)
+    assert ours.high == pytest.approx(theirs.high, rel=0.02)
+
+
+def test_improvement_is_mann_and_whitneys_u_by_task():
+    ours, theirs = tasks_of(0, 5, 9, 4), tasks_of(1, 6, 9, 3)
+    u = [stats.mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(ours, theirs, strict=True)]
+    found = improvement(ours, theirs)
+    assert found.point == pytest.approx(np.mean(u), rel=1e-12)
+    pairs = [np.mean([(a > b) + 0.5 * (a == b) for a in x for b in y]) for x, y in zip(ours, theirs, strict=True)]
+    assert found.point == pytest.approx(np.mean(pairs))
+    assert 0 <= found.low < found.point < found.high <= 1  # type: ignore[operator]
+
+
+def test_the_interval_of_an_improvement_is_scipys_bootstrap():
+    ours, theirs = tasks_of(3, 10)[0], tasks_of(4, 8)[0]
+
+    def wins(x, y, axis):
+        assert axis == -1
+        return ((x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])).mean((-2, -1))
+
+    found = improvement(ours, theirs, resamples=20_000)
+    expected = stats.bootstrap(
+        (ours, theirs), wins, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.low == pytest.approx(expected.low, abs=0.02)
+    assert found.high == pytest.approx(expected.high, abs=0.02)
+
+
+def test_improvement_is_sure_of_what_never_overlaps_and_of_nothing_where_all_is_equal():
+    assert improvement([3.0, 4.0], [1.0, 2.0]) == Interval(1.0, 1.0, 1.0)
+    assert improvement([1.0, 1.0], [1.0, 1.0]) == Interval(0.5, 0.5, 0.5)
+    assert improvement([2.0], [1.0]) == Interval(1.0, None, None)
+    assert math.isnan(improvement([math.nan, 2.0], [1.0, 1.0]).point)
+    with pytest.raises(ValueError, match="same tasks"):
+        improvement([[1.0], [2.0]], [1.0])
+
+
+def test_the_profile_is_the_share_of_runs_above_each_threshold():
+    scores, thresholds = tasks_of(7, 6, 6), [-1.0, 2.0, 5.5, 100.0]
+    found = profile(scores, thresholds)
+    # rliable's run_score_deviation, written out
+    assert [each.point for each in found] == [np.mean(np.stack(scores) > t) for t in thresholds]
+    assert found[0] == Interval(1.0, 1.0, 1.0)
+    assert found[-1] == Interval(0.0, 0.0, 0.0)
+    assert found[1].low < found[1].point < found[1].high  # type: ignore[operator]
+    below = stats.ecdf(np.concatenate(scores)).cdf.evaluate(thresholds)
+    np.testing.assert_allclose([each.point for each in found], 1 - below)
+
+
+def test_the_area_under_a_curve_is_its_mean_height():
+    steps, returns = [10.0, 20.0, 50.0], [0.0, 4.0, 10.0]
+    assert area(steps, returns) == pytest.approx(integrate.trapezoid(returns, steps) / 40)
+    assert area([5.0], [3.0]) == 3.0
+    assert area([0.0, 8.0], [7.0, 7.0]) == 7.0
+    for wrong in (([], []), ([1.0, 1.0], [0.0, 0.0]), ([1.0], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="learning curve"):
+            area(*wrong)
+
+
+@pytest.mark.parametrize("compare", [difference, ratio, improvement])
+def test_comparisons_are_keyed_and_leave_the_global_generator_alone(compare):
+    ours, theirs = [3.0, 1.0, 4.0, 1.5], [9.0, 2.0, 6.0]
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    assert compare(ours, theirs, seed=1) == compare(ours, theirs, seed=1)
+    assert compare(ours, theirs, seed=1) != compare(ours, theirs, seed=2)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # type: ignore[index]

@@ -279,6 +279,8 @@ def test_auto_gives_up_a_compressor_that_breaks_half_way(tmp_path, monkeypatch):
 
     def encode(policy):
         packet = whole.encode(policy)
+        if not policy.knobs:  # where engines are measured
+            return packet
         sign = jnp.where(policy.knobs["epsilon"] < 0.8, -1, 1).astype(jnp.int8)
         *others, last = packet.weights
         return packet._replace(weights=(*others, last._replace(q=last.q * sign, b=last.b * sign.astype(jnp.float32))))

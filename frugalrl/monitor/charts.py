@@ -63,7 +63,7 @@ def learning_curve(lines: Sequence[Line], name: str, title: str) -> str:
     `name` makes identifiers unique within the page, `title` says what y is.
     """
     summary = curve(lines)
-    x, y = _axes(lines, summary)
+    x, y = _axes([x for line in lines for x in line.x], [y for line in lines for y in line.y])
     many = len(lines) > 1
     kind = ("seed crowd" if len(lines) > CROWD else "seed") if many else "mean"
     marks = [
@@ -72,6 +72,21 @@ def learning_curve(lines: Sequence[Line], name: str, title: str) -> str:
         *_dots(summary, x, y),
     ]
     return _svg(name, title, _described(lines, summary, title), [*_grid(x, y, title), *marks])
+
+
+def compared(curves: Sequence[tuple[int, str, Curve]], name: str, title: str, across: str = "environment steps") -> str:
+    """A line with its band for each of several curves (index, name, curve), each of class part-<index>.
+
+    `across` says what x is. The legend is apart.
+    """
+    bounds = [v for _, _, c in curves for i in c.intervals for v in (i.point, i.low, i.high) if v is not None]
+    x, y = _axes([at for _, _, c in curves for at in c.x], bounds)
+    marks = [
+        f'<g class="part-{i}">{_band(c, x, y)}{_polyline(c.x, [j.point for j in c.intervals], x, y, "mean", arm)}</g>'
+        for i, arm, c in curves
+    ]
+    said = "; ".join(f"{arm} ends at {words.interval(c.intervals[-1])}" for _, arm, c in curves)
+    return _svg(name, title, f"{title}: {said}.", [*_grid(x, y, title, across), *marks])
 
 
 def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) -> str:
@@ -90,8 +105,8 @@ def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) 
     return _svg(name, title, description, marks, height=height, kind="bar")
 
 
-def forest(runs: Sequence[tuple[str, Interval]], name: str, title: str) -> str:
-    """A dot and an interval for each run, one under another."""
+def forest(runs: Sequence[tuple[str, Interval]], name: str, title: str, across: str = "return") -> str:
+    """A dot and an interval for each run, one under another; `across` says what x is."""
     left, row = 230, 30
     height = TOP + row * len(runs) + BOTTOM
     bounds = [v for _, i in runs for v in (i.point, i.low, i.high) if v is not None]
@@ -100,7 +115,7 @@ def forest(runs: Sequence[tuple[str, Interval]], name: str, title: str) -> str:
     marks = [_x_tick(x, value, bottom) for value in x.ticks]
     for i, (run, interval) in enumerate(runs):
         marks += _forest_row(run, interval, x, TOP + row * (i + 0.5))
-    marks.append(_label((left + WIDTH - RIGHT) / 2, height - 6, "return"))
+    marks.append(_label((left + WIDTH - RIGHT) / 2, height - 6, across))
     description = "; ".join(f"{run}: {words.interval(interval)}" for run, interval in runs)
     return _svg(name, title, description, marks, height=height)
 
@@ -134,16 +149,14 @@ def _axis(low: float, high: float, start: float, end: float) -> _Axis:
     return _Axis(low, high, start, end, [mark for mark in marks if low <= mark <= high])
 
 
-def _axes(lines: Sequence[Line], summary: Curve) -> tuple[_Axis, _Axis]:
-    xs = [x for line in lines for x in line.x]
-    ys = [y for line in lines for y in line.y]
+def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[_Axis, _Axis]:
     right = max(xs)
     marks = [tick for tick in ticks(0, right) if tick <= right * (1 + 1e-9)]  # the axis ends where the run did
     x = _Axis(0.0, right or 1.0, LEFT, WIDTH - RIGHT, marks)
     return x, _axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
 
 
-def _grid(x: _Axis, y: _Axis, title: str) -> list[str]:
+def _grid(x: _Axis, y: _Axis, title: str, across: str = "environment steps") -> list[str]:
     bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
     rows = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
@@ -151,7 +164,7 @@ def _grid(x: _Axis, y: _Axis, title: str) -> list[str]:
         for v in y.ticks
     ]
     labels = [
-        _label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "environment steps"),
+        _label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, across),
         _label(13, middle, title, turned=True),
     ]
     return [*rows, *(_x_tick(x, v, bottom) for v in x.ticks), *labels]

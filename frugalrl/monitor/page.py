@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+COLOURS = 9  # of parts and arms; more take turns
+
 STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --soft: #5a636e; --rule: #e3e5e1; --code: #f1f2ee;
   --accent: #1f6feb; --band: rgba(31, 111, 235, .16); --seed: #9fb0c4; --good: #1a7f4b; --warn: #9a5b00;
   --part-0: #2b6cb0; --part-1: #dd8a22; --part-2: #7a5cb8; --part-3: #2a9d77; --part-4: #c8508f; --part-5: #8b949e;
+  --part-6: #b5482f; --part-7: #3a9fb8; --part-8: #7d8b1f;
 }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #111418; --card: #181c22; --ink: #e8eaed; --soft: #a0a9b4; --rule: #2b313a; --code: #21262e;
   --accent: #6cabff; --band: rgba(108, 171, 255, .22); --seed: #56657a; --good: #5fcf95; --warn: #e8b25c;
   --part-0: #5b9bdf; --part-1: #e9a24b; --part-2: #a48be0; --part-3: #4fc09a; --part-4: #e07fb3; --part-5: #8b949e;
+  --part-6: #e08066; --part-7: #6fc6db; --part-8: #b3c04d;
 } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
@@ -47,9 +51,7 @@ svg .crowd { opacity: .28; } svg .mean { stroke: var(--accent); stroke-width: 2.
 svg .band { fill: var(--band); } svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
 svg .faint { opacity: 0; } svg .faint:hover { opacity: 1; }
 svg .whisker { stroke: var(--accent); stroke-width: 2.5; stroke-linecap: round; opacity: .55; }
-.part-0 { fill: var(--part-0); background: var(--part-0); } .part-1 { fill: var(--part-1); background: var(--part-1); }
-.part-2 { fill: var(--part-2); background: var(--part-2); } .part-3 { fill: var(--part-3); background: var(--part-3); }
-.part-4 { fill: var(--part-4); background: var(--part-4); } .part-5 { fill: var(--part-5); background: var(--part-5); }
+PARTS
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 12px 0 0; padding: 0;
   font-size: 13px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
@@ -61,7 +63,8 @@ th { font-weight: 500; color: var(--soft); white-space: nowrap; } .names td { ov
 td { overflow-wrap: break-word; }
 .names th { width: 11em; }
 thead th { font-size: 13px; } td.number, th.number { text-align: right; white-space: nowrap; }
-td + td { white-space: nowrap; }
+td + td { white-space: nowrap; } td .note { white-space: normal; min-width: 260px; }
+td .note + .note { color: var(--soft); }
 a { color: var(--accent); } code, pre { font: 13px/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { background: var(--code); border-radius: 4px; padding: 1px 5px; } pre code { background: none; padding: 0; }
 pre { background: var(--code); border-radius: 10px; padding: 14px 16px; margin: 0; overflow-x: auto; }
@@ -72,7 +75,14 @@ footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; } figure, .tile, table, pre { break-inside: avoid; } h2 { break-after: avoid; }
 }
-"""
+""".replace(
+    "PARTS",
+    "\n".join(
+        f".part-{i} {{ fill: var(--part-{i}); background: var(--part-{i}); }} "
+        f".part-{i} .mean {{ stroke: var(--part-{i}); }} .part-{i} .band {{ fill: var(--part-{i}); opacity: .14; }}"
+        for i in range(COLOURS)
+    ),
+)
 
 
 def page(title: str, body: Iterable[str]) -> str:

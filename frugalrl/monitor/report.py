@@ -51,6 +51,8 @@ def report(folder: str | os.PathLike) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
+    if (folder / "study.json").is_file():
+        return False  # its rows.jsonl is not that of a run; see `frugalrl.studies`
     return any((folder / name).is_file() for name in ("config.json", "rows.jsonl", "receipt.json"))
 
 

@@ -1,0 +1,1 @@
+"""Claims of papers as experiments: one file for each claim, and what runs them and tells what was found."""

@@ -1,0 +1,74 @@
+"""AcceRL: actors that act with a distilled, pruned and quantised copy of the policy (Zhang et al. 2022).
+
+The paper (arXiv 2211.15023) names no task, network or algorithm; these are ours. Its claim is of acting that takes half
+of the time or more: the wide networks on HalfCheetah-v5 are such, the other two tasks are not, and say what is left of
+it there.
+"""
+
+from __future__ import annotations
+
+from .findings import amdahl, both, equal_return, methods, times
+from .study import Finding, Study
+
+# settings of ours, as other libraries have them for MuJoCo; each step is learned from once
+_CHEETAH = {
+    "env": "HalfCheetah-v5", "steps": 300_000,
+    "hyper": {
+        "num_envs": 4, "n_steps": 32, "optimizer": "adam", "learning_rate": 5e-4, "gae_lambda": 0.95, "ent_coef": 0.0,
+        "sum_loss": False, "max_grad_norm": 0.5, "normalize_obs": True, "normalize_reward": True,
+    },
+}  # fmt: skip
+
+
+def _wide(width: int) -> dict:
+    return _CHEETAH | {"hyper": {**_CHEETAH["hyper"], "hidden": (width,) * 3}}
+
+
+_ALL = {"actors": "half+int8", "prune": 0.5}
+_LESS = 1 - 0.403  # of the whole training time: the paper's best
+_ACTING = 1 / 2.0  # of the actors' time: the least that it claims
+
+STUDY = Study(
+    name="accerl",
+    claim="Actors with a compressed policy make training at least 40.3 % shorter and lose no return (AcceRL, "
+    "Zhang et al. 2022, arXiv 2211.15023: actor time 2.0 to 4.13 times less, training 29.8 to 40.3 %).",
+    # actors also where there is a JAX twin: the claim is of processes that act
+    base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
+    tasks={
+        "HalfCheetah-v5 1024x3": _wide(1024),
+        "HalfCheetah-v5 2048x3": _wide(2048),
+        "LunarLander-v3": {"env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)}},
+        "MinAtar/Breakout-v1": {"env": "MinAtar/Breakout-v1"},
+    },
+    arms={
+        "fp32": {"actors": "fp32"},
+        "int8": {"actors": "int8"},
+        "half": {"actors": "half"},
+        "half+int8": {"actors": "half+int8"},
+        "pruned": {"actors": "fp32", "prune": 0.5},
+        "all": _ALL,
+        "all none": {**_ALL, "correct": "none"},
+        "all tis": {**_ALL, "correct": "tis"},
+    },
+    findings=(
+        *(
+            Finding(
+                "Is training at least 40.3 % shorter, at equal return?", arm, "fp32",
+                both(times("training_seconds", _LESS, amdahl), equal_return()),
+            )
+            for arm in ("int8", "half", "half+int8", "all")
+        ),
+        *(
+            Finding("Do actors take at most half the time?", arm, "fp32", times("actor_microseconds_per_step", _ACTING))
+            for arm in ("int8", "half+int8")
+        ),
+        Finding(
+            "Is 40.3 % of the energy saved, at equal return?", "all", "fp32",
+            both(times("energy_joules", _LESS, methods), equal_return()),
+        ),
+        *(
+            Finding(f"Is nothing lost with {name} in place of vtrace?", f"all {name}", "fp32", equal_return())
+            for name in ("none", "tis")
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,112 @@
+"""What answers a question of a study: numbers of two arms with their interval, and the verdict that it gives.
+
+A claim is reproduced where the whole interval is on its side, not reproduced where the whole is on the other, and
+undecided between. Fewer than `ENOUGH` runs of a task decide nothing: an interval of two is the gap between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import statistics
+from ..monitor import words
+from ..statistics import Interval
+from .study import NOT, REPRODUCED, UNDECIDED, Answer, Row, Runs
+
+ENOUGH = 3  # runs of each arm and task
+Test = Callable[[Runs, Runs], Answer]
+
+
+def values(runs: Sequence[Row], name: str) -> list[float]:
+    """A number of each run; NaN where it is not known."""
+    return [float("nan") if row.get(name) is None else float(row[name]) for row in runs]
+
+
+def costs(runs: Sequence[Row], name: str) -> list[float]:
+    """A cost of each run, seconds say; seeds that trained in one program are one measurement."""
+    return values([row for row in runs if row["seeds_together"] == 1 or row["seed"] == 0], name)
+
+
+def times(measure: str, at_most: float, note: Callable[[Runs, Runs], str] = lambda ours, base: "") -> Test:
+    """Whether ours takes at most `at_most` times what base takes of `measure`: seconds, joules."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        found = statistics.ratio([costs(each, measure) for each in ours], [costs(each, measure) for each in base])
+        said = f"{words.interval(found)} times {measure.replace('_', ' ')}, claimed {at_most:.3g}"
+        return Answer(decided(found, ours, base, most=at_most), said, note(ours, base))
+
+    return test
+
+
+def better(at_least: float = 0.5) -> Test:
+    """Whether a run of ours ends with a higher return than one of base with a probability of more than `at_least`."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        found = statistics.improvement(_by_task(ours, "final_return"), _by_task(base, "final_return"))
+        verdict = decided(found, ours, base, least=at_least)
+        return Answer(verdict, f"better with probability {words.interval(found)}")
+
+    return test
+
+
+def equal_return() -> Test:
+    """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        mine, theirs = (statistics.bootstrap(_by_task(runs, "final_return")) for runs in (ours, base))
+        said = f"return {words.interval(mine)} against {words.interval(theirs)}"
+        if not _enough(ours, base) or mine.high is None or theirs.low is None:
+            return Answer(UNDECIDED, said)
+        return Answer(REPRODUCED if mine.high >= theirs.low else NOT, said)
+
+    return test
+
+
+def both(*tests: Test) -> Test:
+    """Reproduced if all of them are, not if one is not."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        answers = [each(ours, base) for each in tests]
+        verdicts = {answer.verdict for answer in answers}
+        verdict = next(one for one in (NOT, UNDECIDED, REPRODUCED) if one in verdicts)
+        return Answer(verdict, *("; ".join(filter(None, parts)) for parts in list(zip(*answers, strict=True))[1:]))
+
+    return test
+
+
+def amdahl(ours: Runs, base: Runs) -> str:
+    """What a policy that costs nothing would save of base's work: the bound of all compression of actors."""
+    splits = [row["time_split"] or {} for runs in base for row in runs]
+    work = sum(value or 0.0 for split in splits for name, value in split.items() if name != "other")
+    calls = sum(split.get("inference") or 0.0 for split in splits)
+    if not calls:
+        return ""
+    share = calls / work
+    arm = base[0][0]["arm"]
+    return f"policy calls are {share:.0%} of the work of {arm}: without any, {1 - share:.2f} times is left (Amdahl)"
+
+
+def methods(ours: Runs, base: Runs) -> str:
+    """How the energy was measured."""
+    found = {str(row["energy_method"]).partition(":")[0] for runs in (*ours, *base) for row in runs}
+    return f"{' and '.join(sorted(found))}, compilation and evaluation included"
+
+
+def decided(found: Interval, ours: Runs, base: Runs, least: float = -np.inf, most: float = np.inf) -> str:
+    """The verdict on the claim that a number is between `least` and `most`."""
+    if not _enough(ours, base) or found.low is None or found.high is None:
+        return UNDECIDED
+    if least < found.low and found.high < most:
+        return REPRODUCED
+    return NOT if found.high < least or found.low > most else UNDECIDED
+
+
+def _enough(*arms: Runs) -> bool:
+    return all(len(runs) >= ENOUGH for arm in arms for runs in arm)
+
+
+def _by_task(runs: Runs, name: str) -> Any:
+    return [values(each, name) for each in runs]

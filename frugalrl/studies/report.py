@@ -1,0 +1,250 @@
+"""report.html of a study: what was found, how the arms learned, what they cost, and the command that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from .. import catalog, statistics
+from ..errors import BadFile
+from ..monitor import charts, page, words
+from ..monitor.files import replace
+from .findings import costs, values
+from .folder import command, read, settings
+from .study import REPRODUCED, UNDECIDED, Answer, Finding, Row, Study
+
+POINTS = 41  # of a performance profile
+COSTS = {  # of a row -> how the table calls and writes it
+    "training_seconds": ("training time", words.seconds),
+    "cpu_seconds": ("CPU time", words.seconds),
+    "actor_microseconds_per_step": ("actor time, us a step", words.number),
+    "energy_joules": ("energy", lambda x: words.energy(x).partition(" (")[0]),
+}
+
+
+class Found(NamedTuple):
+    """What is there of a study: its definition, its settings, and the rows of its runs."""
+
+    folder: Path
+    study: Study
+    settings: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    def runs(self, task: str, arm: str) -> list[Row]:
+        """The runs of an arm on a task, by seed."""
+        chosen = [row for row in self.rows if (row["task"], row["arm"]) == (task, arm)]
+        return sorted(chosen, key=lambda row: row["seed"])
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.settings["arguments"])
+
+    @property
+    def arms(self) -> list[str]:
+        return list(next(iter(self.settings["arguments"].values())))
+
+    @property
+    def expected(self) -> int:
+        """Seeds of all arms and tasks."""
+        return len(self.tasks) * len(self.arms) * self.settings["seeds"]
+
+
+def load(folder: Path) -> Found:
+    """The study in a folder. Raises BadFile if there is none or it is damaged."""
+    there = settings(folder)
+    if there is None:
+        raise BadFile(f"{folder} is not the folder of a study (no study.json)")
+    return Found(folder, catalog.study(there["study"]), there, read(folder))
+
+
+def report(folder: str | Path) -> Path:
+    """Write `report.html` into the folder of a study and return its path. Raises BadFile if there is none."""
+    found = load(Path(folder))
+    replace(found.folder / "report.html", page.page(f"{found.study.name}: FrugalRL", _body(found)))
+    return found.folder / "report.html"
+
+
+def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
+    """Each finding with the tasks that it was asked of."""
+    for finding in found.study.findings:
+        for tasks in [found.tasks] if finding.together else [[task] for task in found.tasks]:
+            ours, base = ([found.runs(task, arm) for task in tasks] for arm in (finding.ours, finding.base))
+            answer = finding.test(ours, base) if all(ours) and all(base) else Answer(UNDECIDED, "not run yet")
+            yield finding, "all tasks" if finding.together else tasks[0], answer
+
+
+def told(found: Found) -> Iterator[str]:
+    """The findings as lines of text."""
+    for finding, task, answer in answers(found):
+        note = f" ({answer.note})" if answer.note else ""
+        yield f"{answer.verdict}: {finding.question} {task}, {finding.ours} / {finding.base}: {answer.found}{note}"
+
+
+def _body(found: Found) -> list[str]:
+    done, whole = len(found.rows), len(found.rows) == found.expected
+    state = f'<span class="mark {"good" if whole else "warn"}">{done} of {found.expected} seeds finished</span>'
+    scale = f"at {found.settings['scale']:g} times the steps" if found.settings["scale"] != 1 else ""
+    versions = " &middot; ".join(escape(text) for text in filter(None, (scale, _machine(found.rows))))
+    return [
+        page.header(f"Study {found.study.name}", "", " &middot; ".join(filter(None, (state, versions)))),
+        f"<p>{escape(found.study.claim)}</p>",
+        page.section("Findings", _findings(found)),
+        *(_task(found, i, task) for i, task in enumerate(found.tasks)),
+        _together(found),
+        page.section("The same again", page.commands([command(dict(found.settings), found.folder)])),
+        page.section("Each run by itself", page.commands(_commands(found))),
+        page.section("Next", page.commands([f"frugal report {shlex.quote(str(found.folder))}"])),
+        "<footer>Written by FrugalRL from study.json and rows.jsonl in this folder. Intervals are 95 % percentile "
+        "bootstrap, stratified by task, and the same every time.</footer>",
+    ]
+
+
+def _machine(rows: Sequence[Row]) -> str:
+    """The processors that the runs had."""
+    return ", ".join(sorted({f"{row['hardware']['cpu']}, {row['hardware']['cores']} cores" for row in rows}))
+
+
+def _findings(found: Found) -> str:
+    head = ("question", "task", "arms", "found", "verdict")
+    cells = [
+        [
+            escape(finding.question),
+            escape(task),
+            escape(f"{finding.ours} / {finding.base}"),
+            "".join(f'<div class="note">{escape(text)}</div>' for text in (answer.found, answer.note) if text),
+            f'<span class="mark {"good" if answer.verdict == REPRODUCED else "warn"}">{answer.verdict}</span>',
+        ]
+        for finding, task, answer in answers(found)
+    ]
+    return page.table(head, cells)
+
+
+def _task(found: Found, i: int, task: str) -> str:
+    runs = {arm: there for arm in found.arms if (there := found.runs(task, arm))}
+    if not runs:
+        return page.section(task, '<p class="soft">Not run yet.</p>')
+    return page.section(
+        task, '<div class="stack">', *_curves(found, i, task, runs), *_forests(i, task, runs), "</div>", _table(runs)
+    )
+
+
+def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
+    known = {arm: charts.curve(lines) for arm, there in runs.items() if (lines := _lines(there))}
+    curves = [(_colour(found, arm), arm, curve) for arm, curve in known.items() if curve.x]
+    if curves:
+        chart = charts.compared(curves, f"curves-{i}", "return")
+        caption = (
+            f"Return of greedy episodes on {task}: interquartile mean over seeds with its 95 % bootstrap interval."
+        )
+        yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
+
+
+def _lines(runs: Iterable[Row]) -> list[charts.Line]:
+    known = [(row["seed"], [p for p in row["curve"] if p[1] is not None]) for row in runs]
+    return [charts.Line(f"seed {seed}", *map(list, zip(*points, strict=True))) for seed, points in known if points]
+
+
+def _forests(i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
+    """Arms side by side: what they reached, and how long that took."""
+    shown = (
+        (
+            "final_return",
+            "final return",
+            "Final return: interquartile mean over seeds and its 95 % bootstrap interval.",
+        ),
+        ("training_seconds", "seconds of training, a seed", "Training time without compilation and evaluation."),
+        ("actor_microseconds_per_step", "actor time, microseconds a step", "What a step costs the actor processes."),
+    )
+    for name, across, caption in shown:
+        of = values if name == "final_return" else costs
+        entries = [(arm, statistics.bootstrap(of(there, name))) for arm, there in runs.items()]
+        known = [(arm, interval) for arm, interval in entries if np.isfinite(interval.point)]
+        if known:
+            yield page.figure(charts.forest(known, f"forest-{i}-{name}", f"{across} on {task}", across), caption)
+
+
+def _table(runs: Mapping[str, list[Row]]) -> str:
+    head = (
+        "arm",
+        "seeds",
+        "final return",
+        "mean of the curve",
+        *(name for name, _ in COSTS.values()),
+        "KL",
+        "acted with",
+    )
+    cells = []
+    for arm, there in runs.items():
+        of = {name: statistics.bootstrap(values(there, name)) for name in ("final_return", "area")}
+        cost = [shown(statistics.iqm(costs(there, name))) for name, (_, shown) in COSTS.items()]
+        kl = [kl for row in there if (kl := (row["actors"] or {}).get("kl")) is not None]
+        texts = [*(words.interval(interval) for interval in of.values()), *cost]
+        texts += [words.number(float(np.mean(kl))) if kl else "", _acted(there)]
+        cells.append([escape(arm), " ".join(map(_link, there)), *(escape(text) for text in texts)])
+    return page.table(head, cells, numbers=range(1, 8 + 1))
+
+
+def _link(row: Row) -> str:
+    """The seed, with the way to the report of its run."""
+    return f'<a href="{escape(quote(row["folder"]))}/report.html">{row["seed"]}</a>'
+
+
+def _acted(runs: Iterable[Row]) -> str:
+    """Number formats and engines of the actors, and whether any was given up."""
+    actors = [row["actors"] for row in runs if row["actors"]]
+    said = sorted({f"{each['mode']} on {each['engine']}" for each in actors})
+    given_up = sum(each["fallback"] is not None for each in actors)
+    return ", ".join(said) + (f"; {given_up} runs fell back to fp32" if given_up else "")
+
+
+def _together(found: Found) -> str:
+    """Over all tasks: the statistics of Agarwal et al. 2021, of returns from the worst run of a task to its best."""
+    arms = [arm for arm in found.arms if all(found.runs(task, arm) for task in found.tasks)]
+    if len(found.tasks) < 2 or len(arms) < 2:
+        return ""
+    scores = {arm: [_normalised(found, task, arm) for task in found.tasks] for arm in arms}
+    first, thresholds = arms[0], np.linspace(0, 1, POINTS).tolist()
+    head = ("arm", "interquartile mean", "median", "mean", f"better than {first} with probability")
+    cells = [
+        [
+            escape(arm),
+            *(words.interval(statistics.bootstrap(of, how)) for how in (statistics.iqm, np.median, np.mean)),
+            "" if arm == first else words.interval(statistics.improvement(of, scores[first])),
+        ]
+        for arm, of in scores.items()
+    ]
+    profiles = [
+        (_colour(found, arm), arm, charts.Curve(thresholds, statistics.profile(of, thresholds)))
+        for arm, of in scores.items()
+    ]
+    chart = charts.compared(profiles, "profiles", "share of runs above", "normalised final return")
+    caption = (
+        "Performance profiles. Final returns of a task go from 0, its worst run of all arms, to 1, its best; "
+        "a run without a finite return counts as the worst."
+    )
+    legend = page.legend((index, arm) for index, arm, _ in profiles)
+    return page.section("All tasks", page.table(head, cells, numbers=range(1, 5)), page.figure(chart, caption, legend))
+
+
+def _normalised(found: Found, task: str, arm: str) -> list[float]:
+    known = [row["final_return"] for row in found.rows if row["task"] == task and row["final_return"] is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    # max gives low for a NaN, which is not greater
+    return [(max(low, x) - low) / ((high - low) or 1.0) for x in values(found.runs(task, arm), "final_return")]
+
+
+def _commands(found: Found) -> list[str]:
+    """A command for each arm and task, of its first seed that is there."""
+    return [there[0]["command"] for task in found.tasks for arm in found.arms if (there := found.runs(task, arm))] or [
+        "none has finished yet"
+    ]
+
+
+def _colour(found: Found, arm: str) -> int:
+    return found.arms.index(arm) % page.COLOURS

@@ -1,0 +1,181 @@
+"""What a study is: arms that differ in what a claim is about, tasks that they train on, and findings that decide it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .. import training
+from ..config import Config
+from ..errors import UsageError
+from ..monitor.files import plain
+
+FORMAT = 1  # of study.json
+Arguments = Mapping[str, Any]  # `agent`, `env` and options of `frugalrl.train`
+Row = Mapping[str, Any]  # what is kept of a finished run; see `running.py`
+Runs = Sequence[Sequence[Row]]  # of one arm, by task
+
+
+class Answer(NamedTuple):
+    """What the runs say to a question."""
+
+    verdict: str  # one of the three below
+    found: str  # the number with its interval
+    note: str = ""
+
+
+REPRODUCED, NOT, UNDECIDED = "reproduced", "not reproduced", "undecided"
+
+
+class Finding(NamedTuple):
+    """A question to two arms; `findings.py` has what may answer it."""
+
+    question: str
+    ours: str  # arms
+    base: str
+    test: Callable[[Runs, Runs], Answer]  # (runs of ours, of base)
+    together: bool = False  # asked once of all tasks; else of each by itself
+
+
+class Study(NamedTuple):
+    """A claim as an experiment. A run's arguments are those of `base`, of its task and of its arm, the latter first."""
+
+    name: str
+    claim: str  # one sentence, with its source
+    base: Arguments
+    tasks: Mapping[str, Arguments]  # each with its `env`
+    arms: Mapping[str, Arguments]  # the first is the one that the others are compared with
+    findings: tuple[Finding, ...]
+    seeds: int = 5
+
+
+class Run(NamedTuple):
+    """One training: a seed, or in the `compiled` runtime all of them in one program."""
+
+    task: str
+    arm: str
+    seeds: range
+    arguments: dict[str, Any]  # of `frugalrl.train`, but for `seed` and `seeds`
+    config: Config
+
+
+class Plan(NamedTuple):
+    """A study with its settings filled in."""
+
+    study: Study
+    seeds: int
+    scale: float  # of the steps
+    envs: tuple[str, ...]  # as they were asked for; none for the study's own
+    arguments: dict[str, dict[str, dict[str, Any]]]  # task -> arm -> of `frugalrl.train`
+    configs: dict[str, dict[str, Config]]  # that they make
+
+    def settings(self) -> dict[str, Any]:
+        """What study.json holds, and what decides every number."""
+        return plain(
+            {
+                "format": FORMAT, "study": self.study.name, "seeds": self.seeds, "scale": self.scale,
+                "envs": self.envs, "arguments": self.arguments,
+            }
+        )  # fmt: skip
+
+
+def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Sequence[str] = ()) -> Plan:
+    """Fill in the settings of a study and check every run of it. Raises UsageError; writes nothing.
+
+    `scale` shortens training, the steps before learning starts along with the rest. Of `envs`, those that the study has
+    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults.
+    """
+    seeds = study.seeds if seeds is None else seeds
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {seeds}")
+    if not 0 < scale < math.inf:
+        raise UsageError(f"--scale must be more than 0, got {scale:g}")
+    arguments, configs = {}, {}
+    for task, about in chosen(study.tasks, envs).items():
+        made = {}
+        for arm, changes in study.arms.items():
+            try:
+                made[arm] = scaled(merged(study.base, about, changes), scale)
+            except UsageError as error:
+                raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
+        arguments[task] = {arm: found for arm, (found, _) in made.items()}
+        configs[task] = {arm: found for arm, (_, found) in made.items()}
+    return Plan(study, seeds, float(scale), tuple(envs), arguments, configs)
+
+
+def chosen(tasks: Mapping[str, Arguments], envs: Sequence[str]) -> dict[str, Arguments]:
+    """The tasks that `envs` ask for; all if that is empty."""
+    if not envs:
+        return dict(tasks)
+    found: dict[str, Arguments] = {}
+    for env in envs:
+        own = {name: about for name, about in tasks.items() if env in (name, about["env"])}
+        found |= own or {env: {"env": env}}
+    return found
+
+
+def merged(*parts: Arguments) -> dict[str, Any]:
+    """Later arguments take the place of earlier ones; those that are dictionaries, `hyper` say, name by name."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            whole[name] = {**whole.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return whole
+
+
+def scaled(arguments: dict[str, Any], scale: float) -> tuple[dict[str, Any], Config]:
+    """The arguments of a training of `scale` times the steps, and the Config they make. Raises UsageError."""
+    config = training.configured(**arguments)
+    if scale == 1:
+        return arguments, config
+    starts = config.hyper.get("learning_starts")
+    shorter: dict[str, Any] = {"steps": max(1, round(config.steps * scale))}
+    if starts:
+        shorter["hyper"] = {"learning_starts": max(1, int(starts * scale))}
+    arguments = merged(arguments, shorter)
+    return arguments, training.configured(**arguments)
+
+
+def runs(made: Plan) -> Iterator[Run]:
+    """The runs in their order: seed by seed, and which arm comes first alternates, as machines change over a day."""
+    for task, arms in made.arguments.items():
+        configs = made.configs[task]
+        for seed in range(made.seeds):
+            for arm in arms if seed % 2 == 0 else reversed(arms):
+                if configs[arm].runtime != "compiled":
+                    yield Run(task, arm, range(seed, seed + 1), arms[arm], configs[arm])
+                elif seed == 0:
+                    yield Run(task, arm, range(made.seeds), arms[arm], configs[arm])
+
+
+def words(arguments: Arguments) -> list[str]:
+    """The words of `frugal train` that say the same."""
+    said = [arguments["agent"], arguments["env"]]
+    for name, value in arguments.items():
+        option = f"--{name.rstrip('s') if name == 'env_options' else name}".replace("_", "-")
+        if name in ("agent", "env"):
+            continue
+        if isinstance(value, Mapping):
+            said += [option, *(f"{key}={_said(each)}" for key, each in _flat(value))] if value else []
+        else:
+            said += [option, _said(value)]
+    return said
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values; those of a dictionary within, `kwargs`, with its name before theirs."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from (
+                (f"{name}.{key}", each if isinstance(each, str) else json.dumps(each)) for key, each in value.items()
+            )
+        else:
+            yield name, value
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

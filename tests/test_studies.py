@@ -1,0 +1,538 @@
+"""Studies: what they plan, that no run is lost or done twice, and what the runs say to their questions."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import finish, has_rows, interrupt, rows, running, wait_for
+from test_monitor import Page
+
+from frugalrl import catalog, cli, training
+from frugalrl.config import is_run
+from frugalrl.config import write as write_config
+from frugalrl.errors import UsageError
+from frugalrl.monitor import receipt
+from frugalrl.monitor import report as monitor_report
+from frugalrl.monitor import rows as row_file
+from frugalrl.monitor.machine import Cost
+from frugalrl.studies import findings, report
+from frugalrl.studies import folder as folders
+from frugalrl.studies.running import study
+from frugalrl.studies.study import NOT, REPRODUCED, UNDECIDED, Finding, Study, merged, plan, runs, words
+
+TINY = {"hidden": (16,), "batch_size": 32}
+FASTER = findings.both(findings.times("training_seconds", 0.7, findings.amdahl), findings.equal_return())
+SMALL = Study(
+    "small",
+    "quick is faster & better.",
+    {"agent": "dqn", "steps": 3000, "hyper": TINY},
+    {"CartPole": {"env": "CartPole-v1"}, "Acrobot": {"env": "Acrobot-v1", "runtime": "actors", "hyper": {"tau": 0.5}}},
+    {"slow": {"hyper": {"learning_rate": 1e-4}}, "quick": {"hyper": {"learning_rate": 1e-3}}},
+    (
+        Finding("Faster?", "quick", "slow", FASTER),
+        Finding("Better?", "quick", "slow", findings.better(), together=True),
+    ),
+    3,
+)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    known = catalog.study
+    monkeypatch.setattr(catalog, "study", lambda name: SMALL if name == "small" else known(name))
+
+
+class Trainer:
+    """Stands in for the process of a run: keeps its words, and leaves what a finished run does."""
+
+    def __init__(self, stop_after: int | None = None, signum: int = signal.SIGTERM, fail: str = ""):
+        self.calls: list[list[str]] = []
+        self.stop_after, self.signum, self.fail = stop_after, signum, fail
+
+    def __call__(self, said, stop, lock) -> int:
+        self.calls.append(said)
+        if said[0] == "resume":
+            folder = Path(said[1])
+            config = training.read_config(folder)
+        else:
+            a = cli.parser().parse_args(said)
+            options = {"hyper": cli._pairs(a.hyper), "env_options": cli._pairs(a.env_option), "steps": a.steps}
+            config = training.configured(a.agent, a.env, seeds=a.seeds, seed=a.seed, runtime=a.runtime, **options)
+            folder = a.out
+            write_config(folder, config)
+        if self.fail and self.fail in str(folder):
+            return 1
+        if len(self.calls) == self.stop_after:
+            stop.signum = self.signum
+            return 128 + self.signum
+        left(folder, config)
+        return 0
+
+
+def left(folder: Path, config) -> None:
+    """What a finished run leaves: quick gains 50 and takes half of the time."""
+    quick, acts = config.hyper["learning_rate"] > 5e-4, config.runtime == "actors"
+    seeds = range(config.seed, config.seed + config.seeds)
+    returns = {seed: 100.0 + seed + 50 * quick for seed in seeds}
+    for step in (config.steps // 2, config.steps):
+        row_file.write(
+            folder / "rows.jsonl",
+            [{"seed": s, "step": step, "episode_return": r * step / config.steps} for s, r in returns.items()],
+        )
+    made = receipt.receipt(
+        agent=config.agent, env=config.env, runtime=config.runtime, seeds=config.seeds, steps=config.steps,
+        per_seed=list(returns.values()), compile_seconds=1.0, evaluation_seconds=2.0, finished=True,
+        cost=Cost((5.0 if quick else 10.0) + 3.0 + 0.1 * config.seed, 9.0, None, 90.0, "estimated: by assumption"),
+        time_split={"environment": 1.0, "inference": 2.0, "learner": 5.0, "other": 9.0} if acts else None,
+        actors={"mode": "fp32", "engine": "litert", "refresh_seconds": 0.3, "kl": 0.5} if acts else None,
+    )  # fmt: skip
+    receipt.write(folder / "receipt.json", made)
+
+
+def go(out: Path, train=None, **options):
+    return study("small", out=out, train=train or Trainer(), **options)
+
+
+# the plan
+
+
+PENDING = ("prune", "pull_period")  # options that `train` may not have yet
+
+
+@pytest.mark.parametrize("name", catalog.STUDIES)
+def test_every_run_of_every_study_is_one_that_train_takes(name):
+    about = catalog.study(name)
+    assert about.name == name
+    assert about.claim.endswith(".")
+    taken = 0
+    for task in about.tasks.values():
+        for arm in about.arms.values():
+            arguments = merged(about.base, task, arm)
+            if arguments["actors"] in catalog.LATER:
+                arguments["actors"] = "int8"
+            for option in set(PENDING) - set(inspect.signature(training.configure).parameters):
+                arguments.pop(option, None)
+            assert training.configured(**arguments).runtime == "actors"
+            taken += 1
+    assert taken == len(about.tasks) * len(about.arms)
+
+
+@pytest.mark.parametrize("about", [SMALL, *map(catalog.study, catalog.STUDIES)], ids=lambda about: about.name)
+def test_findings_are_of_arms_that_are_there(about):
+    assert {arm for finding in about.findings for arm in (finding.ours, finding.base)} <= set(about.arms)
+
+
+def test_the_words_of_a_run_say_what_its_arguments_say():
+    arguments = {
+        "agent": "dqn", "env": "CartPole-v1", "steps": 2000, "actors": "int8", "correct": "tis",
+        "hyper": {"hidden": (32, 16), "double": True, "learning_rate": 1e-3},
+        "env_options": {"frame_stack": 2, "kwargs": {"sutton_barto_reward": True}},
+    }  # fmt: skip
+    a = cli.parser().parse_args(["train", *words(arguments)])
+    said = training.configured(
+        a.agent, a.env, steps=a.steps, actors=a.actors, correct=a.correct, hyper=cli._pairs(a.hyper),
+        env_options=cli._pairs(a.env_option),
+    )  # fmt: skip
+    assert said == training.configured(**arguments)
+    assert said.env_options == {"frame_stack": 2, "kwargs": {"sutton_barto_reward": True}}
+
+
+def test_seeds_share_a_program_where_they_can_and_else_take_turns():
+    found = [(run.task, run.arm, [*run.seeds]) for run in runs(plan(SMALL))]
+    assert found[:2] == [("CartPole", "slow", [0, 1, 2]), ("CartPole", "quick", [0, 1, 2])]
+    assert [(arm, *seeds) for task, arm, seeds in found[2:]] == [
+        ("slow", 0), ("quick", 0), ("quick", 1), ("slow", 1), ("slow", 2), ("quick", 2)
+    ]  # fmt: skip
+    assert {task for task, *_ in found[2:]} == {"Acrobot"}
+
+
+def test_a_shorter_training_also_starts_to_learn_earlier():
+    made = plan(SMALL, scale=0.1)
+    config = made.configs["CartPole"]["slow"]
+    assert config.steps == 300
+    assert config.hyper["learning_starts"] == catalog.defaults("dqn", "CartPole-v1")[1]["learning_starts"] // 10
+    assert made.configs["Acrobot"]["quick"].hyper["tau"] == 0.5
+    assert made.configs["Acrobot"]["quick"].hyper["learning_rate"] == 1e-3
+    assert plan(SMALL, scale=2.0).configs["CartPole"]["slow"].steps == 6000
+
+
+def test_environments_restrict_a_study_or_take_the_place_of_its_own():
+    assert [*plan(SMALL, envs=["Acrobot-v1"]).configs] == ["Acrobot"]
+    assert [*plan(SMALL, envs=["CartPole"]).configs] == ["CartPole"]
+    other = plan(SMALL, envs=["MountainCar-v0", "CartPole-v1"]).configs
+    assert [*other] == ["MountainCar-v0", "CartPole"]
+    assert other["MountainCar-v0"]["slow"].env == "MountainCar-v0"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nonsense",), "unknown study 'nonsense'"),
+        (("acerl",), "did you mean accerl?"),
+        (("small", "--seeds", "0"), "--seeds must be at least 1"),
+        (("small", "--scale", "0"), "--scale must be more than 0"),
+        (("small", "--scale", "nan"), "--scale must be more than 0"),
+        (("small", "--budget", "-1"), "--budget must be more than 0"),
+        (("small", "--env", "CartPol-v1"), "did you mean CartPole-v1?"),
+        (("small", "--env", "Pendulum-v1"), "study small, arm slow on Pendulum-v1: Pendulum-v1 has continuous actions"),
+        (("small", "--seed", "3"), "unknown option --seed: did you mean --seeds?"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_writes_nothing(words, says, tmp_path, capsys):
+    assert cli.main(["study", *words, "--out", str(tmp_path / "new")]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+# the runs
+
+
+def test_each_run_is_made_once_and_is_a_row(tmp_path):
+    first, second = Trainer(), Trainer()
+    done = go(tmp_path, first)
+    assert (done.done, done.total, done.stopped, done.failed) == (8, 8, None, [])
+    assert len(first.calls) == 8
+    kept = [(row["task"], row["arm"], row["seed"]) for row in rows(tmp_path)]
+    assert len(kept) == len(set(kept)) == 2 * 2 * 3
+    assert go(tmp_path, second).done == 8
+    assert second.calls == []
+    assert len(rows(tmp_path)) == 12
+
+
+def test_a_row_tells_what_one_seed_reached_and_cost(tmp_path):
+    go(tmp_path)
+    alone = next(row for row in rows(tmp_path) if (row["task"], row["arm"], row["seed"]) == ("Acrobot", "quick", 2))
+    assert alone["final_return"] == 152.0
+    assert alone["curve"] == [[1500, 76.0], [3000, 152.0]]
+    assert alone["area"] == pytest.approx((76 + 152) / 2)
+    assert alone["training_seconds"] == pytest.approx(5.2)
+    assert alone["actor_microseconds_per_step"] == pytest.approx(1e6 * 3.3 / 3000)
+    assert alone["actors"]["kl"] == 0.5
+    assert (tmp_path / alone["folder"] / "receipt.json").is_file()
+    assert "frugal train dqn Acrobot-v1 --steps 3000 --hyper hidden=16 batch_size=32 tau=0.5" in alone["command"]
+    shared = [row for row in rows(tmp_path) if (row["task"], row["arm"]) == ("CartPole", "slow")]
+    assert [row["training_seconds"] for row in shared] == [pytest.approx(10.0 / 3)] * 3
+    assert shared[0]["actor_microseconds_per_step"] is None
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, 0])
+def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, signum):
+    first, second = Trainer(stop_after=4, signum=signum), Trainer()
+    stopped = go(tmp_path, first)
+    assert (stopped.done, stopped.stopped) == (3, signum)
+    half = Path(first.calls[3][first.calls[3].index("--out") + 1])
+    assert is_run(half)
+    assert go(tmp_path, second).done == 8
+    assert second.calls[0][:2] == ["resume", str(half)]
+    assert [call[0] for call in second.calls[1:]] == ["train"] * 4
+    assert len({(row["task"], row["arm"], row["seed"]) for row in rows(tmp_path)}) == len(rows(tmp_path)) == 12
+
+
+def test_a_run_that_finished_without_its_row_gets_it_without_training(tmp_path):
+    go(tmp_path)
+    text = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(text[:1]) + text[1][:40])  # as a process that is killed may leave it
+    train = Trainer()
+    assert go(tmp_path, train).done == 8
+    assert train.calls == []
+    assert len({(row["task"], row["arm"], row["seed"]) for row in rows(tmp_path)}) == len(rows(tmp_path)) == 12
+
+
+def test_rows_count_also_without_their_run_folders(tmp_path):
+    """They take gigabytes; who has removed them does not want the study made anew."""
+    go(tmp_path)
+    for folder in ("Acrobot", "CartPole"):
+        shutil.rmtree(tmp_path / folder)
+    train = Trainer()
+    assert go(tmp_path, train).done == 8
+    assert train.calls == []
+    assert "12 of 12 seeds finished" in (tmp_path / "report.html").read_text()
+
+
+def test_a_budget_is_handed_on_and_no_run_begins_after_it(tmp_path):
+    train = Trainer()
+    go(tmp_path / "a", train, budget=60)
+    given = [float(call[call.index("--budget") + 1]) for call in train.calls]
+    assert all(59 < minutes <= 60 for minutes in given)
+    assert given == sorted(given, reverse=True)
+    spent = Trainer()
+    done = go(tmp_path / "b", spent, budget=1e-9)
+    assert (done.done, done.stopped, spent.calls) == (0, 0, [])
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path, monkeypatch, capsys):
+    done = go(tmp_path, Trainer(fail="quick-seed-1"))
+    assert done.done == 7
+    assert done.failed == ["Acrobot, quick, seed 1 (exit code 1)"]
+    again = Trainer()
+    assert go(tmp_path, again).done == 8
+    assert [call[0] for call in again.calls] == ["resume"]
+
+
+def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, capsys):
+    go(tmp_path, seeds=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for options in ({"seeds": 3}, {"seeds": 2, "scale": 0.5}, {"seeds": 2, "envs": ("CartPole-v1",)}):
+        with pytest.raises(UsageError, match="--seeds 2 --out"):
+            go(tmp_path, **options)
+    assert cli.main(["study", "small", "--seeds", "3", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "holds a study of other seeds (2 there, 3 asked for)" in said
+    assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_study_whose_arms_have_changed_since_is_refused(tmp_path, monkeypatch):
+    go(tmp_path)
+    changed = SMALL._replace(arms={**SMALL.arms, "quick": {"hyper": {"gamma": 0.9}}})
+    monkeypatch.setattr(catalog, "study", lambda name: changed)
+    with pytest.raises(UsageError, match="other arguments"):
+        go(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no study"):
+        go(tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        go(tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_processes_do_not_work_on_one_study(tmp_path):
+    with folders.held(tmp_path), pytest.raises(UsageError, match="another process"):
+        go(tmp_path)
+    assert go(tmp_path).done == 8
+
+
+# what they say
+
+
+def some(returns, seconds=None, **more) -> list[dict]:
+    """Rows of one arm on one task."""
+    seconds = seconds or [10.0] * len(returns)
+    split = {"environment": 1.0, "inference": 3.0, "learner": 4.0, "other": 90.0}
+    base = {"arm": "fp32", "seeds_together": 1, "energy_method": "estimated: so", "time_split": split}
+    return [
+        base | {"seed": i, "final_return": r, "training_seconds": s, "energy_joules": s} | more
+        for i, (r, s) in enumerate(zip(returns, seconds, strict=True))
+    ]
+
+
+HIGH, LOW, WIDE = [10.0, 11.0, 12.0, 11.5], [1.0, 2.0, 3.0, 2.5], [0.0, 9.0, 20.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "verdict"),
+    [
+        ([5.0, 5.1, 5.2], [10.0, 10.1, 10.2], REPRODUCED),
+        ([7.5, 7.6, 7.7], [10.0, 10.1, 10.2], NOT),
+        ([5.0, 9.0, 6.0], [10.0, 10.1, 10.2], UNDECIDED),
+        ([5.0, 5.1], [10.0, 10.1, 10.2], UNDECIDED),  # two runs decide nothing
+    ],
+)
+def test_less_time_is_reproduced_when_the_whole_interval_says_so(ours, base, verdict):
+    answer = findings.times("training_seconds", 0.7)([some(ours, ours)], [some(base, base)])
+    assert answer.verdict == verdict
+    assert re.search(r"0\.\d+ \[0\.\d+, [\d.]+\] times training seconds, claimed 0\.7", answer.found)
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "verdict"),
+    [
+        (HIGH, LOW, REPRODUCED), (LOW, HIGH, NOT), (HIGH, HIGH, REPRODUCED), (WIDE, HIGH, REPRODUCED),
+        (HIGH[:2], LOW, UNDECIDED), ([10.0, None, 11.0], LOW, UNDECIDED),
+    ],
+)  # fmt: skip
+def test_nothing_is_lost_when_the_intervals_overlap_or_ours_is_higher(ours, base, verdict):
+    assert findings.equal_return()([some(ours)], [some(base)]).verdict == verdict
+
+
+def test_better_is_decided_over_all_tasks():
+    assert findings.better()([some(HIGH), some(HIGH)], [some(LOW), some(LOW)]).verdict == REPRODUCED
+    assert findings.better()([some(LOW), some(LOW)], [some(HIGH), some(HIGH)]).verdict == NOT
+    mixed = findings.better()([some(HIGH), some(LOW)], [some(LOW), some(HIGH)])
+    assert mixed.verdict == UNDECIDED
+    assert "0.5 [0.5, 0.5]" in mixed.found
+
+
+def test_of_several_conditions_the_worst_decides():
+    quick, slow = [5.0, 5.1, 5.2], [10.0, 10.1, 10.2]
+    base = [some(HIGH[:3], slow)]
+    assert FASTER([some(HIGH[:3], quick)], base).verdict == REPRODUCED
+    assert FASTER([some(LOW[:3], quick)], base).verdict == NOT
+    assert FASTER([some(HIGH[:3], slow)], base).verdict == NOT
+    assert FASTER([some(LOW[:3], [5.0, 14.0, 6.0])], base).verdict == NOT
+    assert FASTER([some(HIGH[:3], [5.0, 14.0, 6.0])], base).verdict == UNDECIDED
+
+
+def test_seeds_of_one_program_are_one_measurement_of_time():
+    """Else their equal shares would be an interval without width, and decide."""
+    quick, slow = some(HIGH, [2.0] * 4, seeds_together=4), some(HIGH, [9.0] * 4, seeds_together=4)
+    answer = findings.times("training_seconds", 0.7)([quick], [slow])
+    assert answer.verdict == UNDECIDED
+    assert answer.found.startswith("0.222 times")
+
+
+def test_amdahls_bound_is_of_the_work_without_waiting():
+    assert "38% of the work of fp32: without any, 0.62 times" in findings.amdahl([some(HIGH)], [some(HIGH)])
+    nothing = some(HIGH, time_split={"environment": None, "inference": None, "learner": None, "other": None})
+    assert findings.amdahl([nothing], [nothing]) == ""
+
+
+def test_a_study_knows_what_it_found(tmp_path):
+    go(tmp_path)
+    found = report.load(tmp_path)
+    verdicts = {(finding.question, task): answer for finding, task, answer in report.answers(found)}
+    assert verdicts["Faster?", "Acrobot"].verdict == REPRODUCED
+    assert verdicts["Faster?", "CartPole"].verdict == UNDECIDED  # one program each
+    assert verdicts["Better?", "all tasks"].verdict == REPRODUCED
+    assert "25% of the work of slow" in verdicts["Faster?", "Acrobot"].note
+
+
+def test_the_report_shows_every_arm_and_is_made_anew(tmp_path, capsys):
+    out = tmp_path / "a study"
+    go(out, Trainer(stop_after=4))
+    early = Page((out / "report.html").read_text())
+    assert "7 of 12 seeds finished" in early.text
+    assert "not run yet" in early.text
+    go(out)
+    (out / "report.html").unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    shown = Page((out / "report.html").read_text())
+    assert "quick is faster & better." in shown.text
+    assert "12 of 12 seeds finished" in shown.text
+    # curves of each task and the profiles: a line and a band for each arm
+    assert shown.classes.count("mean") == shown.classes.count("band") == 3 * 2
+    assert {"part-0", "part-1", "whisker"} <= set(shown.classes)
+    for words_of in ("reproduced", "Performance profiles", "actor time, microseconds a step", "better than slow"):
+        assert words_of in shown.text
+    assert f"frugal study small --seeds 3 --out '{out}'" in shown.text
+    assert "nan" not in shown.text
+    assert len(shown.links) == 12
+    assert "Acrobot/quick-seed-1/report.html" in shown.links
+
+
+def test_the_report_of_a_run_that_diverged_and_of_one_without_evaluations(tmp_path):
+    go(tmp_path)
+    changed = rows(tmp_path)
+    for row in changed:
+        if row["arm"] == "quick" and row["seed"] == 1:
+            row |= {"final_return": None, "area": None, "curve": [[1500, 3.0], [3000, None]]}
+        if row["arm"] == "slow" and row["task"] == "Acrobot":
+            row |= {"curve": []}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    shown = Page(report.report(tmp_path).read_text())
+    assert "nan" not in shown.text
+    assert "nan" not in (tmp_path / "report.html").read_text()
+    assert "unknown" in shown.text
+    verdicts = {
+        (finding.question, task): answer.verdict for finding, task, answer in report.answers(report.load(tmp_path))
+    }
+    assert verdicts["Faster?", "Acrobot"] == UNDECIDED
+    assert verdicts["Better?", "all tasks"] == UNDECIDED
+
+
+def test_a_folder_of_studies_and_runs_does_not_take_a_study_for_a_run(tmp_path):
+    go(tmp_path / "study")
+    shown = Page(monitor_report.report(tmp_path).read_text())
+    assert "8 runs, 8 finished" in shown.text
+    assert "study/Acrobot/slow-seed-0/report.html" in shown.links
+    assert "Study small" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_studies_are_listed_with_their_claims(capsys):
+    assert cli.main(["studies"]) == 0
+    said = capsys.readouterr().out
+    for name in catalog.STUDIES:
+        assert f"{name}: {catalog.study(name).claim}" in said
+
+
+# in earnest
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_studies import SMALL
+from frugalrl import catalog
+from frugalrl.cli import main
+catalog.study = lambda name: SMALL
+sys.exit(main())
+"""
+
+
+def begin(*words: object) -> subprocess.Popen:
+    program = PROGRAM.format(tests=str(Path(__file__).parent))
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_study_in_earnest(tmp_path, capfd):
+    out = tmp_path / "s"
+    assert cli.main(["study", "small", "--env", "CartPole-v1", "--seeds", "2", "--out", str(out)]) == 0
+    said = capfd.readouterr()
+    assert "run 2 of 2: CartPole, quick, seeds 0 to 1" in said.err
+    assert "2 of 2 runs are finished" in said.out
+    assert "undecided: Faster? CartPole, quick / slow:" in said.out
+    found = rows(out)
+    assert [(row["arm"], row["seed"]) for row in found] == [("slow", 0), ("slow", 1), ("quick", 0), ("quick", 1)]
+    assert all(row["steps"] == row["curve"][-1][0] == 3000 for row in found)
+    assert all(row["final_return"] == row["curve"][-1][1] > 0 for row in found)
+    assert json.loads((out / "study.json").read_text())["seeds"] == 2
+
+
+@pytest.mark.long
+def test_ctrl_c_and_kill_lose_nothing(tmp_path):
+    out = tmp_path / "s"
+    call = ("study", "small", "--env", "Acrobot-v1", "--seeds", "2", "--scale", "10", "--out", out)
+    run = out / "Acrobot" / "slow-seed-0"
+
+    first = begin(*call)
+    wait_for(lambda: has_rows(run, 2), 120)
+    interrupt(first)  # all processes, as a terminal does
+    ended = finish(first)
+    assert ended.code == 130, ended.err
+    assert "stopped after 0 of 4 runs" in ended.err
+    assert "Traceback" not in ended.err
+    before = len(rows(run))
+
+    second = begin(*call)
+    wait_for(lambda: has_rows(run, before + 1), 120)
+    second.terminate()  # it alone: its child has to be told
+    ended = finish(second)
+    assert ended.code == 143, ended.err
+    assert receipt.read(run / "receipt.json")["finished"] is False  # type: ignore[index]
+
+    third = begin(*call)
+    wait_for(lambda: has_rows(run, len(rows(run))), 120)
+    child = int(
+        wait_for(lambda: subprocess.run(["pgrep", "-P", str(third.pid)], capture_output=True, text=True).stdout)
+    )
+    third.kill()
+    third.wait()
+    if running(child):  # which holds the lock
+        refused = finish(begin(*call))
+        assert refused.code == 2 or not running(child)
+    wait_for(lambda: not running(child), 120)
+    finish(third)  # closes its pipes
+
+    last = finish(begin(*call), 240)
+    assert last.code == 0, last.err
+    assert [(row["arm"], row["seed"]) for row in rows(out)] == [("slow", 0), ("quick", 0), ("quick", 1), ("slow", 1)]
+    steps = [row["step"] for row in rows(run)]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 10
