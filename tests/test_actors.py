@@ -251,6 +251,54 @@ def test_refreshing_takes_a_bounded_share_of_an_actors_time(tmp_path):
         assert next_began - ended > (ended - began) / actor.REFRESH_SHARE
 
 
+@pytest.mark.parametrize(("turn", "widest"), [(1.0, actor.STRETCH), (-1.0, 1.0)])
+def test_an_actor_looks_less_often_while_its_packets_hardly_differ(turn, widest, tmp_path):
+    made = parts()
+    actor_, box = worker(made, tmp_path)
+    state, waits = made.carry.state, []
+    state = state._replace(hyper=state.hyper._replace(exploration_initial_eps=jnp.float32(0.1)))
+    for k in range(6):
+        state = state._replace(params=(*state.params[:-1], jax.tree.map(lambda x: turn * x, state.params[-1])))
+        box.put(packet_of(made, state))
+        actor_.look_after = -np.inf
+        actor_.unroll(actor_.slots[0].items)
+        assert actor_.count == k + 2
+        waits.append(actor_.look_after - actor_.timer.mark)
+    assert actor_.stretch == widest
+    acting = actor_.timer.seconds
+    assert all(acting[kind] > 0 for kind in actor.REFRESH)
+    assert waits[-1] < widest * actor_.cost / actor.REFRESH_SHARE
+    assert actor_.cost <= sum(acting[kind] for kind in actor.REFRESH)
+
+
+def test_how_long_to_wait_follows_from_how_far_the_policy_moved():
+    assert actor.stretched(2.0, actor.DRIFT) == 2.0
+    assert actor.stretched(4.0, 4 * actor.DRIFT) == 2.0  # twice as far in that time
+    assert actor.stretched(1.0, 0.0) == actor.stretched(1.0, -1e-9) == actor.WIDENING
+    assert actor.stretched(actor.STRETCH, 0.0) == actor.STRETCH
+    for much in (1.0, np.inf, np.nan):
+        assert actor.stretched(actor.STRETCH, much) == 1.0
+
+
+def test_an_actor_with_a_period_looks_when_it_is_over_and_at_no_other_time(tmp_path):
+    made = parts()
+    made = made._replace(spec=made.spec._replace(pull_period=3))
+    actor_, box = worker(made, tmp_path)
+    step, seen = actor_.envs.step, []
+
+    def publish(action):
+        seen.append(actor_.version)
+        box.put(packet_of(made, made.carry.state._replace(version=jnp.int32(len(seen)))))
+        return step(action)
+
+    actor_.envs.step = publish
+    for _ in range(2):
+        actor_.unroll(actor_.slots[0].items)
+    assert seen == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9, 9, 12, 12, 12, 15]
+    assert actor_.refreshes == 6
+    assert "compare" not in actor_.timer.seconds
+
+
 def test_an_actor_whose_learner_is_gone_ends_without_a_word():
     for said in (b"", b"aGFsZiBhIHNwZWM", b"\n"):
         ended = subprocess.run(
@@ -264,6 +312,23 @@ def test_an_actor_whose_learner_is_gone_ends_without_a_word():
 
 
 # actors and Learner together
+
+
+def test_staleness_is_that_of_the_messages_as_they_arrive():
+    made, publish, known = parts(updates=3, warmup=16), [], []
+
+    def learn(carry, items, stream, gradient):
+        known.append((int(carry.state.version), items.version.copy()))
+        carry, metrics = made.learner.learn(carry, items, stream, gradient)
+        publish.append(metrics)
+        return carry, metrics
+
+    list(made._replace(learner=made.learner._replace(learn=learn)).train(320))
+    assert len(known) == 19
+    for (now, acted), metrics in zip(known, publish, strict=True):
+        assert float(metrics["staleness"]) == pytest.approx((now - acted).mean())
+        assert float(metrics["staleness_max"]) == (now - acted).max()
+    assert max(float(metrics["staleness"]) for metrics in publish) > 0
 
 
 def test_both_actors_act_while_the_learner_updates():
@@ -477,6 +542,16 @@ def test_the_receipt_tells_what_the_actors_did(tmp_path):
     assert made["actors"]["refreshes"] >= 2
     assert made["actors"]["packet_bytes"] > 0
     assert all(made["time_split"][name] is not None for name in ("environment", "inference", "transport", "learner"))
+    told, split = made["actors"], made["time_split"]
+    taking = [told[f"{kind}_seconds"] for kind in actor.REFRESH]
+    assert all(seconds > 0 for seconds in taking[:-1])
+    assert told["refresh_seconds"] == pytest.approx(sum(taking))
+    assert split["compressor"] > told["refresh_seconds"]
+    assert told["step_seconds"] > split["environment"] + split["inference"]
+    assert all(row["staleness_max"] >= row["staleness"] >= 0 for row in rows(out) if "staleness" in row)
+    assert rows(out)[-1]["staleness_max"] == told["staleness_max"] >= told["staleness"] > 0
+    page = (out / "report.html").read_text()
+    assert all(words in page for words in ("pull_seconds", "staleness_max", "of refreshing (pull"))
     assert [row["step"] for row in rows(out)] == [128 * (k + 1) for k in range(10)]
 
 
