@@ -257,14 +257,14 @@ def test_an_actor_looks_less_often_while_its_packets_hardly_differ(turn, widest,
     actor_, box = worker(made, tmp_path)
     state, waits = made.carry.state, []
     state = state._replace(hyper=state.hyper._replace(exploration_initial_eps=jnp.float32(0.1)))
-    for k in range(6):
+    for k in range(70):
         state = state._replace(params=(*state.params[:-1], jax.tree.map(lambda x: turn * x, state.params[-1])))
         box.put(packet_of(made, state))
         actor_.look_after = -np.inf
         actor_.unroll(actor_.slots[0].items)
         assert actor_.count == k + 2
         waits.append(actor_.look_after - actor_.timer.mark)
-    assert actor_.stretch == widest
+    assert actor_.pace.stretch == widest
     acting = actor_.timer.seconds
     assert all(acting[kind] > 0 for kind in actor.REFRESH)
     assert waits[-1] < widest * actor_.cost / actor.REFRESH_SHARE
@@ -272,12 +272,19 @@ def test_an_actor_looks_less_often_while_its_packets_hardly_differ(turn, widest,
 
 
 def test_how_long_to_wait_follows_from_how_far_the_policy_moved():
-    assert actor.stretched(2.0, actor.DRIFT) == 2.0
-    assert actor.stretched(4.0, 4 * actor.DRIFT) == 2.0  # twice as far in that time
-    assert actor.stretched(1.0, 0.0) == actor.stretched(1.0, -1e-9) == actor.WIDENING
-    assert actor.stretched(actor.STRETCH, 0.0) == actor.STRETCH
-    for much in (1.0, np.inf, np.nan):
-        assert actor.stretched(actor.STRETCH, much) == 1.0
+    assert actor.Pace(actor.DRIFT, 2.0).after(actor.DRIFT) == (actor.DRIFT, 2.0)
+    four = 4 * actor.DRIFT
+    assert actor.Pace(four, 4.0).after(four) == (four, 2.0)  # twice as far in that time
+    still, pace = actor.Pace(1e-9, actor.STRETCH), actor.Pace()
+    assert still.after(1e-9).stretch == actor.STRETCH
+    for much in (2.0, np.inf, np.nan):
+        assert still.after(much) == (pytest.approx(1 / actor.LOOKS), 1.0)
+    for k in range(400):  # one observation in twenty tells that the policy moves
+        pace = pace.after(3.0 if k % 20 == 0 else -1e-9)
+        assert pace.stretch == 1.0
+    for _ in range(60):
+        pace = pace.after(0.0)
+    assert pace.stretch == actor.STRETCH
 
 
 def test_an_actor_with_a_period_looks_when_it_is_over_and_at_no_other_time(tmp_path):

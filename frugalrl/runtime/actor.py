@@ -42,7 +42,10 @@ DRIFT = 1e-3
 # An actor never looks more rarely than this many times what REFRESH_SHARE allows: there is an eighth of that cost left
 # to save, and a policy that moves all at once is noticed no later.
 STRETCH = 8.0
-WIDENING = 2.0  # at most, from one packet to the next: few observations may agree by chance
+# A divergence is the mean over about so many packets: of values, one or two observations mostly keep their best action
+# although the policy has changed, and rarely tell it by more than a nat at once.
+LOOKS = 8
+MOVED = 1.0  # nats: what a policy is taken to move at first, and the most that one packet counts for
 REFRESH = ("pull", "decode", "load", "compare")  # kinds of work of taking a packet, in an actor's Timer
 
 
@@ -67,7 +70,7 @@ class Spec(NamedTuple):
     kinds: tuple[str, ...]  # for each layer's weights: "Linear" or "QuantLinear"
     knobs: tuple[str, ...]
     steady: bool = False  # acts a whole unroll with the packet that is the newest at its beginning, and skips none then
-    pull_period: int | None = None  # steps of each environment between two looks for a packet; None: see `pace`
+    pull_period: int | None = None  # steps of each environment between two looks for a packet; None: see `Pace`
     registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
@@ -179,15 +182,21 @@ class Timer:
         return taken
 
 
-def stretched(stretch: float, kl: float) -> float:
-    """How many times longer than REFRESH_SHARE asks an actor waits for its next look, after one that found `kl` nats.
+class Pace(NamedTuple):
+    """How an actor follows a policy."""
 
-    The divergence of policies that are near each other grows with the square of their distance, so the square root
-    scales the wait to where it would be DRIFT.
-    """
-    kl = max(kl, 0.0) if np.isfinite(kl) else np.inf
-    widening = min((DRIFT / kl) ** 0.5, WIDENING) if kl else WIDENING
-    return min(max(stretch * widening, 1.0), STRETCH)
+    drift: float = MOVED  # nats from one packet to the next, lately
+    stretch: float = 1.0  # how many times longer than REFRESH_SHARE asks for it waits before it looks again
+
+    def after(self, kl: float) -> Pace:
+        """The pace after a packet that was found to be `kl` nats, which may not be finite, from the one before it.
+
+        The divergence of policies that are near each other grows with the square of their distance, so the square root
+        scales the wait to where it would be DRIFT.
+        """
+        kl = max(kl, 1e-9) if kl < MOVED else MOVED  # float32 tells no smaller one, and a drift of 0 has no square root
+        drift = self.drift + (kl - self.drift) / LOOKS
+        return Pace(drift, min(max(self.stretch * (DRIFT / drift) ** 0.5, 1.0), STRETCH))
 
 
 class Worker:
@@ -205,7 +214,7 @@ class Worker:
         self.ret, self.length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
         self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
         self.steps = 0  # of each environment
-        self.stretch, self.cost, self.look_after = 1.0, 0.0, -np.inf
+        self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
 
     def due(self, t: int) -> bool:
         """Whether to look for a packet before step `t` of an unroll.
@@ -226,7 +235,7 @@ class Worker:
         self.timer.lap("inference")
         now = self.spec.head(outputs, self.knobs)
         if before is not None:
-            self.pace(before, now)
+            self.compare(before, now)
         return now
 
     def refresh(self) -> Any:
@@ -248,13 +257,13 @@ class Worker:
         self.look_after = self.timer.mark + self.cost / REFRESH_SHARE
         return before
 
-    def pace(self, before: Any, now: Any) -> None:
+    def compare(self, before: Any, now: Any) -> None:
         """Decide when to look again, from what the last two packets say of the same observations."""
         start = self.timer.mark
-        self.stretch = stretched(self.stretch, float(np.mean(before.kl(now))))
+        self.pace = self.pace.after(float(np.mean(before.kl(now))))
         self.timer.lap("compare")
         self.cost += self.timer.mark - start
-        self.look_after = self.timer.mark + self.stretch * self.cost / REFRESH_SHARE
+        self.look_after = self.timer.mark + self.pace.stretch * self.cost / REFRESH_SHARE
 
     def unroll(self, slot: Transition) -> list[tuple[float, int]]:
         """Fill a slot with the next steps of all environments; returns (return, length) of the episodes that ended."""
