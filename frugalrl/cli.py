@@ -71,6 +71,10 @@ def parser() -> Parser:
         "--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8, half, half+int8, auto"
     )
     p.add_argument("--prune", type=float, metavar="SHARE", help="of its units that the learner ends with (default all)")
+    p.add_argument(
+        "--pull-period", type=int, metavar="N",
+        help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
+    )  # fmt: skip
     p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
@@ -134,8 +138,8 @@ def train(a: argparse.Namespace) -> None:
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
-        actors=a.actors, correct=a.correct, precision=a.precision, prune=a.prune, out=out, force=a.force, log=a.log,
-        quiet=a.quiet, budget=a.budget,
+        actors=a.actors, prune=a.prune, pull_period=a.pull_period, correct=a.correct, precision=a.precision, out=out,
+        force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
     )  # fmt: skip
     _finished(result, a.quiet)
 

@@ -57,6 +57,7 @@ class Config(NamedTuple):
     log: str = "none"
     env_options: dict[str, Any] | None = None  # those that are not the environment's defaults
     prune: float | None = None  # the share of its networks' units that the learner ends with
+    pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
 
 
 def configure(
@@ -70,6 +71,7 @@ def configure(
     hyper: Mapping[str, Any] | None = None,
     env_options: Mapping[str, Any] | None = None,
     actors: str = "fp32",
+    pull_period: int | None = None,
     correct: str = "auto",
     precision: str = "fp32",
     log: str = "none",
@@ -85,13 +87,14 @@ def configure(
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
     if runtime == "auto":
-        lever = actors != "fp32" or prune is not None
-        runtime = "compiled" if catalog.has_twin(env, options) and not lever else "actors"
+        plain = actors == "fp32" and prune is None and pull_period is None
+        runtime = "compiled" if catalog.has_twin(env, options) and plain else "actors"
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
-        agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune
+        agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
+        pull_period,
     )  # fmt: skip
     check(config)
     return config
@@ -112,6 +115,7 @@ def check(config: Config) -> None:
     _check_hyper(config.hyper, catalog.hyper_fields(recipe))
     _check_pair(config, recipe)
     _check_runtime(config)
+    _check_pull_period(config, recipe)
     starts = config.hyper.get("learning_starts", 0)
     if config.steps <= starts:
         raise UsageError(
@@ -227,6 +231,23 @@ def _check_runtime(config: Config) -> None:
         raise UsageError(
             f"{config.env} is registered in the script itself, which actor processes do not run: register it in a "
             f"module, m.py say, and call it m:{config.env}"
+        )
+
+
+def _check_pull_period(config: Config, recipe: Recipe) -> None:
+    """That actors skip packets at all."""
+    period = config.pull_period
+    if period is None:
+        return
+    if not 1 <= _whole("--pull-period", period) <= MOST:
+        raise UsageError(f"--pull-period must be from 1 to {MOST}, got {period}")
+    if config.runtime == "compiled":
+        raise UsageError(f"--pull-period {period} needs actor processes: use --runtime actors, or leave it out")
+    cadence = recipe.cadence(split(recipe, config.hyper)[0])
+    if cadence.waits or cadence.learners:
+        who = "actor-learners take" if cadence.learners else "actors wait for"
+        raise UsageError(
+            f"--pull-period is not for {config.agent}, whose {who} the newest policy before every rollout: leave it out"
         )
 
 

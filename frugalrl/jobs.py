@@ -460,6 +460,7 @@ def _actor_spec(
         kinds=tuple(type(layer).__name__ for layer in packet.weights),
         knobs=tuple(sorted(card.knobs)),
         steady=plan.waits or plan.gradients,
+        pull_period=config.pull_period,
     )
 
 
@@ -514,7 +515,7 @@ class Ledger:
         self.look_after, self.seen, self.sums, self.looks, self.looked = 0.0, {}, {}, 0, False
         self.spent: dict[str, float] = {}  # by the Learner before the newest actors began
         self.recent: deque = deque(maxlen=100)
-        self.stale, self.gradients, self.stalest = 0.0, 0, 0.0  # of actor-learners: staleness, and of how many
+        self.stale, self.learned, self.stalest = 0.0, 0, 0.0  # staleness of messages, and of how many
 
     def choose(self, name: str, among: Iterable[str] | None = None, why: str = "") -> None:
         """Take the fastest engine of the mode `name`, or of fp32 if all engines fail in that.
@@ -662,14 +663,14 @@ class Ledger:
             self.look_after = start + max(PROBE_SECONDS, (perf_counter() - start) / PROBE_SHARE)
         train_return = float(np.mean(self.recent)) if self.recent else float("nan")
         if "staleness" in tick.metrics:
-            self.gradients += 1
+            self.learned += 1
             self.stale += tick.metrics["staleness"]
-            self.stalest = max(self.stalest, tick.metrics["staleness"])
+            self.stalest = max(self.stalest, tick.metrics["staleness_max"])
         return tick.metrics | self.staleness() | self.seen | {"train_return": train_return}
 
     def staleness(self) -> dict[str, float]:
-        """How many updates late the gradients of actor-learners were, on average and at most; else nothing."""
-        return {"staleness": self.stale / self.gradients, "staleness_max": self.stalest} if self.gradients else {}
+        """How many updates late messages were, on average and at most; nothing before one was learned from."""
+        return {"staleness": self.stale / self.learned, "staleness_max": self.stalest} if self.learned else {}
 
     def account(self) -> dict[str, Any]:
         """What the receipt says about actors, and the seconds of all processes by kind of work."""
@@ -677,7 +678,7 @@ class Ledger:
         for fleet in self.fleets:
             for kind, seconds in fleet.seconds.items():
                 acting[kind] = acting.get(kind, 0.0) + seconds
-        own = self.timer.seconds
+        own, refresh = self.timer.seconds, sum(acting.get(kind, 0.0) for kind in actor.REFRESH)
         idle = ("waiting", "start", "other")
         return {
             "compile_seconds": self.compile_seconds,
@@ -687,7 +688,7 @@ class Ledger:
                 "inference": acting.get("inference", 0.0),
                 "transport": acting.get("transport", 0.0) + own.get("transport", 0.0),
                 "learner": own.get("learner", 0.0) + acting.get("learner", 0.0),
-                "compressor": own.get("compressor", 0.0) + acting.get("refresh", 0.0),
+                "compressor": own.get("compressor", 0.0) + refresh,
                 "other": sum(times.get(kind, 0.0) for times in (acting, own) for kind in idle),
             },
             "actors": {
@@ -702,7 +703,9 @@ class Ledger:
                 "restarts": sum(fleet.restarts for fleet in self.fleets),
                 "waiting_seconds": acting.get("waiting", 0.0),
                 "learner_waiting_seconds": own.get("waiting", 0.0),
-                "refresh_seconds": acting.get("refresh", 0.0),
+                "step_seconds": sum(acting.get(kind, 0.0) for kind in ("environment", "inference", "other")),
+                "refresh_seconds": refresh,
+                **{f"{kind}_seconds": acting.get(kind, 0.0) for kind in actor.REFRESH},
                 "switches": self.switches,
                 "compressed_returns": self.compressed_returns,
                 "measured": [rung._asdict() | {"mode": rung.mode.name} for rung in self.timings],

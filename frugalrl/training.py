@@ -37,7 +37,7 @@ LEFT_BY_A_RUN = ("rows.jsonl", "receipt.json", "report.html", "checkpoints", "po
 # what a receipt counts over all sittings of a run
 SUMS = (
     *("compile_seconds", "evaluation_seconds", "refreshes", "restarts"),
-    *("waiting_seconds", "learner_waiting_seconds", "refresh_seconds", *receipt.TIMES),
+    *("waiting_seconds", "learner_waiting_seconds", *receipt.ACTING, *receipt.TIMES),
 )
 FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
 
@@ -167,9 +167,9 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    correct, precision, prune, log. `out` is the run folder; without it nothing is kept but the Result. `budget` is in
-    minutes. Raises UsageError for a wrong call, before anything is written; Stopped when interrupted, after saving; and
-    RunFailed when an environment or the machine gives up, after saving.
+    prune, pull_period, correct, precision, log. `out` is the run folder; without it nothing is kept but the Result.
+    `budget` is in minutes. Raises UsageError for a wrong call, before anything is written; Stopped when interrupted,
+    after saving; and RunFailed when an environment or the machine gives up, after saving.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)

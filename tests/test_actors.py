@@ -251,6 +251,65 @@ def test_refreshing_takes_a_bounded_share_of_an_actors_time(tmp_path):
         assert next_began - ended > (ended - began) / actor.REFRESH_SHARE
 
 
+@pytest.mark.parametrize(("turn", "widest"), [(1.0, actor.STRETCH), (-1.0, 1.0)])
+def test_an_actor_looks_less_often_while_its_packets_hardly_differ(turn, widest, tmp_path):
+    made = parts()
+    actor_, box = worker(made, tmp_path)
+    state, waits = made.carry.state, []
+    state = state._replace(hyper=state.hyper._replace(exploration_initial_eps=jnp.float32(0.1)))
+    for k in range(70):
+        state = state._replace(params=(*state.params[:-1], jax.tree.map(lambda x: turn * x, state.params[-1])))
+        box.put(packet_of(made, state))
+        actor_.look_after = -np.inf
+        actor_.timer.take()
+        began = time.perf_counter()
+        actor_.unroll(actor_.slots[0].items)
+        acted = actor_.timer.mark - began
+        assert actor_.count == k + 2
+        waits.append(actor_.look_after - actor_.timer.mark)
+    assert actor_.pace.stretch == widest
+    acting = actor_.timer.seconds
+    assert all(acting[kind] > 0 for kind in actor.REFRESH)
+    assert actor_.cost == pytest.approx(sum(acting[kind] for kind in actor.REFRESH))
+    wait = widest * actor_.cost / actor.REFRESH_SHARE
+    assert wait - acted < waits[-1] < wait
+
+
+def test_how_long_to_wait_follows_from_how_far_the_policy_moved():
+    assert actor.Pace(actor.DRIFT, 2.0).after(actor.DRIFT) == (actor.DRIFT, 2.0)
+    four = 4 * actor.DRIFT
+    assert actor.Pace(four, 4.0).after(four) == (four, 2.0)  # twice as far in that time
+    still, pace = actor.Pace(1e-9, actor.STRETCH), actor.Pace()
+    assert still.after(1e-9).stretch == actor.STRETCH
+    for much in (2.0, np.inf, np.nan):
+        assert still.after(much) == (pytest.approx(1 / actor.LOOKS), 1.0)
+    for k in range(400):  # one observation in twenty tells that the policy moves
+        pace = pace.after(3.0 if k % 20 == 0 else -1e-9)
+        assert pace.stretch == 1.0
+    for _ in range(60):
+        pace = pace.after(0.0)
+    assert pace.stretch == actor.STRETCH
+
+
+def test_an_actor_with_a_period_looks_when_it_is_over_and_at_no_other_time(tmp_path):
+    made = parts()
+    made = made._replace(spec=made.spec._replace(pull_period=3))
+    actor_, box = worker(made, tmp_path)
+    step, seen = actor_.envs.step, []
+
+    def publish(action):
+        seen.append(actor_.version)
+        box.put(packet_of(made, made.carry.state._replace(version=jnp.int32(len(seen)))))
+        return step(action)
+
+    actor_.envs.step = publish
+    for _ in range(2):
+        actor_.unroll(actor_.slots[0].items)
+    assert seen == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9, 9, 12, 12, 12, 15]
+    assert actor_.refreshes == 6
+    assert "compare" not in actor_.timer.seconds
+
+
 def test_an_actor_whose_learner_is_gone_ends_without_a_word():
     for said in (b"", b"aGFsZiBhIHNwZWM", b"\n"):
         ended = subprocess.run(
@@ -264,6 +323,23 @@ def test_an_actor_whose_learner_is_gone_ends_without_a_word():
 
 
 # actors and Learner together
+
+
+def test_staleness_is_that_of_the_messages_as_they_arrive():
+    made, publish, known = parts(updates=3, warmup=16), [], []
+
+    def learn(carry, items, stream, gradient):
+        known.append((int(carry.state.version), items.version.copy()))
+        carry, metrics = made.learner.learn(carry, items, stream, gradient)
+        publish.append(metrics)
+        return carry, metrics
+
+    list(made._replace(learner=made.learner._replace(learn=learn)).train(320))
+    assert len(known) == 19
+    for (now, acted), metrics in zip(known, publish, strict=True):
+        assert float(metrics["staleness"]) == pytest.approx((now - acted).mean())
+        assert float(metrics["staleness_max"]) == (now - acted).max()
+    assert max(float(metrics["staleness"]) for metrics in publish) > 0
 
 
 def test_both_actors_act_while_the_learner_updates():
@@ -467,9 +543,16 @@ def test_an_environment_that_cannot_be_evaluated_is_one_line(tmp_path, capfd):
     assert len(checkpoints(out)) == 1
 
 
-def test_the_receipt_tells_what_the_actors_did(tmp_path):
-    out = tmp_path / "run"
-    assert cli.main(["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--quiet", "--out", str(out)]) == 0
+def test_the_receipt_tells_what_the_actors_did(tmp_path, monkeypatch):
+    out, fleet, look = tmp_path / "run", actors.Fleet, jobs.Ledger.look
+    specs, late = [], []
+    monkeypatch.setattr(actors, "Fleet", lambda spec, *rest: specs.append(spec) or fleet(spec, *rest))
+    monkeypatch.setattr(
+        jobs.Ledger, "look", lambda self, parts, tick: late.append(tick.metrics) or look(self, parts, tick)
+    )
+    words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--pull-period", "8", "--quiet"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert [spec.pull_period for spec in specs] == [8]
     made = receipt(out)
     assert made["actors"]["mode"] == "int8"
     assert made["actors"]["processes"] == 2
@@ -477,6 +560,18 @@ def test_the_receipt_tells_what_the_actors_did(tmp_path):
     assert made["actors"]["refreshes"] >= 2
     assert made["actors"]["packet_bytes"] > 0
     assert all(made["time_split"][name] is not None for name in ("environment", "inference", "transport", "learner"))
+    told, split = made["actors"], made["time_split"]
+    taking = [told[f"{kind}_seconds"] for kind in actor.REFRESH]
+    assert all(seconds > 0 for seconds in taking[:-1])
+    assert taking[-1] == 0  # there is nothing to adapt
+    assert told["staleness_max"] == max(metrics.get("staleness_max", 0.0) for metrics in late)
+    assert told["refresh_seconds"] == pytest.approx(sum(taking))
+    assert split["compressor"] > told["refresh_seconds"]
+    assert told["step_seconds"] > split["environment"] + split["inference"]
+    assert all(row["staleness_max"] >= row["staleness"] >= 0 for row in rows(out) if "staleness" in row)
+    assert rows(out)[-1]["staleness_max"] == told["staleness_max"] >= told["staleness"] > 0
+    page = (out / "report.html").read_text()
+    assert all(words in page for words in ("pull_seconds", "staleness_max", "of refreshing (pull"))
     assert [row["step"] for row in rows(out)] == [128 * (k + 1) for k in range(10)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from runs import TINY, checkpoints, command, receipt, rows, timeless
 
-from frugalrl import catalog, checkpoint, cli, policy, training
+from frugalrl import catalog, checkpoint, cli, config, errors, policy, training
 
 CARTPOLE = ("train", "dqn", "CartPole-v1")
 
@@ -521,6 +521,36 @@ def test_a_config_that_makes_no_sense_is_refused(change, run, wrong):
     file = run / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert f"{file} is damaged or not usable" in wrong("resume", run, "--steps", "5000")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("dqn", "Acrobot-v1", "--pull-period", "0"), "--pull-period must be from 1 to 2147483647, got 0"),
+        (("dqn", "Acrobot-v1", "--pull-period", "-30"), "--pull-period must be from 1 to"),
+        (("dqn", "Acrobot-v1", "--pull-period", "1.5"), "--pull-period: invalid int value"),
+        (("dqn", "Acrobot-v1", "--pull-period", "30", "--runtime", "compiled"), "needs actor processes: use --runtime"),
+        (("ppo", "Acrobot-v1", "--pull-period", "30"), "is not for ppo, whose actors wait for the newest policy"),
+        (("a3c", "Acrobot-v1", "--pull-period", "30"), "is not for a3c, whose actor-learners take the newest policy"),
+    ],
+)
+def test_a_pull_period_that_would_do_nothing_is_refused(words, says, wrong):
+    assert says in wrong("train", *words)
+
+
+def test_a_pull_period_takes_actor_processes_and_is_kept(tmp_path):
+    made = config.configure("dqn", "CartPole-v1", pull_period=30)
+    assert made.runtime == "actors"
+    config.write(tmp_path, made)
+    assert config.read(tmp_path) == made
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["pull_period"]  # as versions without it wrote
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert config.read(tmp_path) == made._replace(pull_period=None)
+    for wrong_type in ("30", 1.5, [30]):
+        (tmp_path / "config.json").write_text(json.dumps(older | {"pull_period": wrong_type}))
+        with pytest.raises(errors.BadFile, match="--pull-period must be a whole number"):
+            config.read(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"finished": true}', "null and void"])

@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+# Of an actor alone, ours as ActorQ's: new weights come this many seconds after the last, about what an update of this
+# network takes on two cores; and its first steps are not counted.
+PUBLISH = 0.5
+WARM_UP = 200
+
 
 class Task(NamedTuple):
     """One seed of a peer's algorithm, or several in one program where the peer can do that."""

@@ -180,6 +180,12 @@ def sf(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     return row("sf", ["sf"], task, 1, {"OMP_NUM_THREADS": str(task.threads)}, time_limit)
 
 
+def actorq(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """An actor of ActorQ, without a learner, from the checkout that ACTORQ_SOURCE names; otherwise like `sb3`."""
+    source = str(Path(checkout("actorq") or ".").resolve())
+    return row("actorq", ["actorq", source], task, 1, {"TF_CPP_MIN_LOG_LEVEL": "3"}, time_limit)
+
+
 def row(
     name: str, words: list[str], task: Task, processes: int, variables: dict[str, str], time_limit: float
 ) -> dict[str, Any]:

@@ -22,6 +22,10 @@ TIMES = ("environment", "inference", "transport", "learner", "compressor", "othe
 # `mode` and `engine` are what acted last. `fallback` is None, or says what was given up for fp32 and why: mode, engine,
 # seed, step (None: it never ran), reason. A resumed run asks for its mode again and keeps the first fallback.
 ACTORS = ("mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "ratio", "ess")
+# Seconds of all actors together, beside those: steps (environment, inference, sampling), then what taking packets cost,
+# which is pull (the copy out of the mailbox), decode (its arrays as layers), load (into the engine) and compare (with
+# the packet before). `staleness` and `staleness_max`: learner updates between acting and learning, mean and most.
+ACTING = ("step_seconds", "refresh_seconds", "pull_seconds", "decode_seconds", "load_seconds", "compare_seconds")
 WIDTH = 80
 
 
@@ -196,9 +200,19 @@ def _actors(actors: Mapping[str, Any]) -> str:
         parts.append(given_up(actors["fallback"]))
     if actors.get("refreshes") is not None:
         parts.append(f"{words.number(actors['refreshes'])} refreshes of {words.size(actors.get('packet_bytes'))}")
+    if actors.get("step_seconds"):
+        parts.append(_refreshing(actors))
     names = {"kl": "KL", "ratio": "ratio", "ess": "ESS", "staleness": "staleness"}
     parts += [f"{name} {words.number(actors[key])}" for key, name in names.items() if actors.get(key) is not None]
     return ", ".join(parts)
+
+
+def _refreshing(actors: Mapping[str, Any]) -> str:
+    """What taking packets cost beside steps, in words."""
+    split = [name for name in ACTING[2:] if actors.get(name)]
+    shown = ", ".join(f"{name.removesuffix('_seconds')} {words.seconds(actors[name])}" for name in split)
+    steps, refresh = (words.seconds(actors.get(name)) for name in ACTING[:2])
+    return f"{steps} of steps and {refresh} of refreshing" + (f" ({shown})" if shown else "")
 
 
 def given_up(fallback: Mapping[str, Any]) -> str:

@@ -228,6 +228,7 @@ def _actors(run: Run) -> str:
     shown = {
         "packet_bytes": words.size,
         "fallback": receipt.given_up,
+        **dict.fromkeys((*receipt.ACTING, "waiting_seconds", "learner_waiting_seconds"), words.seconds),
         **dict.fromkeys(("refreshes", "kl", "ratio", "ess", "staleness", "staleness_max"), words.number),
     }
     return page.section(

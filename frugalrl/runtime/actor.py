@@ -33,7 +33,20 @@ from ..errors import EngineFailed, one_line
 from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
 
-REFRESH_SHARE = 0.02  # of an actor's time; a packet is skipped while taking it would cost more
+# How often an actor looks for a packet, unless it is told. Taking one, the comparison included, may cost this share of
+# its time: even a policy that changes at every update is followed for next to nothing.
+REFRESH_SHARE = 0.02
+# Nats between a packet and the one before it, on the observations at hand, that are aimed at: far less than changes
+# what is learned (a ratio of probabilities is then off by some 4 %, where PPO clips at 20 %).
+DRIFT = 1e-3
+# An actor never looks more rarely than this many times what REFRESH_SHARE allows: there is an eighth of that cost left
+# to save, and a policy that moves all at once is noticed no later.
+STRETCH = 8.0
+# A divergence is the mean over about so many packets: of values, one or two observations mostly keep their best action
+# although the policy has changed, and rarely tell it by more than a nat at once.
+LOOKS = 8
+MOVED = 1.0  # nats: what a policy is taken to move at first, and the most that one packet counts for
+REFRESH = ("pull", "decode", "load", "compare")  # kinds of work of taking a packet, in an actor's Timer
 
 
 class Spec(NamedTuple):
@@ -57,6 +70,7 @@ class Spec(NamedTuple):
     kinds: tuple[str, ...]  # of the records in the packet's weights, in order: the names in KINDS
     knobs: tuple[str, ...]
     steady: bool = False  # acts a whole unroll with the packet that is the newest at its beginning, and skips none then
+    pull_period: int | None = None  # steps of each environment between two looks for a packet; None: see `Pace`
     registration: Any = None  # Gymnasium's EnvSpec: the environment may be registered in the Learner's process only
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
@@ -168,6 +182,23 @@ class Timer:
         return taken
 
 
+class Pace(NamedTuple):
+    """How an actor follows a policy."""
+
+    drift: float = MOVED  # nats from one packet to the next, lately
+    stretch: float = 1.0  # how many times longer than REFRESH_SHARE asks for it waits before it looks again
+
+    def after(self, kl: float) -> Pace:
+        """The pace after a packet that was found to be `kl` nats, which may not be finite, from the one before it.
+
+        The divergence of policies that are near each other grows with the square of their distance, so the square root
+        scales the wait to where it would be DRIFT.
+        """
+        kl = max(kl, 1e-9) if kl < MOVED else MOVED  # float32 tells no smaller one, and a drift of 0 has no square root
+        drift = self.drift + (kl - self.drift) / LOOKS
+        return Pace(drift, min(max(self.stretch * (DRIFT / drift) ** 0.5, 1.0), STRETCH))
+
+
 class Worker:
     """The state of an actor: environments, policy session, and the episodes under way."""
 
@@ -182,36 +213,63 @@ class Worker:
         self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(spec.obs.dtype)
         self.ret, self.length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
         self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
-        self.refresh_cost, self.refreshed = 0.0, -np.inf
+        self.steps = 0  # of each environment
+        self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
 
-    def refresh(self) -> None:
-        """Take the newest packet, unless that would cost more than its share of the time since the last one.
+    def due(self, t: int) -> bool:
+        """Whether to look for a packet before step `t` of an unroll.
 
-        A steady actor takes every one that it sees.
+        A steady actor looks before the first, another after every `pull_period` steps, else after the time that the
+        last packet was found to be good for.
         """
-        start = self.timer.mark
-        early = (start - self.refreshed) * REFRESH_SHARE < self.refresh_cost
-        if self.box.newest() == self.count or (early and not self.spec.steady):
-            return
+        if self.spec.steady:
+            return t == 0
+        if self.spec.pull_period:
+            return self.steps % self.spec.pull_period == 0
+        return self.timer.mark > self.look_after
+
+    def act(self, t: int) -> Any:
+        """What to act with at step `t` of an unroll: what the newest packet says, if it is time to look for one."""
+        before = self.refresh() if self.due(t) and self.box.newest() != self.count else None
+        outputs = self.session.run(self.obs)
+        self.timer.lap("inference")
+        now = self.spec.head(outputs, self.knobs)
+        if before is not None:
+            self.compare(before, now)
+        return now
+
+    def refresh(self) -> Any:
+        """Take the newest packet; returns the distribution of the one before it, if they are to be compared."""
+        start, before = self.timer.mark, None
+        if self.count and not (self.spec.steady or self.spec.pull_period):
+            before = self.spec.head(self.session.run(self.obs), self.knobs)
+            self.timer.lap("compare")
         self.count, arrays = self.box.get()
+        self.timer.lap("pull")
         weights, self.knobs, self.version, self.shared = unflatten(arrays, self.spec.kinds, self.spec.knobs)
-        self.session.load(weights)
         if self.learning and self.knobs:
             self.knobs = self.learning.knobs(self.shared)
-        self.timer.lap("refresh")
-        self.refreshed = self.timer.mark
-        self.refresh_cost = self.refreshed - start
+        self.timer.lap("decode")
+        self.session.load(weights)
+        self.timer.lap("load")
         self.refreshes += 1
+        self.cost = self.timer.mark - start
+        self.look_after = self.timer.mark + self.cost / REFRESH_SHARE
+        return before
+
+    def compare(self, before: Any, now: Any) -> None:
+        """Decide when to look again, from what the last two packets say of the same observations."""
+        start = self.timer.mark
+        self.pace = self.pace.after(float(np.mean(before.kl(now))))
+        self.timer.lap("compare")
+        self.cost += self.timer.mark - start
+        self.look_after = self.timer.mark + self.pace.stretch * self.cost / REFRESH_SHARE
 
     def unroll(self, slot: Transition) -> list[tuple[float, int]]:
         """Fill a slot with the next steps of all environments; returns (return, length) of the episodes that ended."""
         ended, lap = [], self.timer.lap
         for t in range(self.spec.unroll):
-            if t == 0 or not self.spec.steady:
-                self.refresh()
-            outputs = self.session.run(self.obs)
-            lap("inference")
-            dist = self.spec.head(outputs, self.knobs)
+            dist = self.act(t)
             action = dist.sample(draw(dist, self.rng))
             slot.obs[t], slot.action[t], slot.log_prob[t], slot.version[t] = (
                 self.obs,
@@ -222,6 +280,7 @@ class Worker:
             lap("other")
             obs, reward, terminated, truncated, info = self.envs.step(action)
             lap("environment")
+            self.steps += 1
             self.obs = obs.astype(self.spec.obs.dtype, copy=False)
             slot.reward[t], slot.terminated[t], slot.truncated[t] = reward, terminated, truncated
             slot.next_obs[t] = self.obs

@@ -237,6 +237,15 @@ def finite(arrays) -> bool:
     return all(np.isfinite(x).all() for x in arrays if jnp.issubdtype(x.dtype, jnp.floating))
 
 
+def staleness(version, items: Transition) -> dict[str, jax.Array]:
+    """Updates from the policies that acted in a message to `version`, when it is learned from: mean and most.
+
+    It is what skipped packets, waiting and the way here cost; that packets are compressed is no part of it.
+    """
+    late = (version - items.version).astype(jnp.float32)
+    return {"staleness": jnp.mean(late), "staleness_max": jnp.max(late)}
+
+
 class Learner(NamedTuple):
     """The compiled parts of the Learner."""
 
@@ -277,13 +286,13 @@ def learner(
         else:
             key = jax.random.fold_in(carry.key, carry.step)
             state, kept, metrics = updates(agent, memory, plan.updates, carry.state, carry.memory, key)
-        return carry._replace(state=agent.observe(state, items, stream), memory=kept), metrics
+        late = staleness(carry.state.version, items)
+        return carry._replace(state=agent.observe(state, items, stream), memory=kept), metrics | late
 
     def applied(state, items: Transition, leaves: list) -> tuple[Any, dict]:
         """The state after a gradient that came with `items`, computed as many updates ago as `staleness` says."""
         grads, metrics = jax.tree.unflatten(jax.tree.structure(shapes(agent, memory, state, items)), leaves)
-        staleness = (state.version - items.version[0, 0]).astype(jnp.float32)
-        return agent.apply(state, grads), metrics | {"staleness": staleness}
+        return agent.apply(state, grads), metrics
 
     def ship(state):
         return compressor.encode(agent.policy(state)), state.version, light(state) if plan.gradients else ()
