@@ -499,6 +499,7 @@ class Ledger:
     """Keeps what actors act with, what this runtime spends and what its Monitor sees, over all seeds of a run."""
 
     chosen: Rung
+    why: str  # it was
     session: Session  # of the Monitor
 
     def __init__(self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None]):
@@ -538,7 +539,9 @@ class Ledger:
         if not measured:
             raise ValueError(f"no engine can run {name} here")
         self.watch = modes.Watch(modes.ladder(measured)) if name == "auto" else None
-        self._take(self.watch.now if self.watch else min(measured, key=lambda rung: rung.microseconds), why)
+        taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.microseconds)
+        self.why = modes.reason(taken, measured, asked=self.watch is None) + why
+        self._take(taken, why)
 
     def _ladder(self) -> list[Mode]:
         """What `auto` chooses from: an actor-learner needs the network that it computes gradients of."""
@@ -596,6 +599,7 @@ class Ledger:
             {"seed": self.seed, "step": step, "from": before.mode.name, "to": self.watch.now.mode.name,
              "kl": self.seen["kl"], "reason": why}
         )  # fmt: skip
+        self.why = f"{self.watch.now.mode.name} from step {step:,}: {why}"
         self._take(self.watch.now, f" from step {step:,}: {why}")
         return True
 
@@ -693,6 +697,7 @@ class Ledger:
             },
             "actors": {
                 "mode": self.chosen.mode.name,
+                "why": self.why,
                 "engine": self.chosen.engine,
                 "refreshes": sum(fleet.refreshes for fleet in self.fleets),
                 "packet_bytes": self.packet_bytes,

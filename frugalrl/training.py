@@ -40,6 +40,7 @@ SUMS = (
     *("waiting_seconds", "learner_waiting_seconds", *receipt.ACTING, *receipt.TIMES),
 )
 FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
+LISTS = ("switches", "compressed_returns")  # and of these all
 
 
 class Restore(NamedTuple):
@@ -457,6 +458,9 @@ def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     for name in SUMS:
         if isinstance(account.get(name), float | int) and isinstance(before.get(name), float | int):
             total[name] += before[name]
+    for name in LISTS:
+        if isinstance(before.get(name), list) and name in account:
+            total[name] = before[name] + account[name]
     for group in ("time_split", "actors"):
         if isinstance(account.get(group), dict) and isinstance(before.get(group), dict):
             total[group] = _added(account[group], before[group])

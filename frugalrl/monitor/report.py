@@ -225,8 +225,11 @@ def _actors(run: Run) -> str:
     actors = run.receipt.get("actors")
     if not actors:
         return ""
+    actors = dict(actors)
+    switches, measured = (actors.pop(name, None) or [] for name in ("switches", "measured"))
     shown = {
         "packet_bytes": words.size,
+        "compressed_returns": lambda values: ", ".join(map(words.number, values)) or "none",
         "fallback": receipt.given_up,
         **dict.fromkeys((*receipt.ACTING, "waiting_seconds", "learner_waiting_seconds"), words.seconds),
         **dict.fromkeys(("refreshes", "kl", "ratio", "ess", "staleness", "staleness_max"), words.number),
@@ -234,7 +237,19 @@ def _actors(run: Run) -> str:
     return page.section(
         "Actors",
         page.names((name, shown.get(name, _text)(value)) for name, value in actors.items() if value is not None),
+        _records("What a policy call was measured to take", measured),
+        _records("What --actors auto changed while the run went on", switches),
     )
+
+
+def _records(title: str, records: list[Mapping[str, Any]]) -> str:
+    """Records of the same names as a table; nothing if there are none."""
+    if not records:
+        return ""
+    head = list(records[0])
+    rows = ([escape(_text(round(x, 3) if isinstance(x, float) else x)) for x in one.values()] for one in records)
+    numbers = [i for i, value in enumerate(records[0].values()) if isinstance(value, int | float)]
+    return f"<h3>{escape(title)}</h3>" + page.table(head, rows, numbers)
 
 
 def _configuration(run: Run) -> str:

@@ -59,6 +59,17 @@ def ladder(measured: list[Rung]) -> list[Rung]:
     return found
 
 
+def reason(taken: Rung, measured: list[Rung], asked: bool) -> str:
+    """Why a rung was taken, in words: it was asked for, or what a call takes in it and in the others."""
+    if asked:
+        return f"{taken.mode.name} was asked for, and {taken.engine} is the fastest engine for it here"
+    calls = ", ".join(f"{rung.mode.name} {rung.microseconds:.1f} us ({rung.engine})" for rung in measured)
+    kept = taken.mode == Mode(1.0, "fp32")
+    return (
+        f"{taken.mode.name}, {'as nothing is a tenth faster' if kept else 'a tenth faster or more'}: a call of {calls}"
+    )
+
+
 class Watch:
     """The Monitor that acts: climbs down where the policies differ too much, and up where more would pay."""
 
