@@ -43,10 +43,10 @@ from benchmarks.peers.run import ENVIRONMENTS, ROOT  # noqa: E402
 from frugalrl import catalog, distributions  # noqa: E402
 from frugalrl.envs.make import options_for  # noqa: E402
 from frugalrl.levers.compress.engines import ACTOR_ENGINES, ENGINES, module, random_weights, usable  # noqa: E402
+from frugalrl.levers.compress.modes import HALF  # noqa: E402
+from frugalrl.levers.compress.prune import narrowed  # noqa: E402
 from frugalrl.levers.compress.quantise import int8  # noqa: E402
 from frugalrl.networks import (  # noqa: E402
-    Conv,
-    Dense,
     Layers,
     Residual,
     impala_resnet,
@@ -167,7 +167,7 @@ def contestants(layers: Layers, obs: Box, batch: int, out: int) -> dict[Who, Ses
     """A session for each, with its weights."""
     rng, compress = np.random.default_rng(1), int8()
     made: dict[Who, Session] = {}
-    for name, net in (("", layers), ("half", halved(layers))):
+    for name, net in (("", layers), ("half", narrowed(layers, HALF))):
         weights = random_weights(net, obs, rng)
         packets = {"fp32": weights, "int8": compress.encode(Policy(weights, ())).weights}
         for mode, packet in packets.items():
@@ -177,17 +177,6 @@ def contestants(layers: Layers, obs: Box, batch: int, out: int) -> dict[Who, Ses
                 made[engine.name, {"": mode, "half": "half" if mode == "fp32" else f"half+{mode}"}[name]] = session
     nothing = np.zeros((batch, out), np.float32)
     return {**made, FREE: Session(lambda weights: None, lambda obs: nothing)}
-
-
-def halved(layers: Layers) -> Layers:
-    """The network with half of the features in every layer but the last."""
-
-    def half(layer):
-        if isinstance(layer, Residual):
-            return Residual(tuple(map(half, layer.body)))
-        return layer._replace(features=layer.features // 2) if isinstance(layer, Dense | Conv) else layer
-
-    return (*map(half, layers[:-1]), layers[-1])
 
 
 @contextmanager

@@ -28,6 +28,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
 from frugalrl.levers.compress.engines import ENGINES, any_ranges, random_obs, random_weights, usable  # noqa: E402
+from frugalrl.levers.compress.modes import HALF  # noqa: E402
+from frugalrl.levers.compress.prune import narrowed  # noqa: E402
 from frugalrl.levers.compress.quantise import COMPRESSORS  # noqa: E402
 from frugalrl.networks import Dense, Layers, mlp, nature_cnn, out_shape  # noqa: E402
 from frugalrl.types import Box, Policy, Session  # noqa: E402
@@ -66,7 +68,7 @@ def measured(net: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:
     x, sessions = random_obs(obs, batch, rng), {}
     for mode in MODES:
         numbers = SMALLER.get(mode, mode)
-        layers = low_rank(whole, obs) if mode == "low-rank" else half(whole) if mode in SMALLER else whole
+        layers = low_rank(whole, obs) if mode == "low-rank" else narrowed(whole, HALF) if mode in SMALLER else whole
         policy = Policy((*random_weights(layers, obs, rng), any_ranges(layers, obs)), ())
         packet = COMPRESSORS[numbers]().encode(policy).weights
         for engine in usable(numbers, ENGINES):
@@ -75,12 +77,6 @@ def measured(net: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:
             session.run(x)
     times = [{who: median_time(session, x, turn) for who, session in sessions.items()} for _ in range(rounds)]
     return [row(net, batch, who, times) for who in sessions]
-
-
-def half(layers: Layers) -> Layers:
-    """The network with half the units or channels in every layer but the last."""
-    *hidden, last = layers
-    return (*(x._replace(features=x.features // 2) if "features" in x._fields else x for x in hidden), last)
 
 
 def low_rank(layers: Layers, obs: Box) -> Layers:
