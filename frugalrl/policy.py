@@ -165,7 +165,7 @@ class Actor:
         """The action for one observation, or the actions for a batch of them.
 
         `seed` picks which training seed's policy acts; with `deterministic=False` actions are sampled, from `rng`.
-        Raises ValueError for observations of another shape.
+        Those of a Box lie within its bounds. Raises ValueError for observations of another shape.
         """
         shape, obs = self.card.obs.shape, np.asarray(obs, self.card.obs.dtype)
         if obs.shape[-len(shape) :] != shape or obs.ndim not in (len(shape), len(shape) + 1):
@@ -175,6 +175,8 @@ class Actor:
         batch = obs if obs.ndim > len(shape) else obs[None]
         dist = HEADS[self.card.head](self.session(len(batch), seed).run(batch), self.card.knobs)
         actions = dist.mode() if deterministic else dist.sample(draw(dist, rng or np.random.default_rng()))
+        if isinstance(self.card.actions, Box):
+            actions = np.clip(actions, self.card.actions.low, self.card.actions.high).astype(self.card.actions.dtype)
         return actions if obs.ndim > len(shape) else actions[0]
 
     def save(self, folder: str | Path) -> Path:

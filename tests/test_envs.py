@@ -526,3 +526,15 @@ def test_mujoco_leaves_no_file_behind(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not any(tmp_path.iterdir())
+
+
+def test_actions_beyond_the_bounds_count_as_those_on_them():
+    """HalfCheetah-v5 charges for the square of what it is given, and simulates what is within its bounds."""
+    rewards = []
+    for size in (1.0, 50.0):
+        env = make("HalfCheetah-v5")
+        env.reset(seed=0)
+        rewards.append([env.step(np.full(6, size, np.float32))[1] for _ in range(3)])
+        assert env.action_space.contains(np.ones(6, np.float32))
+        env.close()
+    assert rewards[0] == rewards[1]

@@ -16,7 +16,8 @@ import frugalrl
 from frugalrl import networks, policy
 from frugalrl.errors import BadFile, UsageError
 from frugalrl.levers.compress.engines import random_weights
-from frugalrl.types import Box, Discrete
+from frugalrl.networks import Dense
+from frugalrl.types import Box, Discrete, Linear
 
 SMALL = {"steps": 3000, "hyper": {"hidden": (16,), "batch_size": 32, "learning_starts": 500}}
 
@@ -197,3 +198,14 @@ def test_ctrl_c_in_a_script_raises_stopped_and_ends_the_actors(signum, tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("frugalrl.errors.Stopped: stopped at step ")
     assert not receipt(tmp_path / "run")["finished"]
+
+
+def test_predicted_actions_are_within_the_bounds():
+    card = policy.Card(
+        "ppo", "Pendulum-v1", Box((3,)), Box((1,), low=-2.0, high=2.0), (Dense(1, relu=False),), "normal",
+        {"log_std": [0.0]}, None,
+    )  # fmt: skip
+    actor = policy.Actor(card, [(Linear(np.zeros((3, 1), np.float32), np.float32([9.0])),)])
+    found = actor.predict(np.zeros((4, 3)))
+    assert found.tolist() == [[2.0]] * 4
+    assert found.dtype == np.float32

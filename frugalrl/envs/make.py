@@ -111,11 +111,11 @@ def make(
 ) -> gymnasium.Env:
     """The environment of an id or EnvSpec, wrapped as `options` say (by default those of its family).
 
-    Where rewards are clipped, `info["episode"]` of the last step tells the return without clipping. Raises what `find`
-    and the environment raise, and UsageError for options that do not apply.
+    Actions of a Box are clipped to its bounds. Where rewards are clipped, `info["episode"]` of the last step tells the
+    return without clipping. Raises what `find` and the environment raise, and UsageError for options that do not apply.
     """
     import gymnasium
-    from gymnasium import wrappers
+    from gymnasium import spaces, wrappers
 
     spec = find(env) if isinstance(env, str) else env
     o = options_for(spec.id) if options is None else options
@@ -143,6 +143,10 @@ def make(
         made = wrappers.FlattenObservation(made)
     if o.rescale_actions:
         made = wrappers.RescaleAction(made, np.float32(-1), np.float32(1))
+    if isinstance(made.action_space, spaces.Box) and made.action_space.is_bounded("both"):
+        # MuJoCo's tasks charge for what lies beyond the bounds, and a normal that learns that late never comes back
+        low, high = made.action_space.low, made.action_space.high
+        made = wrappers.TransformAction(made, lambda action: np.clip(action, low, high), made.action_space)
     if o.frame_stack != 1:
         made = _stacked(made, o.frame_stack)
     if training and o.clip_reward:
