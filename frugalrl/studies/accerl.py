@@ -14,7 +14,7 @@ from .study import Finding, Study
 _CHEETAH = {
     "env": "HalfCheetah-v5", "steps": 300_000,
     "hyper": {
-        "num_envs": 4, "n_steps": 32, "optimizer": "adam", "learning_rate": 5e-4, "gae_lambda": 0.95, "ent_coef": 0.0,
+        "num_envs": 4, "n_steps": 32, "optimizer": "adam", "learning_rate": 1.5e-4, "gae_lambda": 0.95, "ent_coef": 0.0,
         "sum_loss": False, "max_grad_norm": 0.5, "normalize_obs": True, "normalize_reward": True,
     },
 }  # fmt: skip
@@ -36,17 +36,22 @@ STUDY = Study(
     base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
     tasks={
         "HalfCheetah-v5 1024x3": _wide(1024),
-        "HalfCheetah-v5 2048x3": _wide(2048),
-        "LunarLander-v3": {"env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)}},
-        "MinAtar/Breakout-v1": {"env": "MinAtar/Breakout-v1"},
+        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "all", "half+int8", "int8")},
+        "LunarLander-v3": {
+            "env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)},
+            "arms": ("fp32", "all", "half+int8", "int8", "auto", "half", "pruned"),
+        },
+        # a learner of convolutions is not pruned
+        "MinAtar/Breakout-v1": {"env": "MinAtar/Breakout-v1", "arms": ("fp32", "half+int8", "int8", "auto", "half")},
     },
     arms={
         "fp32": {"actors": "fp32"},
-        "int8": {"actors": "int8"},
-        "half": {"actors": "half"},
-        "half+int8": {"actors": "half+int8"},
-        "pruned": {"actors": "fp32", "prune": 0.5},
         "all": _ALL,
+        "half+int8": {"actors": "half+int8"},
+        "int8": {"actors": "int8"},
+        "auto": {"actors": "auto"},
+        "half": {"actors": "half"},
+        "pruned": {"actors": "fp32", "prune": 0.5},
         "all none": {**_ALL, "correct": "none"},
         "all tis": {**_ALL, "correct": "tis"},
     },
@@ -62,6 +67,9 @@ STUDY = Study(
             Finding("Do actors take at most half the time?", arm, "fp32", times("actor_microseconds_per_step", _ACTING))
             for arm in ("int8", "half+int8")
         ),
+        Finding("Does auto cost at most 3 % of time, at equal return?", "auto", "fp32", both(
+            times("training_seconds", 1.03), equal_return()
+        )),
         Finding(
             "Is 40.3 % of the energy saved, at equal return?", "all", "fp32",
             both(times("energy_joules", _LESS, methods), equal_return()),

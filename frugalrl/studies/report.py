@@ -47,12 +47,14 @@ class Found(NamedTuple):
 
     @property
     def arms(self) -> list[str]:
-        return list(next(iter(self.settings["arguments"].values())))
+        """Of all tasks together, in the order of the study."""
+        there = {arm for arms in self.settings["arguments"].values() for arm in arms}
+        return [arm for arm in self.study.arms if arm in there]
 
     @property
     def expected(self) -> int:
         """Seeds of all arms and tasks."""
-        return len(self.tasks) * len(self.arms) * self.settings["seeds"]
+        return sum(map(len, self.settings["arguments"].values())) * self.settings["seeds"]
 
 
 def load(folder: Path) -> Found:
@@ -72,8 +74,10 @@ def report(folder: str | Path) -> Path:
 
 def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
     """Each finding with the tasks that it was asked of."""
+    arguments = found.settings["arguments"]
     for finding in found.study.findings:
-        for tasks in [found.tasks] if finding.together else [[task] for task in found.tasks]:
+        able = [task for task in found.tasks if {finding.ours, finding.base} <= arguments[task].keys()]
+        for tasks in [able] if finding.together and able else [[task] for task in able]:
             ours, base = ([found.runs(task, arm) for task in tasks] for arm in (finding.ours, finding.base))
             answer = finding.test(ours, base) if all(ours) and all(base) else Answer(UNDECIDED, "not run yet")
             yield finding, "all tasks" if finding.together else tasks[0], answer
@@ -158,7 +162,7 @@ def _forests(i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
             "final return",
             "Final return: interquartile mean over seeds and its 95 % bootstrap interval.",
         ),
-        ("training_seconds", "seconds of training, a seed", "Training time without compilation and evaluation."),
+        ("training_seconds", "seconds of training, a seed", "Training time with compilation and without evaluation."),
         ("actor_microseconds_per_step", "actor time, microseconds a step", "What a step costs the actor processes."),
     )
     for name, across, caption in shown:

@@ -165,11 +165,11 @@ def _rows(name: str, folder: Path, run: Run) -> list[Row]:
 
 
 def _cost(found: dict[str, Any], share: int) -> dict[str, Any]:
-    """What one of `share` seeds cost: seconds of training are without compilation and evaluation, as in a receipt."""
+    """What one of `share` seeds cost: seconds of training are without evaluation, but with compilation."""
     split, acting = found["time_split"], None
     if found["actors"]:  # what a step costs them: the environment, the policy call, and taking new packets
         acting = split["environment"] + split["inference"] + found["actors"]["refresh_seconds"]
-    training = found["wall_seconds"] - (found["compile_seconds"] or 0.0) - (found["evaluation_seconds"] or 0.0)
+    training = found["wall_seconds"] - (found["evaluation_seconds"] or 0.0)
     each = {name: found[name] for name in ("wall_seconds", "compile_seconds", "cpu_seconds", "energy_joules")}
     return {
         **{name: None if value is None else value / share for name, value in each.items()},

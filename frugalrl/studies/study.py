@@ -45,7 +45,7 @@ class Study(NamedTuple):
     name: str
     claim: str  # one sentence, with its source
     base: Arguments
-    tasks: Mapping[str, Arguments]  # each with its `env`
+    tasks: Mapping[str, Arguments]  # each with its `env`, and `arms`, their names, if not all arms are for it
     arms: Mapping[str, Arguments]  # the first is the one that the others are compared with
     findings: tuple[Finding, ...]
     seeds: int = 5
@@ -94,10 +94,10 @@ def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Seque
         raise UsageError(f"--scale must be more than 0, got {scale:g}")
     arguments, configs = {}, {}
     for task, about in chosen(study.tasks, envs).items():
-        made = {}
-        for arm, changes in study.arms.items():
+        made, about = {}, dict(about)
+        for arm in about.pop("arms", study.arms):
             try:
-                made[arm] = scaled(merged(study.base, about, changes), scale)
+                made[arm] = scaled(merged(study.base, about, study.arms[arm]), scale)
             except UsageError as error:
                 raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
         arguments[task] = {arm: found for arm, (found, _) in made.items()}
