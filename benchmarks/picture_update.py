@@ -13,13 +13,9 @@ from time import process_time
 from typing import Any
 from unittest import mock
 
-import jax
-import jax.numpy as jnp
-
-from benchmarks import rows
-from frugalrl import config, jobs, networks, rng
+from benchmarks import learning, rows
+from frugalrl import config, jobs, networks
 from frugalrl.agents import ppo
-from frugalrl.runtime import compiled
 
 NAME = "picture_update"
 # agent, network, side of a picture, environments, steps of each
@@ -29,23 +25,15 @@ DEEP = ("impala", "xla")
 
 
 def iteration(way: str, agent_name: str, network: str, side: int, lanes: int, time: int) -> Any:
-    """A function without arguments that makes the updates of one rollout; it is compiled by the first call."""
+    """A function without arguments that makes the updates of one rollout."""
     chosen = config.configure(
         agent_name, "ALE/Pong-v5", env_options={"screen_size": side},
         hyper={"network": network, "n_steps": time, "num_envs": lanes},
     )  # fmt: skip
-    recipe, agent, static, hyper, card, cadence = jobs.records(chosen)
-    memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=time, streams=1)
-    obs = jax.random.bits(rng.key(0), (time + 1, lanes, *card.obs.shape), jnp.uint8)
-    items = jax.tree.map(lambda x: jnp.zeros((time, lanes, *x.shape), x.dtype), jobs.example(card))
-    kept = memory.add(memory.init(), items._replace(obs=obs[:-1], next_obs=obs[1:]))
-    state = agent.init(rng.key(1), hyper)
-    learn = jax.jit(lambda state, kept: compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0])
     at_once = ppo.at_once if way == "parts" else lambda net: None
     convolution = networks.by_xla if way == "xla" else networks.convolution
     with mock.patch.object(ppo, "at_once", at_once), mock.patch.object(networks, "convolution", convolution):
-        jax.block_until_ready(learn(state, kept))  # only now is it traced
-    return lambda: jax.block_until_ready(learn(state, kept))
+        return learning.iteration(chosen)[0]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from small import bits
 from test_ppo import lane
 
 import frugalrl
-from frugalrl import catalog, checkpoint, jobs, rng
+from frugalrl import catalog, checkpoint, ledger, rng
 from frugalrl.agents import a3c
 from frugalrl.agents.a3c import ACTOR_CRITIC, CHANCES, FINAL_EPS, VALUES, Hyper
 from frugalrl.config import configure
@@ -307,7 +307,7 @@ def watched(monkeypatch):
     """A list that fills with what the Learner of the next run sees; `kill` in it ends actor 0 at that message."""
     seen: list[Seen] = []
     kill: list[int] = []
-    compiling = jobs.Ledger.compile
+    compiling = ledger.Ledger.compile
 
     def compile(self, learner, carry, spec):
         done = compiling(self, learner, carry, spec)
@@ -323,7 +323,7 @@ def watched(monkeypatch):
 
         return done._replace(learn=learn)
 
-    monkeypatch.setattr(jobs.Ledger, "compile", compile)
+    monkeypatch.setattr(ledger.Ledger, "compile", compile)
     return seen, kill
 
 

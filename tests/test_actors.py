@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from runs import checkpoints, has_rows, receipt, rows, running
 
-from frugalrl import catalog, cli, jobs, rng, training
+from frugalrl import catalog, cli, jobs, ledger, rng, training
 from frugalrl.agents.dqn import Hyper, Static, assemble
 from frugalrl.distributions import epsilon_greedy
 from frugalrl.errors import UsageError
@@ -544,11 +544,11 @@ def test_an_environment_that_cannot_be_evaluated_is_one_line(tmp_path, capfd):
 
 
 def test_the_receipt_tells_what_the_actors_did(tmp_path, monkeypatch):
-    out, fleet, look = tmp_path / "run", actors.Fleet, jobs.Ledger.look
+    out, fleet, look = tmp_path / "run", actors.Fleet, ledger.Ledger.look
     specs, late = [], []
     monkeypatch.setattr(actors, "Fleet", lambda spec, *rest: specs.append(spec) or fleet(spec, *rest))
     monkeypatch.setattr(
-        jobs.Ledger, "look", lambda self, parts, tick: late.append(tick.metrics) or look(self, parts, tick)
+        ledger.Ledger, "look", lambda self, parts, tick: late.append(tick.metrics) or look(self, parts, tick)
     )
     words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--pull-period", "8", "--quiet"]
     assert cli.main([*words, "--out", str(out)]) == 0
@@ -783,12 +783,12 @@ def test_two_policies_are_compared_on_few_observations_and_without_targets():
 
 def test_comparing_policies_takes_a_bounded_share_of_the_time(monkeypatch):
     now = [10.0]
-    monkeypatch.setattr(jobs, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ledger, "perf_counter", lambda: now[0])
     made = jobs.records(training.configure("dqn", "CartPole-v1"))
-    ledger = jobs.Ledger(made.agent, made.card, actors.Plan(), lambda text: None)
+    kept = ledger.Ledger(made.agent, made.card, actors.Plan(), lambda text: None)
     policy = made.agent.policy(made.agent.init(rng.key(0), made.hyper))
     obs = np.zeros((4, 4), np.float32)
-    ledger.session = SimpleNamespace(load=lambda weights: None, run=lambda obs: np.zeros((4, 2), np.float32))
+    kept.session = SimpleNamespace(load=lambda weights: None, run=lambda obs: np.zeros((4, 2), np.float32))
 
     def probe(carry):
         now[0] += 3.0  # seconds that it takes
@@ -798,5 +798,5 @@ def test_comparing_policies_takes_a_bounded_share_of_the_time(monkeypatch):
     tick = actors.Tick(64, SimpleNamespace(state=None), {"loss": 0.0}, [], ())
     for _ in range(1000):
         now[0] += 1.0
-        assert ledger.look(learner, tick)["kl"] == 0.0  # what was seen last holds until the next look
-    assert ledger.looks == pytest.approx(0.02 * (now[0] - 10) / 3, abs=1)
+        assert kept.look(learner, tick)["kl"] == 0.0  # what was seen last holds until the next look
+    assert kept.looks == pytest.approx(0.02 * (now[0] - 10) / 3, abs=1)

@@ -11,7 +11,7 @@ import pytest
 from runs import receipt
 from small import HYPER, OBS, bits, random_batch, random_state, small
 
-from frugalrl import cli, jobs, policy, rng, training
+from frugalrl import cli, ledger, policy, rng, training
 from frugalrl.agents import ppo, td3
 from frugalrl.agents.dqn import dqn
 from frugalrl.distributions import categorical, epsilon_greedy
@@ -273,24 +273,31 @@ def test_actors_act_with_a_student_that_the_run_keeps(tmp_path):
     assert [w.w.shape for w in half.weights[0]] == [(3, 32), (32, 32), (32, 2)]
 
 
-def test_auto_gives_up_a_compressor_that_breaks_half_way(tmp_path, monkeypatch):
-    """The packets say something else than the policy, and are finite: only the Monitor can tell."""
+def breaks(monkeypatch, epsilon: float) -> None:
+    """From when exploration has fallen to `epsilon`, int8 packets say the opposite of the policy.
+
+    They are finite: only the Monitor can tell. `auto` begins with int8, faster or not.
+    """
     whole = quantise.int8()
 
     def encode(policy):
         packet = whole.encode(policy)
         if not policy.knobs:  # where engines are measured
             return packet
-        sign = jnp.where(policy.knobs["epsilon"] < 0.8, -1, 1).astype(jnp.int8)
+        sign = jnp.where(policy.knobs["epsilon"] < epsilon, -1, 1).astype(jnp.int8)
         *others, last = packet.weights
         return packet._replace(weights=(*others, last._replace(q=last.q * sign, b=last.b * sign.astype(jnp.float32))))
 
     monkeypatch.setitem(quantise.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
-    monkeypatch.setattr(jobs, "PROBE_SECONDS", 0.0)
-    monkeypatch.setattr(jobs, "PROBE_SHARE", 1.0)
     monkeypatch.setattr(
         modes, "ladder", lambda measured: sorted(measured, key=lambda r: modes.LADDER.index(r.mode.name))
     )
+
+
+def test_auto_gives_up_a_compressor_that_breaks_half_way(tmp_path, monkeypatch):
+    breaks(monkeypatch, 0.8)
+    monkeypatch.setattr(ledger, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "PROBE_SHARE", 1.0)
     out = tmp_path / "run"
     training.train("dqn", "fake_env:Walk-v0", **(WORDS | {"steps": 2560}), actors="auto", out=out)
     made = receipt(out)["actors"]
@@ -304,7 +311,7 @@ def test_auto_gives_up_a_compressor_that_breaks_half_way(tmp_path, monkeypatch):
 
 def test_an_explicit_mode_is_obeyed_whatever_the_monitor_sees(monkeypatch):
     monkeypatch.setattr(modes, "BOUND", -1.0)
-    monkeypatch.setattr(jobs, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "PROBE_SECONDS", 0.0)
     made = training.train("dqn", "fake_env:Walk-v0", **WORDS, actors="int8").receipt["actors"]
     assert made["mode"] == "int8"
     assert made["switches"] == []
@@ -313,3 +320,16 @@ def test_an_explicit_mode_is_obeyed_whatever_the_monitor_sees(monkeypatch):
 def test_students_are_refused_where_actors_compute_gradients(capsys):
     assert cli.main(["train", "a3c", "CartPole-v1", "--actors", "half"]) == 2
     assert "its actors compute gradients of the whole network; use --actors int8" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_compressor_that_breaks_half_way_costs_no_return(monkeypatch):
+    """The interval of the runs in which it does is not below that of uncompressed runs."""
+    words = {"steps": 50_000, "seeds": 5, "runtime": "actors", "hyper": {"exploration_fraction": 0.8}}
+    plain = training.train("dqn", "CartPole-v1", **words).returns
+    breaks(monkeypatch, 0.6)
+    broken = training.train("dqn", "CartPole-v1", **words, actors="auto")
+    switches = broken.receipt["actors"]["switches"]
+    assert sorted(switch["seed"] for switch in switches) == list(range(5))
+    assert all(switch["to"] == "fp32" and 20_000 < switch["step"] < 35_000 for switch in switches)
+    assert broken.returns["high"] >= plain["low"]

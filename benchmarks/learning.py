@@ -1,0 +1,40 @@
+"""One iteration of learning from random observations, as any runtime has it: for benchmarks of what an update costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frugalrl import jobs, rng
+from frugalrl.config import Config
+from frugalrl.runtime import compiled
+from frugalrl.types import Agent
+
+UNROLL = 64  # steps that a replay holds of each environment
+
+
+def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
+    """(a function that makes the updates of one iteration, the environment steps that they go with).
+
+    `change` is a lever. The function is compiled, and called once, before it is returned.
+    """
+    recipe, agent, static, hyper, card, cadence = jobs.records(chosen)
+    agent, lanes, time = change(agent), static.num_envs, cadence.rollout or UNROLL
+    memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=time, streams=1)
+    shape = (time + 1, lanes, *card.obs.shape)
+    pixels = card.obs.dtype == "uint8"
+    obs = jax.random.bits(rng.key(0), shape, jnp.uint8) if pixels else jax.random.normal(rng.key(0), shape)
+    items = jax.tree.map(lambda x: jnp.zeros((time, lanes, *x.shape), x.dtype), jobs.example(card))
+    kept = memory.add(memory.init(), items._replace(obs=obs[:-1], next_obs=obs[1:]))
+    state = agent.init(rng.key(1), hyper)
+
+    @jax.jit
+    def learn(state, kept):
+        learned = compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0]
+        return agent.observe(learned, items, 0)
+
+    jax.block_until_ready(learn(state, kept))  # only now is it traced
+    return lambda: jax.block_until_ready(learn(state, kept)), time * lanes if cadence.rollout else cadence.steps

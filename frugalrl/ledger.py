@@ -1,0 +1,305 @@
+"""What the actors of a run act with, what that costs, and what its Monitor sees: of all its seeds.
+
+Here the modes of `--actors` become agents and states, and `auto` becomes a choice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import rng
+from .errors import EngineFailed, RunFailed
+from .levers.compress import calibrate, engines, modes, shrink, students
+from .levers.compress.modes import Mode, Rung
+from .levers.compress.prune import narrowed
+from .monitor import quality
+from .monitor.receipt import given_up
+from .policy import Card
+from .runtime import actor, actors
+from .types import Agent, Session, Transition
+
+FULL = Mode(1.0, "fp32")
+PROBE_SECONDS = 1.0  # at least, between two comparisons of the full and the compressed policy
+PROBE_SHARE = 0.02  # of the time, at most, that goes to them
+STATIC = "int8-static"
+
+
+def acting(agent: Agent, mode: Mode) -> Agent:
+    """The agent whose actors act in `mode`."""
+    agent = agent if mode.share == 1 else students.taught(agent, mode.share)
+    return calibrate.calibrated(agent) if mode.format == STATIC else agent
+
+
+def taken_in(state: Any) -> Any:
+    """The state of an agent or of its student, without what calibrates it."""
+    return state.inner if isinstance(state, calibrate.Calibrated) else state
+
+
+def own(state: Any) -> Any:
+    """The state of the agent itself, whatever its actors act with."""
+    return students.teacher(taken_in(state))
+
+
+def fitted(agent: Agent, carry: actors.Carry, mode: Mode) -> actors.Carry:
+    """`carry` with the state that actors in `mode` need; a student that was not there is a part of its teacher."""
+    state, static = taken_in(carry.state), isinstance(carry.state, calibrate.Calibrated)
+    student = isinstance(state, students.Taught)
+    if (student, static) == (mode.share < 1, mode.format == STATIC):
+        return carry
+    if student != (mode.share < 1):
+        state = students.teacher(state) if student else students.enrolled(agent, mode.share, state)
+    if mode.format == STATIC:
+        state = calibrate.begun(acting(agent, Mode(mode.share, "int8")), state, rng.key(0))
+    return carry._replace(state=state)
+
+
+def items_of(spec: actor.Spec) -> Transition:
+    """The shapes of an unroll."""
+    return Transition(*(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in actor.unroll_fields(spec)))
+
+
+def host_weights(agent: Agent, state) -> tuple:
+    """Those of the full policy."""
+    return jax.device_get(agent.policy(own(state)).params)
+
+
+class Ledger:
+    """Keeps what actors act with, what this runtime spends and what its Monitor sees, over all seeds of a run."""
+
+    chosen: Rung
+    why: str  # it was
+    session: Session  # of the Monitor
+
+    def __init__(self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None]):
+        self.agent, self.card, self.plan, self.report = agent, card, plan, report
+        self.timings: list[Rung] = []
+        self.watch: modes.Watch | None = None  # where the mode is `auto`
+        self.seed, self.switches = 0, []  # of the phase; what `auto` changed, and why
+        self.compressed_returns: list[float] = []  # of each seed, greedy
+        self.layers = card.layers  # of the learner's policy; fewer units of them after it was pruned
+        self.obs: deque = deque()  # of the newest messages, if it will be
+        self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
+        self.timer, self.fleets = actor.Timer(), []
+        self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
+        self.look_after, self.seen, self.sums, self.looks, self.looked = 0.0, {}, {}, 0, False
+        self.spent: dict[str, float] = {}  # by the Learner before the newest actors began
+        self.recent: deque = deque(maxlen=100)
+        self.stale, self.learned, self.stalest = 0.0, 0, 0.0  # staleness of messages, and of how many
+
+    def choose(self, name: str, among: Iterable[str] | None = None, why: str = "") -> None:
+        """Take the fastest engine of the mode `name`, or of fp32 if all engines fail in that.
+
+        `why` ends the line that reports the choice. Raises ValueError if no engine is left.
+        """
+        failures: list[str] = []
+        wanted = self._ladder() if name == "auto" else [modes.mode(name)]
+        measured: list[Rung] = []
+        for share in sorted({mode.share for mode in wanted}):
+            formats = [mode.format for mode in wanted if mode.share == share]
+            measured += self._measure(share, formats, among, failures)
+        self.timings += measured
+        if name not in ("fp32", "auto") and not measured:
+            reason = "; ".join(failures)
+            self.fallback = {"mode": name, "engine": None, "seed": None, "step": None, "reason": reason}
+            return self.choose("fp32", among, f"; {given_up(self.fallback)}")
+        for line in failures:
+            self.report(line)
+        if not measured:
+            raise ValueError(f"no engine can run {name} here")
+        self.watch = modes.Watch(modes.ladder(measured)) if name == "auto" else None
+        taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.microseconds)
+        self.why = modes.reason(taken, measured, asked=self.watch is None) + why
+        self._take(taken, why)
+
+    def _ladder(self) -> list[Mode]:
+        """What `auto` chooses from: an actor-learner needs the network that it computes gradients of."""
+        found = [modes.mode(name) for name in modes.LADDER]
+        return [mode for mode in found if mode.share == 1 or not self.plan.gradients]
+
+    def _measure(
+        self, share: float, formats: list[str], among: Iterable[str] | None, failures: list[str]
+    ) -> list[Rung]:
+        layers = narrowed(self.layers, share)
+        found = engines.measure(
+            layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
+        )  # fmt: skip
+        best = {}
+        for timing in sorted(found, key=lambda t: -t.microseconds):
+            best[timing.mode] = Rung(Mode(share, timing.mode), timing.engine, timing.microseconds)
+        return list(best.values())
+
+    def _take(self, rung: Rung, why: str = "") -> None:
+        self.chosen = rung
+        speed = f"{rung.microseconds:.1f} us a call of {self.plan.num_envs}"
+        self.report(f"actors: {rung.mode.name} on {rung.engine}, {speed}{why}")
+
+    def begin(self, seed: int, agent: Agent) -> None:
+        """A seed begins, at the rung where `auto` begins, or goes on with what pruning has left of `agent`."""
+        self.seed = seed
+        if agent.network.layers != self.layers:
+            self.thin(agent)
+        elif self.watch:
+            self.watch = modes.Watch(self.watch.rungs)
+            self.chosen = self.watch.now
+
+    def thin(self, agent: Agent) -> None:
+        """The learner was pruned: what is fastest is measured anew, for the mode that acts now."""
+        assert agent.network.layers is not None
+        self.layers = agent.network.layers
+        self.choose("auto" if self.watch else self.chosen.mode.name)
+
+    def keep(self, tick: actors.Tick) -> None:
+        """Remember the newest observations, to distil on."""
+        if tick.items is not None:
+            self.obs.append(np.asarray(tick.items.obs).reshape(-1, *self.card.obs.shape))
+            while sum(map(len, self.obs)) - len(self.obs[0]) >= shrink.RECENT:
+                self.obs.popleft()
+
+    def climb(self, step: int) -> bool:
+        """Whether `auto` takes another mode from here on."""
+        if self.watch is None or not self.looked:
+            return False
+        self.looked, before = False, self.chosen
+        why = self.watch.look(self.seen["harm"], self._share_of_acting())
+        if why is None:
+            return False
+        self.switches.append(
+            {"seed": self.seed, "step": step, "from": before.mode.name, "to": self.watch.now.mode.name,
+             "kl": self.seen["kl"], "reason": why}
+        )  # fmt: skip
+        self.why = f"{self.watch.now.mode.name} from step {step:,}: {why}"
+        self._take(self.watch.now, f" from step {step:,}: {why}")
+        return True
+
+    def _share_of_acting(self) -> float:
+        """Policy calls as a share of the time in which any process of the newest actors worked."""
+        acting, own = self.fleets[-1].seconds, self.timer.seconds
+        busy = sum(seconds for kind, seconds in acting.items() if kind not in ("waiting", "start"))
+        busy += sum(own.get(kind, 0.0) - self.spent.get(kind, 0.0) for kind in ("learner", "compressor", "transport"))
+        return acting.get("inference", 0.0) / busy if busy > 0 else 0.0
+
+    def fall_back(self, unfit: actors.Unfit) -> None:
+        """Take fp32 after a compressed mode has failed. Raises RunFailed where that would not help."""
+        step, failed = int(unfit.carry.step), self.chosen
+        if not actors.finite(jax.tree.leaves(host_weights(self.agent, unfit.carry.state))):
+            raise RunFailed(
+                f"seed {self.seed} has diverged, its weights are no longer finite at step {step:,}: look at the "
+                "rewards, or train it anew with a smaller learning_rate", None,
+            )  # fmt: skip
+        if failed.mode.name == "fp32":
+            raise unfit
+        broken = (failed.engine,) if isinstance(unfit.__cause__, EngineFailed) else ()
+        self.fallback = {
+            "mode": failed.mode.name, "engine": failed.engine, "seed": self.seed, "step": step, "reason": str(unfit)
+        }  # fmt: skip
+        among = [name for name in engines.ACTOR_ENGINES if name not in broken]
+        try:
+            self.choose("fp32", among, f"; {given_up(self.fallback)}")
+        except ValueError as error:
+            raise RunFailed(f"{unfit}; {error}", None) from unfit
+
+    def compile(self, learner: actors.Learner, carry: actors.Carry, spec: actor.Spec) -> actors.Learner:
+        """The Learner with its programs compiled ahead of time. Raises EngineFailed."""
+        start = perf_counter()
+        seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
+        self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode)
+        self.spent, self.looked = dict(self.timer.seconds), False
+        items, stream = items_of(spec), jax.ShapeDtypeStruct((), "int32")
+        brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
+        jobs = {
+            "learn": (carry, items, stream, brought), "add": (carry, items, stream),
+            "ship": (carry.state,), "probe": (carry,),
+        }  # fmt: skip
+        lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
+        with ThreadPoolExecutor() as pool:
+            done = dict(zip(jobs, pool.map(lambda x: x.compile(), lowered), strict=True))
+        self.compile_seconds += perf_counter() - start
+        packet, _, shared = jax.eval_shape(learner.ship, carry.state)
+        self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))
+        return learner._replace(**done)
+
+    def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, float]:
+        """The metrics of the moment; the policies are compared now and then. Raises EngineFailed."""
+        self.recent.extend(ret for ret, _ in tick.episodes)
+        if tick.metrics and self.first_update is None:
+            self.first_update = seconds_since_start()
+        start = perf_counter()
+        if tick.metrics and start > self.look_after:
+            obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
+            packet, *_ = jax.device_get(parts.ship(tick.carry.state))
+            self.session.load(packet.weights)
+            compressed = self.agent.head(self.session.run(obs), knobs)
+            self.seen = quality.divergence(self.agent.head(outputs, knobs), compressed) | quality.importance(log_ratio)
+            self.looks, self.looked = self.looks + 1, True
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.seen.items()}
+            self.look_after = start + max(PROBE_SECONDS, (perf_counter() - start) / PROBE_SHARE)
+        train_return = float(np.mean(self.recent)) if self.recent else float("nan")
+        if "staleness" in tick.metrics:
+            self.learned += 1
+            self.stale += tick.metrics["staleness"]
+            self.stalest = max(self.stalest, tick.metrics["staleness_max"])
+        return tick.metrics | self.staleness() | self.seen | {"train_return": train_return}
+
+    def staleness(self) -> dict[str, float]:
+        """How many updates late messages were, on average and at most; nothing before one was learned from."""
+        return {"staleness": self.stale / self.learned, "staleness_max": self.stalest} if self.learned else {}
+
+    def account(self) -> dict[str, Any]:
+        """What the receipt says about actors, and the seconds of all processes by kind of work."""
+        acting: dict[str, float] = {}
+        for fleet in self.fleets:
+            for kind, seconds in fleet.seconds.items():
+                acting[kind] = acting.get(kind, 0.0) + seconds
+        own, refresh = self.timer.seconds, sum(acting.get(kind, 0.0) for kind in actor.REFRESH)
+        idle = ("waiting", "start", "other")
+        return {
+            "compile_seconds": self.compile_seconds,
+            "first_update_seconds": self.first_update,
+            "time_split": {
+                "environment": acting.get("environment", 0.0),
+                "inference": acting.get("inference", 0.0),
+                "transport": acting.get("transport", 0.0) + own.get("transport", 0.0),
+                "learner": own.get("learner", 0.0) + acting.get("learner", 0.0),
+                "compressor": own.get("compressor", 0.0) + refresh,
+                "other": sum(times.get(kind, 0.0) for times in (acting, own) for kind in idle),
+            },
+            "actors": {
+                "mode": self.chosen.mode.name,
+                "why": self.why,
+                "engine": self.chosen.engine,
+                "refreshes": sum(fleet.refreshes for fleet in self.fleets),
+                "packet_bytes": self.packet_bytes,
+                **{name: value / self.looks for name, value in self.sums.items()},
+                **self.staleness(),
+                "fallback": self.fallback,
+                "processes": self.plan.actors,
+                "restarts": sum(fleet.restarts for fleet in self.fleets),
+                "waiting_seconds": acting.get("waiting", 0.0),
+                "learner_waiting_seconds": own.get("waiting", 0.0),
+                "step_seconds": sum(acting.get(kind, 0.0) for kind in ("environment", "inference", "other")),
+                "refresh_seconds": refresh,
+                **{f"{kind}_seconds": acting.get(kind, 0.0) for kind in actor.REFRESH},
+                "switches": self.switches,
+                "compressed_returns": self.compressed_returns,
+                "measured": [rung._asdict() | {"mode": rung.mode.name} for rung in self.timings],
+            },
+        }
+
+
+def seconds_since_start() -> float | None:
+    """Seconds since this process began, on Linux."""
+    try:
+        with open("/proc/self/stat") as f:
+            ticks = int(f.read().rpartition(")")[2].split()[19])
+        with open("/proc/uptime") as f:
+            return float(f.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return None
