@@ -33,7 +33,7 @@ CORRECTORS = {
 PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
-SIGNED = ("v_min", "v_max")  # may be negative
+SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
     "exploration_initial_eps", "exploration_final_eps", "exploration_fraction",

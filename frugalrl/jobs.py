@@ -342,7 +342,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                 played = _evaluate_greedily(agent, card, layers, ledger.chosen, packet.weights, EVAL_EPISODES)
                 ledger.compressed_returns.append(float(np.mean(played.returns)))
             weights = host_weights(agent, carry.state)
-            return _evaluate_greedily(agent, card, full, Rung(FULL, "litert", 0.0), weights, episodes)
+            return _evaluate_greedily(agent, card, full, Rung(FULL, "litert", 0.0, 0.0), weights, episodes)
 
         return Phase(f"seed-{k}", range(k, k + 1), moments)
 

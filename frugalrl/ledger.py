@@ -115,7 +115,7 @@ class Ledger:
         if not measured:
             raise ValueError(f"no engine can run {name} here")
         self.watch = modes.Watch(modes.ladder(measured)) if name == "auto" else None
-        taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.microseconds)
+        taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.cost)
         self.why = modes.reason(taken, measured, asked=self.watch is None) + why
         self._take(taken, why)
 
@@ -132,8 +132,8 @@ class Ledger:
             layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
         )  # fmt: skip
         best = {}
-        for timing in sorted(found, key=lambda t: -t.microseconds):
-            best[timing.mode] = Rung(Mode(share, timing.mode), timing.engine, timing.microseconds)
+        for timing in sorted(found, key=lambda t: -t.cost):
+            best[timing.mode] = Rung(Mode(share, timing.mode), timing.engine, timing.microseconds, timing.cost)
         return list(best.values())
 
     def _take(self, rung: Rung, why: str = "") -> None:

@@ -251,6 +251,22 @@ def test_refreshing_takes_a_bounded_share_of_an_actors_time(tmp_path):
         assert next_began - ended > (ended - began) / actor.REFRESH_SHARE
 
 
+def test_an_actor_that_had_to_wait_takes_the_newest_packet_at_once(tmp_path):
+    made = parts()
+    actor_, box = worker(made, tmp_path)
+    arrays = packet_of(made, made.carry.state)
+    actor_.unroll(actor_.slots[0].items)
+    actor_.cost, actor_.look_after = 1.0, np.inf
+    for idle, drift, taken in ((0.9, 1.0, False), (1.1, 1.0, True), (0.9, 1.0, False), (9.0, 1e-9, False)):
+        box.put(arrays)
+        actor_.idle, actor_.cost, actor_.pace = idle, 1.0, actor.Pace(drift)
+        before = actor_.refreshes
+        actor_.unroll(actor_.slots[0].items)
+        assert actor_.refreshes == before + taken
+        assert actor_.idle == (0.0 if taken else idle)
+        actor_.look_after = np.inf
+
+
 @pytest.mark.parametrize(("turn", "widest"), [(1.0, actor.STRETCH), (-1.0, 1.0)])
 def test_an_actor_looks_less_often_while_its_packets_hardly_differ(turn, widest, tmp_path):
     made = parts()

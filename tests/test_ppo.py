@@ -522,3 +522,11 @@ def test_the_known_values_are_learned(name, probe):
     seen = jnp.array(list(known), jnp.float32)[:, None]
     best = [max(each) for each in known.values()]
     np.testing.assert_allclose(values(agent, state, seen), best, atol=0.08)
+
+
+def test_log_std_init_is_where_exploration_begins():
+    agent = made("ppo", Box((2,), low=-1.0, high=1.0))
+    usual, narrow = (agent.init(rng.key(0), HYPER._replace(log_std_init=x)) for x in (0.0, -1.5))
+    assert narrow.params.log_std.tolist() == [-1.5, -1.5]
+    assert bits(narrow.params._replace(log_std=())) == bits(usual.params._replace(log_std=()))
+    assert agent.policy(narrow).knobs["log_std"].tolist() == [-1.5, -1.5]

@@ -215,14 +215,16 @@ FP32, INT8, BOTH = (modes.mode(name) for name in ("fp32", "int8", "half+int8"))
 
 
 def test_a_rung_must_be_a_tenth_faster_than_the_one_below():
-    rungs = [Rung(BOTH, "litert", 3.0), Rung(FP32, "numpy", 10.0), Rung(INT8, "litert", 5.0)]
+    rungs = [Rung(BOTH, "litert", 1.0, 3.0), Rung(FP32, "numpy", 10.0, 10.0), Rung(INT8, "litert", 5.0, 5.0)]
     assert [r.mode for r in modes.ladder(rungs)] == [FP32, INT8, BOTH]
-    assert [r.mode for r in modes.ladder([rungs[1], rungs[2]._replace(microseconds=9.5), rungs[0]])] == [FP32, BOTH]
-    assert [r.mode for r in modes.ladder([rungs[1]._replace(microseconds=2.0), *rungs[::2]])] == [FP32]
+    assert [r.mode for r in modes.ladder([rungs[1], rungs[2]._replace(cost=9.5), rungs[0]])] == [FP32, BOTH]
+    assert [r.mode for r in modes.ladder([rungs[1]._replace(cost=2.0), *rungs[::2]])] == [FP32]
 
 
 def watch() -> modes.Watch:
-    return modes.Watch([Rung(FP32, "numpy", 10.0), Rung(INT8, "litert", 5.0), Rung(BOTH, "litert", 2.0)])
+    return modes.Watch(
+        [Rung(FP32, "numpy", 10.0, 10.0), Rung(INT8, "litert", 5.0, 5.0), Rung(BOTH, "litert", 2.0, 2.0)]
+    )
 
 
 def test_the_monitor_climbs_down_where_policies_differ_and_not_up_again():

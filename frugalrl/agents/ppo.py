@@ -52,6 +52,7 @@ class Hyper(NamedTuple):
     ent_coef: Any = 0.0
     vf_coef: Any = 0.5
     max_grad_norm: Any = 0.5
+    log_std_init: Any = 0.0  # of continuous actions: the logarithm of the deviation that exploration begins with
     total_steps: Any = 100_000  # environment steps of the training run
     steps_per_update: Any = 1.0  # environment steps for each learner update
 
@@ -188,8 +189,8 @@ def actor_critic(
 
     def init(key, hyper: Hyper) -> State:
         actor, critic = model.init(key)
-        params = Params(actor, critic, jnp.zeros(dims) if dims else ())
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
+        params = Params(actor, critic, jnp.full(dims, hyper.log_std_init) if dims else ())
         obs = Normaliser.start(model.network.obs.shape) if normalize_obs else ()
         rewards = Rewards(jnp.zeros(reward_lanes), Normaliser.start()) if reward_lanes else ()
         return State(params, tx.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)

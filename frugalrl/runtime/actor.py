@@ -34,7 +34,8 @@ from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
 
 # How often an actor looks for a packet, unless it is told. Taking one, the comparison included, may cost this share of
-# its time: even a policy that changes at every update is followed for next to nothing.
+# its time: even a policy that changes at every update is followed for next to nothing. Time in which it would have had
+# to wait anyway does not count: where the Learner is the slower one, wide networks are followed all the same.
 REFRESH_SHARE = 0.02
 # Nats between a packet and the one before it, on the observations at hand, that are aimed at: far less than changes
 # what is learned (a ratio of probabilities is then off by some 4 %, where PPO clips at 20 %).
@@ -215,18 +216,21 @@ class Worker:
         self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
         self.steps = 0  # of each environment
         self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
+        self.idle = 0.0  # seconds that it has waited for a slot since it took the last packet
 
     def due(self, t: int) -> bool:
         """Whether to look for a packet before step `t` of an unroll.
 
         A steady actor looks before the first, another after every `pull_period` steps, else after the time that the
-        last packet was found to be good for.
+        last packet was found to be good for; and before an unroll for which it had to wait longer than a packet takes:
+        then the Learner is behind, and nobody waits for the actor.
         """
         if self.spec.steady:
             return t == 0
         if self.spec.pull_period:
             return self.steps % self.spec.pull_period == 0
-        return self.timer.mark > self.look_after
+        idle = t == 0 and self.idle > self.cost and self.pace.drift > DRIFT
+        return idle or self.timer.mark > self.look_after
 
     def act(self, t: int) -> Any:
         """What to act with at step `t` of an unroll: what the newest packet says, if it is time to look for one."""
@@ -253,6 +257,7 @@ class Worker:
         self.session.load(weights)
         self.timer.lap("load")
         self.refreshes += 1
+        self.idle = 0.0
         self.cost = self.timer.mark - start
         self.look_after = self.timer.mark + self.cost / REFRESH_SHARE
         return before
@@ -329,8 +334,10 @@ def serve(commands, replies) -> None:
         worker = Worker(pickle.loads(base64.b64decode(first)))
         worker.timer.lap("start")
         for line in commands:
+            before = worker.timer.mark
             worker.timer.lap("waiting")
-            began = perf_counter()
+            began = worker.timer.mark
+            worker.idle += began - before
             episodes = worker.fill(worker.slots[int(line)])
             span = (began, perf_counter())
             refreshes, worker.refreshes = worker.refreshes, 0

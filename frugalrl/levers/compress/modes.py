@@ -43,18 +43,19 @@ def mode(name: str) -> Mode:
 
 
 class Rung(NamedTuple):
-    """A mode in its fastest engine here."""
+    """A mode in its best engine here; the numbers are those of an engine's Timing."""
 
     mode: Mode
     engine: str
     microseconds: float  # of a call
+    cost: float  # with its share of a load
 
 
 def ladder(measured: list[Rung]) -> list[Rung]:
-    """The rungs worth climbing: from fp32 up, each whose call is at least `GAIN` times as fast as that of the last."""
+    """The rungs worth climbing: from fp32 up, each at least `GAIN` times as cheap as the last."""
     found = [next(r for r in measured if r.mode == Mode(1.0, "fp32"))]
     for rung in sorted(measured, key=lambda r: LADDER.index(r.mode.name)):
-        if rung.microseconds * GAIN <= found[-1].microseconds:
+        if rung.cost * GAIN <= found[-1].cost:
             found.append(rung)
     return found
 
@@ -62,12 +63,11 @@ def ladder(measured: list[Rung]) -> list[Rung]:
 def reason(taken: Rung, measured: list[Rung], asked: bool) -> str:
     """Why a rung was taken, in words: it was asked for, or what a call takes in it and in the others."""
     if asked:
-        return f"{taken.mode.name} was asked for, and {taken.engine} is the fastest engine for it here"
-    calls = ", ".join(f"{rung.mode.name} {rung.microseconds:.1f} us ({rung.engine})" for rung in measured)
+        return f"{taken.mode.name} was asked for, and {taken.engine} is its cheapest engine here"
+    calls = ", ".join(f"{rung.mode.name} {rung.cost:.1f} us ({rung.engine})" for rung in measured)
     kept = taken.mode == Mode(1.0, "fp32")
-    return (
-        f"{taken.mode.name}, {'as nothing is a tenth faster' if kept else 'a tenth faster or more'}: a call of {calls}"
-    )
+    why = "nothing is a tenth cheaper" if kept else "it is a tenth cheaper or more"
+    return f"{taken.mode.name}, as {why}; a call and its share of taking new weights: {calls}"
 
 
 class Watch:
