@@ -21,9 +21,9 @@ from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
 from .prune import kept, narrowed, sliced
 
-SHARE = 8  # one in so many of a batch's observations is distilled on
-LEAST = 16  # observations of an update, if the batch has as many
-LEARNING_RATE = 1e-3
+SHARE = 4  # one in so many of a batch's observations is distilled on
+LEAST = 32  # observations of an update, if the batch has as many
+LEARNING_RATE = 3e-4
 # heads whose divergence has no useful gradient: the outputs themselves, values or actions before tanh, are compared
 BY_OUTPUTS = (epsilon_greedy, clipped_normal)
 
