@@ -32,9 +32,9 @@ def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: a
     state = agent.init(rng.key(1), hyper)
 
     @jax.jit
-    def learn(state, kept):
+    def learn(state, kept, items):
         learned = compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0]
         return agent.observe(learned, items, 0)
 
-    jax.block_until_ready(learn(state, kept))  # only now is it traced
-    return lambda: jax.block_until_ready(learn(state, kept)), time * lanes if cadence.rollout else cadence.steps
+    jax.block_until_ready(learn(state, kept, items))  # only now is it traced
+    return lambda: jax.block_until_ready(learn(state, kept, items)), time * lanes if cadence.rollout else cadence.steps
