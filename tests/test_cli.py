@@ -315,7 +315,6 @@ WRONG_CALLS = {
     "no twin": (("train", "dqn", "fake_env:Walk-v0", "--runtime", "compiled"), "use --runtime actors"),
     "compiled int8": ((*CARTPOLE, "--runtime", "compiled", "--actors", "int8"), "use --runtime actors"),
     "actors": ((*CARTPOLE, "--actors", "int9"), "did you mean int8?"),
-    "later actors": ((*CARTPOLE, "--actors", "half"), "not there yet; today: fp32, int8, auto"),
     "correct": ((*CARTPOLE, "--correct", "tiss"), "did you mean tis?"),
     "a corrector of other values": ((*CARTPOLE, "--correct", "vtrace"), "which takes: none, tis"),
     "precision": ((*CARTPOLE, "--precision", "fp32x"), "did you mean fp32?"),

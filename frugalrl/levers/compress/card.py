@@ -26,7 +26,7 @@ HEADS = {
     "categorical": (
         "The outputs are logits, their softmax the probabilities of the actions. The action is the likeliest.", _BEST
     ),
-    "normal": ("The outputs are the action, which they do not keep within its bounds.", "return outputs"),
+    "normal": ("The action is the outputs, clipped to the bounds of the space.", "return np.clip(outputs, low, high)"),
     "squashed_normal": (
         "The action is tanh of the outputs, stretched to the bounds of the space.", _STRETCHED.format("outputs")
     ),
@@ -84,10 +84,16 @@ def code(facts: Facts) -> str:
     dtype = "uint8" if facts["observations"]["dtype"] in ("uint8", "bool") else "float32"
     body = HEADS[facts["head"]][1]
     names = {"name": facts["file"]["name"], "dtype": dtype}
-    bounds = [f"{k} = np.array({facts['knobs'][k]}, np.float32)" for k in ("low", "high") if "low" in body]
+    bounds = [f"{k} = np.array({_bound(facts, k)}, np.float32)" for k in ("low", "high") if "low" in body]
     inner = "\n".join([call.format(**names), body]).replace("\n", "\n    ")
     top = "\n".join([opening.format(**names), *bounds])
     return f"import numpy as np\n{imports}\n\n{top}\n\n\ndef act(obs):\n    {inner}\n"
+
+
+def _bound(facts: Facts, name: str) -> str:
+    """A bound of the actions as Python; infinity was written as null."""
+    missing = "-np.inf" if name == "low" else "np.inf"
+    return json.dumps(facts["actions"][name]).replace("null", missing)
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:
