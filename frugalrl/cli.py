@@ -278,7 +278,8 @@ def studies(a: argparse.Namespace) -> None:
         print(f"{name}: {about.claim}")
         for kind, names in (("tasks", about.tasks), ("arms", about.arms)):
             print(f"  {kind}: {', '.join(names)}")
-        print(f"  {about.seeds} seeds of each: {about.seeds * len(about.tasks) * len(about.arms)} trainings")
+        trainings = about.seeds * sum(len(task.get("arms", about.arms)) for task in about.tasks.values())
+        print(f"  {about.seeds} seeds of each: {trainings} trainings")
 
 
 def report(a: argparse.Namespace) -> None:
