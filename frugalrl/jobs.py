@@ -283,20 +283,19 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                 except actors.Unfit as unfit:
                     carry = unfit.carry
                     ledger.fall_back(unfit)
-                except Climbed as climbed:
-                    carry = climbed.carry
-                except Thinned as thinned:
-                    carry, share = thinned.carry, left(int(thinned.carry.step))
-                    carry = shrunk(
-                        agent, pruned(share), carry, _narrowed(static, share).hidden, np.concatenate(ledger.obs)
-                    )
-                    ledger.thin(pruned(share))
-                    hidden = ", ".join(map(str, _narrowed(static, share).hidden))
-                    report(f"the learner is pruned to layers of {hidden} from step {int(carry.step):,}")
+                except Changed as changed:
+                    carry, share = changed.carry, left(int(changed.carry.step))
+                    if pruned(share) is not agent:
+                        hidden = _narrowed(static, share).hidden
+                        carry = shrunk(agent, pruned(share), carry, hidden, np.concatenate(ledger.obs))
+                        ledger.thin(pruned(share))
+                        units = ", ".join(map(str, hidden))
+                        report(f"the learner is pruned to layers of {units} from step {int(carry.step):,}")
 
         def sitting(agent: Agent, carry: actors.Carry, k: int) -> Iterator[Moment]:
             share, mode = left(int(carry.step)), ledger.chosen.mode
-            packet, *_ = jax.eval_shape(learner(agent, mode).ship, carry.state)
+            made = learner(agent, mode)
+            packet, *_ = jax.eval_shape(made.ship, carry.state)
             spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share), packet)
             if plan.gradients:
                 brought = actor_learner.shapes(agent, memory, carry.state, items_of(spec))
@@ -305,7 +304,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                     gradient=link.fields(jax.tree.leaves(brought)),
                 )
             try:
-                parts = ledger.compile(learner(agent, mode), carry, spec)
+                parts = ledger.compile(made, carry, spec)
                 ticks = actors.train(
                     parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
                     report=report, timer=ledger.timer, fleets=ledger.fleets,
@@ -315,8 +314,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                         carry = tick.carry
                         if config.prune is not None:
                             ledger.keep(tick)
-                        if left(tick.step) != share and tick.step < config.steps:
-                            raise Thinned(carry)  # before anything is kept: a checkpoint's step says what it holds
+                        if left(tick.step) != share:
+                            raise Changed(carry)  # before anything is kept: a checkpoint's step says what it holds
                         metrics = {name: [value] for name, value in ledger.look(parts, tick).items()}
                         weights = partial(host_weights, agent, carry.state)
                         yield Moment(
@@ -328,7 +327,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                             partial(_structures, agent, carry.state),
                         )
                         if tick.step < config.steps and ledger.climb(tick.step):
-                            raise Climbed(carry)
+                            raise Changed(carry)
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
@@ -349,8 +348,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     return Job([phase(k) for k in range(config.seeds)], card, ledger.account, shrink.of_one_shape)
 
 
-class Thinned(Exception):
-    """The learner is due to be pruned; `carry` is where the run stands."""
+class Changed(Exception):
+    """The learner is due to be pruned, or the Monitor has chosen another mode; `carry` is where the run stands."""
 
     def __init__(self, carry: actors.Carry):
         super().__init__()
@@ -366,14 +365,6 @@ def shrunk(agent: Agent, narrow: Agent, carry: actors.Carry, hidden: tuple[int, 
     teacher = own(carry.state)
     state = shrink.smaller(teacher, hidden)
     return carry._replace(state=shrink.reminded(agent, teacher, narrow, state, obs))
-
-
-class Climbed(Exception):
-    """The Monitor has chosen another mode; `carry` is where the run stands."""
-
-    def __init__(self, carry: actors.Carry):
-        super().__init__()
-        self.carry = carry
 
 
 def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:

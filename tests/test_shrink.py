@@ -123,6 +123,16 @@ def test_a_run_ends_with_the_smaller_network_and_goes_on_from_any_stage(tmp_path
     assert all(isinstance(w, Linear) and np.isfinite(w.w).all() for w in weights)
 
 
+def test_a_run_that_ends_with_its_first_message_can_go_on(tmp_path):
+    """All stages are passed at once, and the checkpoint holds what its step says."""
+    out = tmp_path / "run"
+    training.train("impala", "fake_env:Walk-v0", **(WORDS | {"steps": 8}), out=out)
+    assert widths(out) == [(3, 32), (32, 32), (32, 2)]
+    training.resume(out, steps=64)
+    assert receipt(out)["steps"] == 64
+    assert widths(out) == [(3, 32), (32, 32), (32, 2)]
+
+
 def test_a_student_of_a_pruned_learner_is_half_of_what_is_left(tmp_path):
     out = tmp_path / "run"
     words = WORDS | {"hyper": WORDS["hyper"] | {"hidden": "128,128"}}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 HALF = 0.5
 NAMES = ("fp32", "bf16", "int8-static", "int8", "half", "half+bf16", "half+int8-static", "half+int8")
 LADDER = ("fp32", "int8", "half+int8")  # what `auto` climbs, from the mildest to the strongest
-GAIN = 1.1  # by how much a call must be faster for a rung to be on the ladder: less than that is within the noise
+GAIN = 1.1  # by how much a call must be cheaper for a rung to be on the ladder: less than that is within the noise
 # Divergence (see `quality.harm`) above the first is too much, twice running; below the second there is room for more.
 # By experience: int8 is at 0.001 to 0.02, a student that follows its teacher at 0.01 to 0.05, a broken one above 1.
 BOUND, ROOM = 0.2, 0.05
