@@ -36,7 +36,7 @@ from ..types import (
     Trace,
     Transition,
 )
-from .actor_critic import bounds
+from .actor_critic import bounds, unit
 from .descent import descend, gradient, shrunk
 from .schedules import learning_rate
 
@@ -53,6 +53,7 @@ class Hyper(NamedTuple):
     vf_coef: Any = 0.5
     max_grad_norm: Any = 0.5
     log_std_init: Any = 0.0  # of continuous actions: the logarithm of the deviation that exploration begins with
+    bounds_coef: Any = 0.0  # of the squared distance of a mean action beyond its bounds
     total_steps: Any = 100_000  # environment steps of the training run
     steps_per_update: Any = 1.0  # environment steps for each learner update
 
@@ -171,6 +172,7 @@ def actor_critic(
     reward_lanes: int = 0,
     dims: int = 0,
     limits: tuple[Any, Any] | None = None,
+    beyond: Callable | None = None,
 ) -> Agent:
     """An actor-critic on `model`, whose actor's outputs `head` turns into a distribution.
 
@@ -182,7 +184,7 @@ def actor_critic(
     batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
     the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is how many environments there are to
     scale rewards of. `dims` is the size of a continuous action; `limits` are its (low, high), [dims] each, for a head
-    that keeps within them.
+    that keeps within them. `beyond` of mean actions [dims] says how far they are out of bounds, for one that does not.
     """
     tx = optax.scale_by_adam(eps=1e-5) if optimizer is None else optimizer
     fixed = {} if limits is None else {"low": jnp.float32(limits[0]), "high": jnp.float32(limits[1])}
@@ -275,12 +277,15 @@ def actor_critic(
             log_prob = chosen.log_prob(action)
             ratio = jnp.exp(log_prob - old)
             gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
-            return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio
+            # actions are clipped to their bounds, and a mean far beyond them is one that no reward calls back
+            excess = beyond(chosen.mode()) if beyond else 0.0
+            return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio, excess
 
         def objective(params: Params, part):
             *steps, weight = part
-            gain, value, entropy, ratio = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))(*steps)
-            losses = weight * (h.vf_coef * value - gain) - h.ent_coef * entropy
+            judged = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))(*steps)
+            gain, value, entropy, ratio, excess = judged
+            losses = weight * (h.vf_coef * value - gain) - h.ent_coef * entropy + h.bounds_coef * excess
             return share * jnp.sum(losses), (gain, value, entropy, ratio)
 
         old = batch.extra.log_prob if ratio_to_latest else data.log_prob
@@ -430,7 +435,13 @@ def _acting(actions: Space, squash: bool) -> tuple[Callable, int, dict[str, Any]
     if isinstance(actions, Discrete):
         return distributions.categorical, actions.n, {}
     (dims,) = actions.shape
-    return distributions.normal, dims, {"dims": dims}
+    try:
+        low, high = bounds(actions)
+    except ValueError:  # an action may have none
+        return distributions.normal, dims, {"dims": dims}
+    return distributions.normal, dims, {
+        "dims": dims, "beyond": lambda mean: jnp.sum(jax.nn.relu(jnp.abs(unit(mean, low, high)) - 1) ** 2)
+    }  # fmt: skip
 
 
 def assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
