@@ -530,3 +530,36 @@ def test_log_std_init_is_where_exploration_begins():
     assert narrow.params.log_std.tolist() == [-1.5, -1.5]
     assert bits(narrow.params._replace(log_std=())) == bits(usual.params._replace(log_std=()))
     assert agent.policy(narrow).knobs["log_std"].tolist() == [-1.5, -1.5]
+
+
+def test_means_beyond_their_bounds_are_charged_for():
+    """By the square of the distance in half-widths of the space, and those within not at all."""
+    agent, data = made("ppo", BOUNDED, normalize_advantage=False), lane(dims=2)
+    state = stirred(agent)
+    low, high = np.float32(BOUNDED.low), np.float32(BOUNDED.high)
+    batch = batch_of(agent, state, data)
+    mean = jax.vmap(agent.network.apply, (None, 0, None))(agent.policy(state).params, data.obs, None)
+    excess = np.maximum(0, abs((np.asarray(mean) - (high + low) / 2) / ((high - low) / 2)) - 1)
+    assert (excess > 0).any() and (excess == 0).any()
+
+    def at(coef: float, state: Any = state) -> tuple:
+        return agent.grad(state._replace(hyper=state.hyper._replace(bounds_coef=jnp.float32(coef))), batch, KEY)
+
+    (none, before), (some, after) = at(0.0), at(0.5)
+    gap = after.metrics["loss"] - before.metrics["loss"]
+    np.testing.assert_allclose(gap, 0.5 * (excess**2).sum(-1).mean(), rtol=1e-4)
+    for part in ("policy_loss", "value_loss", "entropy"):
+        assert after.metrics[part] == before.metrics[part]
+    assert bits(some._replace(actor=())) == bits(none._replace(actor=()))
+    assert bits(some.actor) != bits(none.actor)
+    middle = (*state.params.actor[:-1], state.params.actor[-1]._replace(w=jnp.zeros((16, 2)), b=(low + high) / 2))
+    within = state._replace(params=state.params._replace(actor=middle))
+    assert bits(at(0.5, within)[0]) == bits(at(0.0, within)[0])
+
+
+def test_what_has_no_bounds_has_nothing_to_charge_for():
+    agent = made("ppo", Box((2,)))
+    state, data = stirred(agent), lane(dims=2)
+    charged = state._replace(hyper=state.hyper._replace(bounds_coef=jnp.float32(1.0)))
+    batch = batch_of(agent, state, data)
+    assert bits(agent.grad(state, batch, KEY)) == bits(agent.grad(charged, batch, KEY))

@@ -51,6 +51,7 @@ class Hyper(NamedTuple):
     vf_coef: Any = 0.5  # of actor-critic
     clip_range: Any = 0.2  # of actor-critic: beyond it clip_fraction counts
     log_std_init: Any = 0.0  # of actor-critic with continuous actions
+    bounds_coef: Any = 0.0  # of the same, of the squared distance of a mean beyond its bounds
     q_lambda: Any = 1.0  # of n-step-q: 1 is the n-step return
     exploration_initial_eps: Any = 1.0  # of action values, as all below
     exploration_final_eps: Any = 0.05  # without draw_eps
