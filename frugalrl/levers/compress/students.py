@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...agents.descent import descend
+from ...agents.descent import by_width, descend
 from ...distributions import clipped_normal, epsilon_greedy
 from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
@@ -23,7 +23,7 @@ from .prune import kept, narrowed, sliced
 
 SHARE = 4  # one in so many of a batch's observations is distilled on
 LEAST = 32  # observations of an update, if the batch has as many
-LEARNING_RATE = 3e-4
+LEARNING_RATE, BASE_WIDTH = 1e-3, 64  # see `by_width`
 # heads whose divergence has no useful gradient: the outputs themselves, values or actions before tanh, are compared
 BY_OUTPUTS = (epsilon_greedy, clipped_normal)
 
@@ -47,7 +47,7 @@ class Lessons(NamedTuple):
     student: Any
 
 
-tx = optax.scale_by_adam()
+tx = by_width(optax.scale_by_adam(), BASE_WIDTH)
 
 
 def enrolled(agent: Agent, share: float, teacher: Any) -> Taught:
