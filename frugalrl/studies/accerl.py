@@ -37,7 +37,7 @@ STUDY = Study(
     base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
     tasks={
         "HalfCheetah-v5 1024x3": _wide(1024) | {
-            "arms": ("fp32", "int8", "half", "half+int8", "pruned", "all", "all none", "all tis")
+            "arms": ("fp32", "int8", "cut", "half", "half+int8", "pruned", "all", "all none", "all tis")
         },
         "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "int8", "half+int8", "all")},
         "LunarLander-v3": {
@@ -53,6 +53,7 @@ STUDY = Study(
         "half+int8": {"actors": "half+int8"},
         "int8": {"actors": "int8"},
         "auto": {"actors": "auto"},
+        "cut": {"actors": "cut"},
         "half": {"actors": "half"},
         "pruned": {"actors": "fp32", "prune": 0.5},
         "all none": {**_ALL, "correct": "none"},

@@ -65,6 +65,26 @@ def teacher(state: Any) -> Any:
     return state.teacher if isinstance(state, Taught) else state
 
 
+def cut(agent: Agent, share: float) -> Agent:
+    """The agent whose actors act with the most salient `share` of the units of its policy's layers, untaught.
+
+    For ablations: what a student does better than this is what distillation is worth.
+    """
+    layers, obs_space = agent.network.layers, agent.network.obs
+    assert layers is not None
+    narrow = build_network(narrowed(layers, share), obs_space)
+
+    def policy(state: Any) -> Policy:
+        whole = agent.policy(state)
+        what = kept(layers, narrow.layers or (), obs_space, whole.params)
+        return Policy(sliced(whole.params, what), whole.knobs)
+
+    def dist(policy: Policy, obs, key=None):
+        return agent.head(narrow.apply(policy.params, obs, key), policy.knobs)
+
+    return agent._replace(policy=policy, dist=dist, network=narrow)
+
+
 def taught(agent: Agent, share: float) -> Agent:
     """The agent whose actors act with a student of about `share` of the units of its policy's layers.
 
