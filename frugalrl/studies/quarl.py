@@ -28,7 +28,8 @@ STUDY = Study(
         "ppo CartPole-v1": {"agent": "ppo", "env": "CartPole-v1"},
         "a2c CartPole-v1": {"agent": "a2c", "env": "CartPole-v1"},
         "dqn Acrobot-v1": {"agent": "dqn", "env": "Acrobot-v1"},
-        "ppo Acrobot-v1": {"agent": "ppo", "env": "Acrobot-v1"},
+        # with four passes over its data it does not learn this in all seeds
+        "ppo Acrobot-v1": {"agent": "ppo", "env": "Acrobot-v1", "hyper": {"n_epochs": 10}},
     },
     arms={"full": {}, **{_arm(bits): {"qat": bits} for bits in _TRAINED}},
     findings=(
