@@ -7,6 +7,7 @@ undecided between. Fewer than `ENOUGH` runs of a task decide nothing: an interva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -77,16 +78,16 @@ def equal_return() -> Test:
 def keeps(bits: int, at_most: float, full: int = 32) -> Test:
     """Whether ours, each run for itself, loses at most that share of its return when its weights have `bits` bits."""
 
+    def lost(ours: Runs, n: int) -> Interval:
+        return statistics.bootstrap([losses(each, n, full) for each in ours])
+
     def test(ours: Runs, base: Runs) -> Answer:
-        found = statistics.bootstrap([losses(each, bits, full) for each in ours])
-        there = sorted({n for runs in ours for row in runs for n, _ in row["rounded"]}, reverse=True)
-        enough = full
-        for n in there:
-            if not statistics.iqm([losses(each, n, full) for each in ours]) <= at_most:
-                break
-            enough = n
-        said = f"{words.interval(found)} of the return is lost, claimed at most {at_most:g}"
-        return Answer(decided(found, ours, base, most=at_most), said, f"no more than that down to {enough} bits")
+        there = {n for runs in ours for row in runs for n, _ in row["rounded"]}
+        verdicts = {n: decided(lost(ours, n), ours, base, most=at_most) for n in sorted(there, reverse=True)}
+        enough = [n for n, _ in takewhile(lambda each: each[1] == REPRODUCED, verdicts.items())]
+        said = f"{words.interval(lost(ours, bits))} of the return is lost, claimed at most {at_most:g}"
+        note = f"no more than that down to {enough[-1]} bits" if enough else ""
+        return Answer(verdicts.get(bits, UNDECIDED), said, note)
 
     return test
 
