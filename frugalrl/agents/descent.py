@@ -59,9 +59,9 @@ def by_width(tx: optax.GradientTransformation, base: int) -> optax.GradientTrans
         inputs = math.prod(weights.shape[:-1]) if weights.ndim > 1 else 0
         return base / max(inputs, base)
 
-    def update(grads, moments, params=None):
-        direction, moments = tx.update(grads, moments, params)
-        return jax.tree.map(lambda d: share(d) * d, direction), moments
+    def update(updates, state, params=None):
+        direction, state = tx.update(updates, state, params)
+        return jax.tree.map(lambda d: share(d) * d, direction), state
 
     return optax.GradientTransformation(tx.init, update)
 
