@@ -162,7 +162,7 @@ def words(arguments: Arguments) -> list[str]:
         if isinstance(value, Mapping):
             said += [option, *(f"{key}={_said(each)}" for key, each in _flat(value))] if value else []
         else:
-            said += [option, _said(value)]
+            said += [option, *map(_said, value if isinstance(value, list | tuple) else [value])]
     return said
 
 
