@@ -154,6 +154,12 @@ def test_seeds_share_a_program_where_they_can_and_else_take_turns():
     assert {task for task, *_ in found[2:]} == {"Acrobot"}
 
 
+def test_every_task_has_a_seed_before_any_has_two():
+    both = SMALL._replace(tasks={name: about | {"runtime": "actors"} for name, about in SMALL.tasks.items()})
+    found = [(run.task, run.seeds[0]) for run in runs(plan(both))]
+    assert found[:8:2] == [("CartPole", 0), ("Acrobot", 0), ("CartPole", 1), ("Acrobot", 1)]
+
+
 def test_a_shorter_training_also_starts_to_learn_earlier():
     made = plan(SMALL, scale=0.1)
     config = made.configs["CartPole"]["slow"]
