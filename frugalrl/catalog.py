@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from .envs import make, twins
+from .envs.minatar_games import GAMES
 from .errors import UsageError, one_line
 from .types import Box, Discrete, Recipe, Space
 
@@ -180,7 +181,6 @@ _MUJOCO = (
     "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum",
     "Pusher", "Reacher", "Swimmer", "Walker2d",
 )  # fmt: skip
-_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 # the five that foretell a result on all 57 best (Aitchison et al. 2023, arXiv 2210.02019), and two that all know
 _ATARI = ("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert", "Breakout", "Pong")
 _DMC = {  # the suite's benchmarking set
@@ -195,7 +195,7 @@ FAMILIES = (
     Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")),
     Family("box2d", "Box2D", ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")),
     Family("mujoco", "mujoco", tuple(f"{name}-v5" for name in _MUJOCO)),
-    Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in _MINATAR for v in ("v1", "v0"))),
+    Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in GAMES for v in ("v1", "v0"))),
     Family("atari", "ale_py", tuple(f"ALE/{name}-v5" for name in _ATARI)),
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
@@ -415,5 +415,6 @@ def defaults(agent: str, env_id: str) -> tuple[int, dict[str, Any]]:
 
 
 def has_twin(env_id: str, env_options: Mapping[str, Any] | None = None) -> bool:
-    """Whether there is a JAX environment that does the same; none of them has options."""
-    return twins.has_twin(env_id) and make.options_for(env_id, env_options) == make.options_for(env_id)
+    """Whether there is a JAX environment that does the same, with these options."""
+    others = {name: value for name, value in (env_options or {}).items() if name not in twins.options(env_id)}
+    return twins.has_twin(env_id) and make.options_for(env_id, others) == make.options_for(env_id)

@@ -59,9 +59,14 @@ def on_gymnasium(
 
 
 def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episodes]:
-    """The pure function (policy, key) -> Episodes: `episodes` greedy episodes on a JAX environment, side by side."""
+    """The pure function (policy, key) -> Episodes: `episodes` greedy episodes on a JAX environment, side by side.
+
+    Without a time limit they are cut off after MAX_STEPS.
+    """
     import jax
     import jax.numpy as jnp
+
+    cap = MAX_STEPS if env.time_limit is None else env.time_limit
 
     def evaluate(policy, key) -> Episodes:
         env_state, obs = jax.vmap(env.reset)(jax.random.split(key, episodes))
@@ -73,7 +78,8 @@ def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episo
             env_state, step = jax.vmap(env.step)(env_state, dist.mode(), keys)
             ret = ret + jnp.where(alive, step.reward, 0.0)
             length = length + alive.astype(jnp.int32)
-            return env_state, step.obs, alive & ~(step.terminated | step.truncated), ret, length, t + 1
+            alive = alive & ~(step.terminated | step.truncated) & (length < cap)
+            return env_state, step.obs, alive, ret, length, t + 1
 
         zeros = jnp.zeros(episodes, jnp.int32)
         start = (env_state, obs, jnp.ones(episodes, jnp.bool_), jnp.zeros(episodes), zeros, jnp.int32(0))

@@ -129,7 +129,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     """All seeds in the `compiled` runtime."""
     set_up_jax()
     recipe, agent, static, hyper, card, cadence = records(config)
-    env = twin(config.env)
+    env = twin(config.env, config.env_options)
     assert env is not None
     unroll = cadence.rollout or max(cadence.steps // static.num_envs, 1)
     per_iteration = unroll * static.num_envs

@@ -13,7 +13,7 @@ import pytest
 from test_actors import parts, worker
 
 from frugalrl import catalog, cli, evaluate, policy
-from frugalrl.envs import dm_control, minatar
+from frugalrl.envs import dm_control, minatar_games
 from frugalrl.envs.make import EnvOptions, find, make, options_for
 from frugalrl.errors import UsageError
 from frugalrl.levers.compress import engines
@@ -148,13 +148,13 @@ def test_making_one_family_loads_no_other_and_no_jax():
 # MinAtar
 
 
-@pytest.mark.parametrize("env_id", minatar.ids())
+@pytest.mark.parametrize("env_id", minatar_games.ids())
 def test_minatar_plays_as_the_package_does(env_id):
     """The oracle is the package's own class, given the seed that ours draws."""
     from minatar import Environment
 
     name, version = env_id.removeprefix("MinAtar/").split("-")
-    env, theirs = make(env_id), Environment(minatar.GAMES[name])
+    env, theirs = make(env_id), Environment(minatar_games.GAMES[name])
     obs, _ = env.reset(seed=11)
     theirs.seed(int(np.random.default_rng(np.random.SeedSequence(11)).integers(2**31)))
     theirs.reset()
@@ -170,6 +170,7 @@ def test_minatar_plays_as_the_package_does(env_id):
         if terminated:
             obs, _ = env.reset()
             theirs.reset()
+            theirs.last_action = 0  # the package lets it stick in the next episode
 
 
 def test_minatar_never_ends_by_itself_and_evaluation_says_so(monkeypatch):
@@ -181,7 +182,7 @@ def test_minatar_never_ends_by_itself_and_evaluation_says_so(monkeypatch):
 
 def test_only_environments_without_a_time_limit_are_capped():
     capped = {env_id for env_id in (*EVERY, *dm_control.ids()) if evaluate.episode_cap(env_id) is not None}
-    assert capped == {*minatar.ids(), "dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"}
+    assert capped == {*minatar_games.ids(), "dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"}
 
 
 # dm_control

@@ -31,6 +31,7 @@ NAMES = (
 )  # fmt: skip
 BACKENDS = ("generalized", "spring", "positional", "mjx")  # the first is the one without a suffix
 TIME_LIMIT = 1000
+OPTIONS = ()  # environment options that `twin` takes
 
 
 @cache
