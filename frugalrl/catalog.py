@@ -360,7 +360,7 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
 # of the environment options that are numbers: the least and the greatest
 _BOUNDS = {
     "frame_stack": (1, 64), "noop_max": (0, 1000), "frame_skip": (1, 64), "screen_size": (1, 512),
-    "sticky_actions": (0, 1),
+    "sticky_actions": (0, 1), "time_limit": (1, 2**31 - 1),
 }  # fmt: skip
 
 
@@ -371,7 +371,7 @@ def parse_env_options(items: Mapping[str, Any]) -> dict[str, Any]:
     as JSON is what it says there. Raises UsageError for an unknown name or a value of the wrong kind. Whether an
     environment has an option is found out when it is made.
     """
-    known = make.EnvOptions._field_defaults | {"sticky_actions": 0.25}
+    known = make.EnvOptions._field_defaults | {"sticky_actions": 0.25, "time_limit": 1000}
     parsed: dict[str, Any] = {}
     for name, value in items.items():
         if name == "kwargs" and isinstance(value, Mapping):
@@ -416,5 +416,4 @@ def defaults(agent: str, env_id: str) -> tuple[int, dict[str, Any]]:
 
 def has_twin(env_id: str, env_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a JAX environment that does the same, with these options."""
-    others = {name: value for name, value in (env_options or {}).items() if name not in twins.options(env_id)}
-    return twins.has_twin(env_id) and make.options_for(env_id, others) == make.options_for(env_id)
+    return twins.has_twin(env_id) and not twins.unknown(env_id, make.options_for(env_id, env_options))

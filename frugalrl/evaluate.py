@@ -19,9 +19,10 @@ class Episodes(NamedTuple):
     lengths: Any  # int [..., episodes]
 
 
-def episode_cap(env_id: str) -> int | None:
+def episode_cap(env_id: str, options: EnvOptions | None = None) -> int | None:
     """Steps after which an evaluation cuts an episode off: of an environment without a time limit, else None."""
-    return None if has_time_limit(find(env_id)) else MAX_STEPS
+    limited = has_time_limit(find(env_id)) or (options is not None and options.time_limit is not None)
+    return None if limited else MAX_STEPS
 
 
 def on_gymnasium(
@@ -34,7 +35,7 @@ def on_gymnasium(
     their last observation. Rewards are not clipped; an episode is cut off at `episode_cap`. If `frames` is a list, the
     first episode is rendered into it as RGB arrays. Raises what `make` raises.
     """
-    cap = episode_cap(env_id) or np.inf
+    cap = episode_cap(env_id, options) or np.inf
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     for first in range(0, episodes, parallel):
         group = range(first, min(first + parallel, episodes))

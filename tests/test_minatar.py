@@ -24,10 +24,10 @@ import frugalrl
 from frugalrl import catalog, evaluate, rng
 from frugalrl.agents import dqn
 from frugalrl.distributions import Categorical
-from frugalrl.envs import minatar, twins
-from frugalrl.envs.autoreset import Episode
+from frugalrl.envs import twins
+from frugalrl.envs.make import EnvOptions
 from frugalrl.envs.minatar_games import GAMES, ids, parts, seaquest, twin
-from frugalrl.envs.minatar_games.game import LEFT, RIGHT, UP, Game
+from frugalrl.envs.minatar_games.game import LEFT, RIGHT, UP, Game, State
 from frugalrl.errors import UsageError
 from frugalrl.memory import uniform
 from frugalrl.runtime import compiled
@@ -180,7 +180,6 @@ def package(name: str) -> tuple[Environment, Draws]:
 def begun(made: Environment, draws: Draws, numbers: np.ndarray) -> np.ndarray:
     draws.numbers = [float(x) for x in numbers]
     made.reset()
-    made.last_action = 0
     return made.state()
 
 
@@ -236,13 +235,15 @@ def follow(name: str, keys: jax.Array, begins: Any, actions: np.ndarray) -> Step
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(begins, jnp.asarray(actions), keys))
 
 
-def begin(name: str, key: jax.Array, stage: Stage | None) -> Episode:
-    episode, _ = env(name).reset(key)
-    changed = {
-        field: jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), getattr(episode.state.game, field), value)
-        for field, value in (stage.ours if stage else {}).items()
-    }
-    return episode._replace(state=episode.state._replace(game=episode.state.game._replace(**changed)))
+def begin(name: str, key: jax.Array, stage: Stage | None) -> State:
+    return changed(env(name).reset(key)[0], stage.ours if stage else {})
+
+
+def changed(state: State, fields: dict[str, Any]) -> State:
+    """With some fields of the game's own state changed."""
+    game = state.episode.state
+    new = {k: jax.tree.map(lambda old, x: jnp.asarray(x, old.dtype), getattr(game, k), v) for k, v in fields.items()}
+    return state._replace(episode=state.episode._replace(state=game._replace(**new)))
 
 
 def compare(name: str, streams: int, steps: int) -> list[Played]:
@@ -288,18 +289,18 @@ def test_specs_are_those_of_gymnasium(env_id):
 def test_minimal_actions_are_taken_for_what_they_are():
     key, state = rng.key(1), env("Breakout", 1).reset(rng.key(0))[0]
     steps = jax.jit(jax.vmap(env("Breakout", 1).step, (None, 0, None)))
-    after = steps(state, jnp.arange(3, dtype=jnp.int32), key)[0].state
+    after = steps(state, jnp.arange(3, dtype=jnp.int32), key)[0]
     assert after.last.tolist() == [0, LEFT, RIGHT] == Environment("breakout").minimal_action_set()
-    assert after.game.paddle.tolist() == [4, 3, 5]
+    assert after.episode.state.paddle.tolist() == [4, 3, 5]
 
 
 @each_game
 def test_a_step_keeps_structure_and_dtypes(name):
     made, key = env(name), rng.key(0)
-    episode, obs = jax.eval_shape(made.reset, key)
+    state, obs = jax.eval_shape(made.reset, key)
     for dtype in (jnp.int32, jnp.uint8):
-        after, step = jax.eval_shape(made.step, episode, jnp.zeros((), dtype), key)
-        assert after == episode
+        after, step = jax.eval_shape(made.step, state, jnp.zeros((), dtype), key)
+        assert after == state
         assert not any(x.weak_type for x in jax.tree.leaves(after))
         assert step.obs == step.next_obs == obs
         assert [(x.shape, x.dtype) for x in step[1:4]] == [((), jnp.float32), ((), jnp.bool_), ((), jnp.bool_)]
@@ -307,7 +308,7 @@ def test_a_step_keeps_structure_and_dtypes(name):
 
 
 def test_an_episode_begins_anew():
-    """After it ended nothing is left of it, the last action included."""
+    """After it ended nothing is left of it but, as in the package, the last action, which may stick."""
     made = twin("MinAtar/Breakout-v1", sticky_actions=0.0)
     step = jax.jit(made.step)
     state, key = made.reset(rng.key(0))[0], rng.key(1)
@@ -317,9 +318,10 @@ def test_an_episode_begins_anew():
         state, seen = step(state, jnp.int32(1), now)
         if seen.terminated:
             break
-    assert (before.state.last, state.state.last, state.steps) == (LEFT, 0, 0)
+    assert (before.episode.steps > 0, state.last, state.episode.steps) == (True, LEFT, 0)
     fresh, obs = made.reset(jax.random.split(now)[0])
-    assert bits((state, seen.obs)) == bits((fresh, obs))
+    assert fresh.last == 0
+    assert bits((state.episode, seen.obs)) == bits((fresh.episode, obs))
     assert (seen.obs != seen.next_obs).any()
 
 
@@ -337,15 +339,13 @@ def test_episodes_are_cut_off_only_if_asked(time_limit):
 N = 8_000
 
 
-def many(name: str, seed: int, action: int = 0, sticky: float | None = None, **changed: Any) -> Any:
-    """The states of a game after one step with as many keys, from a start with some fields changed."""
+def many(name: str, seed: int, action: int = 0, sticky: float = 0.1, **fields: Any) -> tuple[Any, np.ndarray]:
+    """(states of a game, last actions) after one step with as many keys, from a start with some fields changed."""
     made = twin(f"MinAtar/{name}-v0", sticky_actions=sticky)
-    state = made.reset(rng.key(0))[0]
-    fields = {k: jnp.asarray(v, getattr(state.state.game, k).dtype) for k, v in changed.items()}
-    state = state._replace(state=state.state._replace(game=state.state.game._replace(**fields), last=jnp.int32(LEFT)))
+    state = changed(made.reset(rng.key(0))[0], fields)._replace(last=jnp.int32(LEFT))
     steps = jax.jit(jax.vmap(made.step, (None, None, 0)))
     after, _ = steps(state, jnp.int32(action), jax.random.split(rng.key(seed), N))
-    return jax.tree.map(np.asarray, after.state)
+    return jax.tree.map(np.asarray, (after.episode.state, after.last))
 
 
 def likely(values: np.ndarray, shares: dict[Any, float]) -> None:
@@ -360,41 +360,39 @@ def evenly(values: Any) -> dict[Any, float]:
     return dict.fromkeys(values, 1 / len(values))
 
 
-@pytest.mark.parametrize("share", [None, 0.0, 0.25, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1.0])
 def test_actions_stick_as_often_as_they_should(share):
-    last = many("Breakout", 2, RIGHT, share).last
-    sticky = 0.1 if share is None else share
-    likely(last, {action: p for action, p in ((LEFT, sticky), (RIGHT, 1 - sticky)) if p})
+    _, last = many("Breakout", 2, RIGHT, share)
+    likely(last, {action: p for action, p in ((LEFT, share), (RIGHT, 1 - share)) if p})
 
 
 def test_sticking_and_spawning_have_nothing_to_do_with_each_other():
-    after = many("Asterix", 3, RIGHT, 0.5, spawn_in=0)
-    gold = after.game.gold.any(1)
-    assert chi2_contingency(np.histogram2d(after.last, gold, 2)[0]).pvalue > 1e-4
+    game, last = many("Asterix", 3, RIGHT, 0.5, spawn_in=0)
+    assert chi2_contingency(np.histogram2d(last, game.gold.any(1), 2)[0]).pvalue > 1e-4
 
 
 def test_asterix_spawns_in_any_free_row():
     there = np.isin(np.arange(10), (2, 3, 8))
-    game = many("Asterix", 4, spawn_in=0, there=there).game
+    game, _ = many("Asterix", 4, spawn_in=0, there=there)
     new = game.there & ~there
     assert (new.sum(1) == 1).all()
     likely(new.argmax(1), evenly((1, 4, 5, 6, 7)))
     likely(game.gold.any(1), {True: 1 / 3, False: 2 / 3})
     likely(game.right.any(1), evenly((True, False)))
     full = np.isin(np.arange(10), range(1, 9))
-    assert not (many("Asterix", 4, spawn_in=0, there=full).game.there != full).any()
+    assert not (many("Asterix", 4, spawn_in=0, there=full)[0].there != full).any()
 
 
 def test_breakout_starts_on_either_side():
-    starts = jax.vmap(env("Breakout").reset)(jax.random.split(rng.key(5), N))[0].state.game
+    starts = jax.vmap(env("Breakout").reset)(jax.random.split(rng.key(5), N))[0].episode.state
     likely(np.asarray(starts.x), evenly((0, 9)))
     assert ((starts.x == 0) == (starts.right == 1)).all()
 
 
 def test_freeway_draws_a_speed_for_each_car():
     speeds = [s for s in range(-5, 6) if s]
-    starts = jax.vmap(env("Freeway").reset)(jax.random.split(rng.key(6), N))[0].state.game
-    won = many("Freeway", 7, UP, y=1, move_in=0).game
+    starts = jax.vmap(env("Freeway").reset)(jax.random.split(rng.key(6), N))[0].episode.state
+    won, _ = many("Freeway", 7, UP, y=1, move_in=0)
     cars = won.speed[won.y == 9]
     assert 0.85 * N < len(cars) < 0.95 * N
     for car in range(8):
@@ -404,7 +402,7 @@ def test_freeway_draws_a_speed_for_each_car():
 
 
 def test_seaquest_draws_enemies_and_divers():
-    game = many("Seaquest", 8, spawn_in=0, diver_in=0).game
+    game, _ = many("Seaquest", 8, spawn_in=0, diver_in=0)
     enemies, divers = (type(x)(*(field[:, -1] for field in x)) for x in (game.enemies, game.divers))
     assert enemies.there.all()
     assert divers.there.all()
@@ -422,13 +420,14 @@ def test_seaquest_draws_enemies_and_divers():
 def test_environments_go_to_the_compiled_runtime_by_themselves():
     for env_id in ids():
         assert configure("dqn", env_id).runtime == "compiled"
-    sticky = {"sticky_actions": 0.0}
-    assert configure("dqn", "MinAtar/Breakout-v1", env_options=sticky).runtime == "compiled"
-    assert twins.twin("MinAtar/Breakout-v1", sticky) is twin("MinAtar/Breakout-v1", sticky_actions=0.0)
-    for other in ({"frame_stack": 2}, {"kwargs.difficulty_ramping": False}, sticky | {"clip_reward": True}):
-        assert configure("dqn", "MinAtar/Breakout-v1", env_options=other).runtime == "actors"
-    with pytest.raises(UsageError, match="knows no --env-option"):
-        configure("dqn", "MinAtar/Breakout-v1", env_options={"frame_stack": 2}, runtime="compiled")
+    published = {"sticky_actions": 0.0, "time_limit": 9, "clip_reward": True, "timeout_as_terminal": True}
+    assert configure("dqn", "MinAtar/Breakout-v1", env_options=published).runtime == "compiled"
+    told = twins.twin("MinAtar/Breakout-v1", EnvOptions(**published))
+    assert told is twin("MinAtar/Breakout-v1", sticky_actions=0.0, time_limit=9)
+    for other in ({"frame_stack": 2}, {"kwargs.difficulty_ramping": False}):
+        assert configure("dqn", "MinAtar/Breakout-v1", env_options=published | other).runtime == "actors"
+    with pytest.raises(UsageError, match="knows no --env-option frame_stack=2: use"):
+        configure("dqn", "MinAtar/Breakout-v1", env_options=published | {"frame_stack": 2}, runtime="compiled")
 
 
 def test_an_evaluation_is_cut_off_where_there_is_no_time_limit(monkeypatch):
@@ -438,14 +437,6 @@ def test_an_evaluation_is_cut_off_where_there_is_no_time_limit(monkeypatch):
     )  # type: ignore[arg-type]
     played = jax.jit(evaluate.on_twin(still, env("SpaceInvaders", 1), 3))((), rng.key(0))
     assert played.lengths.tolist() == [5, 5, 5]
-
-
-def test_the_adapter_forgets_the_last_action():
-    made = minatar.MinAtar("breakout", sticky_action_prob=1.0)
-    made.reset(seed=0)
-    made._game.last_action = 3
-    made.reset()
-    assert made._game.last_action == 0
 
 
 def test_looking_for_a_twin_imports_no_jax():

@@ -21,19 +21,18 @@ class Episode(NamedTuple):
 
 def autoreset(
     start: Callable[[jax.Array], Tree],
-    advance: Callable[..., tuple[Tree, jax.Array, jax.Array]],
+    advance: Callable[[Tree, Tree], tuple[Tree, jax.Array, jax.Array]],
     observe: Callable[[Tree], Tree],
     obs: Box,
     actions: Space,
     time_limit: int | None,
     costly: bool = False,
-    chance: Callable[[jax.Array], Tree] | None = None,
 ) -> Env:
     """The `Env` of a task that knows neither time limit nor reset.
 
     `start` is key -> state, `advance` is (state, action) -> (state, float32 reward, bool terminated), `observe` is
     state -> observation. `advance` takes no key, so that a deterministic task does not pay for randomness it never
-    uses; for one with chance in it, `chance` is key -> draws, and `advance` takes them as its third argument.
+    uses; one with chance in it keeps a key in its state, or is given what chance brings together with the action.
 
     Truncation follows Gymnasium's TimeLimit: `truncated` is true at step `time_limit`, whether or not the task
     terminated there, and never if there is no limit. When either flag is set, `Step.next_obs` is the last observation
@@ -52,12 +51,8 @@ def autoreset(
         episode = begin(key)
         return episode, observe(episode.state)
 
-    def step(episode: Episode, action: jax.Array, key: jax.Array) -> tuple[Episode, Step]:
-        drawn = ()
-        if chance is not None:
-            key, now = jax.random.split(key)
-            drawn = (chance(now),)
-        state, reward, terminated = advance(episode.state, action, *drawn)
+    def step(episode: Episode, action: Tree, key: jax.Array) -> tuple[Episode, Step]:
+        state, reward, terminated = advance(episode.state, action)
         steps = episode.steps + 1
         truncated = jnp.bool_(False) if time_limit is None else steps >= time_limit
         episode = renewed(terminated | truncated, key, Episode(state, steps))

@@ -53,11 +53,10 @@ class MinAtar(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
-            self._game = self._new_game()
+            self._game = self._new_game()  # the package carries the last action, which may stick, over a reset
             self._game.seed(int(self.np_random.integers(2**31)))
             self._seeded = True
         self._game.reset()
-        self._game.last_action = 0  # the package lets the last action of an episode stick in the next one
         return self._observe(), {}
 
     def step(self, action):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from ..types import Env
 from . import brax, minatar_games
+from .make import EnvOptions
 
 TWINS = {  # Gymnasium id -> "module:builder", a module of this package
     "Acrobot-v1": "acrobot:acrobot",
@@ -15,7 +15,9 @@ TWINS = {  # Gymnasium id -> "module:builder", a module of this package
     "MountainCar-v0": "mountain_car:mountain_car",
     "Pendulum-v1": "pendulum:pendulum",
 }
-FAMILIES = (brax, minatar_games)  # each with `ids`, `twin` and OPTIONS, the environment options that its twins know
+FAMILIES = (brax, minatar_games)  # each with `ids`, `twin`, and OPTIONS: what its twins can be told
+OPTIONS = ("time_limit",)  # the same of TWINS
+LEARNER = ("clip_reward", "timeout_as_terminal")  # options that are not of an environment, see `make.lesson`
 
 
 def has_twin(env_id: str) -> bool:
@@ -23,25 +25,29 @@ def has_twin(env_id: str) -> bool:
     return env_id in TWINS or _family(env_id) is not None
 
 
-def options(env_id: str) -> tuple[str, ...]:
-    """The environment options that a twin knows."""
-    family = _family(env_id)
-    return family.OPTIONS if family else ()
+def unknown(env_id: str, options: EnvOptions) -> dict[str, Any]:
+    """What the options change that a twin cannot."""
+    known, plain = (*_options(env_id), *LEARNER), EnvOptions()._asdict()
+    return {name: value for name, value in options._asdict().items() if name not in known and value != plain[name]}
 
 
-def twin(env_id: str, changed: Mapping[str, Any] | None = None) -> Env | None:
+def twin(env_id: str, options: EnvOptions | None = None) -> Env | None:
     """The JAX environment that conforms to Gymnasium's `env_id`, or None; imports JAX only if there is one.
 
-    Of the environment options that are `changed`, it takes those that it knows.
+    It takes those of the options that are not `unknown`; where one is None, its own holds.
     """
-    family = _family(env_id)
-    if family is not None:
-        known = {name: value for name, value in (changed or {}).items() if name in family.OPTIONS}
-        return family.twin(env_id, **known)
-    if env_id not in TWINS:
+    if not has_twin(env_id):
         return None
+    changed = {} if options is None else {name: getattr(options, name) for name in _options(env_id)}
+    told = {name: value for name, value in changed.items() if value is not None}
+    if env_id not in TWINS:
+        return _family(env_id).twin(env_id, **told)
     module, builder = TWINS[env_id].split(":")
-    return getattr(import_module(f".{module}", __package__), builder)()
+    return getattr(import_module(f".{module}", __package__), builder)(**told)
+
+
+def _options(env_id: str) -> tuple[str, ...]:
+    return OPTIONS if env_id in TWINS else _family(env_id).OPTIONS
 
 
 def _family(env_id: str) -> Any:

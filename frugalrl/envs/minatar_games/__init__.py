@@ -20,7 +20,7 @@ GAMES = {  # Gymnasium's name -> the package's, and the module's here
     "Seaquest": "seaquest",
     "SpaceInvaders": "space_invaders",
 }
-OPTIONS = ("sticky_actions",)  # environment options that `twin` takes
+OPTIONS = ("sticky_actions", "time_limit")  # of the environment, that `twin` takes
 STICKY_ACTIONS = 0.1
 
 
@@ -36,14 +36,14 @@ def parts(env_id: str) -> tuple[str, bool]:
 
 
 @cache
-def twin(env_id: str, sticky_actions: float | None = None, time_limit: int | None = None) -> Env:
+def twin(env_id: str, sticky_actions: float = STICKY_ACTIONS, time_limit: int | None = None) -> Env:
     """An id's game as an `Env`; observations are bool [10, 10, channels].
 
-    `sticky_actions` is the chance that the last action is taken again, by default 0.1; episodes are truncated after
-    `time_limit` steps, if it is given.
+    `sticky_actions` is the chance that the last action is taken again; episodes are truncated after `time_limit` steps,
+    if it is given.
     """
     from .game import environment
 
     name, minimal = parts(env_id)
     game = import_module(f".{name}", __package__).GAME
-    return environment(game, minimal, STICKY_ACTIONS if sticky_actions is None else sticky_actions, time_limit)
+    return environment(game, minimal, sticky_actions, time_limit)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...types import Box, Discrete, Env, Tree
-from ..autoreset import autoreset
+from ...types import Box, Discrete, Env, Step, Tree
+from ..autoreset import Episode, autoreset
 
 SIZE = 10
 CELLS = np.arange(SIZE, dtype=np.int32)  # of a row, or rows of the board
@@ -38,37 +38,43 @@ class Game(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of a game with the action that may stick."""
+    """The state of an `Env`: an episode, and the action that may stick, in the next one too."""
 
-    game: Tree
+    episode: Episode
     last: jax.Array  # int32, the action taken last
 
 
 def environment(game: Game, minimal: bool, sticky_actions: float, time_limit: int | None) -> Env:
     """A game as an `Env`; `minimal` leaves out actions that do nothing in it.
 
-    At each step the last action is taken again with the chance `sticky_actions`. At the first of an episode that is the
-    action that does nothing, whereas the package carries the last one over from the episode before.
+    At each step the last action is taken again with the chance `sticky_actions`; at the first of an episode that is, as
+    in the package, the last one of the episode before.
     """
     actions = np.array(game.minimal if minimal else range(6), np.int32)
 
-    def start(key: jax.Array) -> State:
-        return State(game.start(jax.random.uniform(key, (game.draws,))), jnp.int32(NONE))
+    def start(key: jax.Array) -> Tree:
+        return game.start(jax.random.uniform(key, (game.draws,)))
 
-    def chance(key: jax.Array) -> jax.Array:
-        return jax.random.uniform(key, (1 + game.draws,))
+    def advance(state: Tree, act: tuple[jax.Array, jax.Array]) -> tuple[Tree, jax.Array, jax.Array]:
+        state, reward, terminated = game.advance(state, *act)
+        return state, reward.astype(jnp.float32), terminated
 
-    def advance(state: State, action: jax.Array, draws: jax.Array) -> tuple[State, jax.Array, jax.Array]:
-        action = jnp.where(draws[0] < sticky_actions, state.last, jnp.asarray(actions)[action])
-        after, reward, terminated = game.advance(state.game, action, draws[1:])
-        return State(after, action), reward.astype(jnp.float32), terminated
-
-    def observe(state: State) -> jax.Array:
-        return game.observe(state.game)
-
-    obs = Box((SIZE, SIZE, game.channels), "bool", 0.0, 1.0)
+    obs, space = Box((SIZE, SIZE, game.channels), "bool", 0.0, 1.0), Discrete(len(actions))
     # A start costs little, but where XLA fuses it and the step with the picture, it does both anew for each cell
-    return autoreset(start, advance, observe, obs, Discrete(len(actions)), time_limit, costly=True, chance=chance)
+    play = autoreset(start, advance, game.observe, obs, space, time_limit, costly=True)
+
+    def reset(key: jax.Array) -> tuple[State, jax.Array]:
+        episode, obs = play.reset(key)
+        return State(episode, jnp.int32(NONE)), obs
+
+    def step(state: State, action: jax.Array, key: jax.Array) -> tuple[State, Step]:
+        key, now = jax.random.split(key)
+        draws = jax.random.uniform(now, (1 + game.draws,))
+        action = jnp.where(draws[0] < sticky_actions, state.last, jnp.asarray(actions)[action])
+        episode, step = play.step(state.episode, (action, draws[1:]), key)
+        return State(episode, action), step
+
+    return Env(reset, step, obs, space, time_limit)
 
 
 def below(draw: jax.Array, n: int | jax.Array) -> jax.Array:
