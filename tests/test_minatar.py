@@ -21,7 +21,7 @@ from scipy.stats import chi2_contingency, chisquare
 from small import bits
 
 import frugalrl
-from frugalrl import catalog, evaluate, rng
+from frugalrl import catalog, cli, evaluate, rng
 from frugalrl.agents import dqn
 from frugalrl.distributions import Categorical
 from frugalrl.envs import twins
@@ -31,7 +31,7 @@ from frugalrl.envs.minatar_games.game import LEFT, RIGHT, UP, Game, State
 from frugalrl.errors import UsageError
 from frugalrl.memory import uniform
 from frugalrl.runtime import compiled
-from frugalrl.training import configure
+from frugalrl.training import Result, configure
 from frugalrl.types import Agent, Env, Step, Transition
 
 each_game = pytest.mark.parametrize("name", GAMES)
@@ -460,10 +460,40 @@ def test_a_run_promotes_no_dtype_and_no_rank():
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(carry)] == [(x.shape, x.dtype) for x in jax.tree.leaves(after)]
 
 
+HYPER = {
+    "dqn": {"learning_starts": 64, "num_envs": 4, "batch_size": 16},
+    "ppo": {"num_envs": 4, "n_steps": 32, "num_minibatches": 4},
+}
+
+
 @pytest.mark.long
-def test_dqn_trains_in_one_program_and_its_policy_plays_the_package(tmp_path):
-    hyper = {"learning_starts": 64, "num_envs": 4, "batch_size": 16}
-    run = frugalrl.train("dqn", "MinAtar/Breakout-v1", steps=512, hyper=hyper, out=tmp_path / "run")
-    assert run.receipt["runtime"] == "compiled"
-    played = evaluate.on_gymnasium(run.predict, "MinAtar/Breakout-v1", 3, parallel=3, obs_dtype="bool")
+@each_game
+@pytest.mark.parametrize("agent", HYPER)
+def test_a_seed_repeats_its_run_in_one_program_and_its_policy_plays_the_package(agent, name, tmp_path):
+    env_id = f"MinAtar/{name}-v1"
+
+    def train(folder: str) -> Result:
+        return frugalrl.train(agent, env_id, steps=1024, seeds=2, hyper=HYPER[agent], out=tmp_path / folder)
+
+    first, again = train("first"), train("again")
+    assert first.receipt["runtime"] == "compiled"
+    assert bits(first.actor.weights) == bits(again.actor.weights)
+    assert [row["episode_return"] for row in first.rows] == [row["episode_return"] for row in again.rows]
+    one, other = first.actor.weights
+    assert all((a.w != b.w).any() for a, b in zip(one, other, strict=True))
+    played = evaluate.on_gymnasium(first.predict, env_id, 3, parallel=3, obs_dtype="bool")
     assert (played.lengths > 4).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("agent", HYPER)
+def test_actors_train_on_the_package_and_as_published(agent, tmp_path):
+    options = {"clip_reward": True, "time_limit": 50, "timeout_as_terminal": True}
+    run = frugalrl.train(
+        agent, "MinAtar/Seaquest-v0", steps=1024, runtime="actors", hyper=HYPER[agent], env_options=options,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.receipt["runtime"] == "actors"
+    assert run.receipt["episode_cap"] is None
+    assert max(row["episode_length"] for row in run.rows) <= 50
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
