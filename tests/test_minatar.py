@@ -470,10 +470,12 @@ HYPER = {
 @each_game
 @pytest.mark.parametrize("agent", HYPER)
 def test_a_seed_repeats_its_run_in_one_program_and_its_policy_plays_the_package(agent, name, tmp_path):
-    env_id = f"MinAtar/{name}-v1"
+    env_id, options = f"MinAtar/{name}-v1", {"time_limit": 200}  # Seaquest's player may wait on the surface for ever
 
     def train(folder: str) -> Result:
-        return frugalrl.train(agent, env_id, steps=1024, seeds=2, hyper=HYPER[agent], out=tmp_path / folder)
+        return frugalrl.train(
+            agent, env_id, steps=1024, seeds=2, hyper=HYPER[agent], env_options=options, out=tmp_path / folder
+        )
 
     first, again = train("first"), train("again")
     assert first.receipt["runtime"] == "compiled"
@@ -481,8 +483,11 @@ def test_a_seed_repeats_its_run_in_one_program_and_its_policy_plays_the_package(
     assert [row["episode_return"] for row in first.rows] == [row["episode_return"] for row in again.rows]
     one, other = first.actor.weights
     assert all((a.w != b.w).any() for a, b in zip(one, other, strict=True))
-    played = evaluate.on_gymnasium(first.predict, env_id, 3, parallel=3, obs_dtype="bool")
+    played = evaluate.on_gymnasium(
+        first.predict, env_id, 3, parallel=3, options=EnvOptions(**options), obs_dtype="bool"
+    )
     assert (played.lengths > 4).all()
+    assert max(played.lengths.max(), *(row["episode_length"] for row in first.rows)) <= 200
 
 
 @pytest.mark.long
