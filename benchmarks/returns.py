@@ -43,8 +43,8 @@ CASES = (
     Case("ppo", "LunarLander-v3", 200),
     Case("a2c", "LunarLander-v3", None),
     Case("ppo", "brax/inverted_pendulum-spring", None),
-    Case("ppo", "MinAtar/Breakout-v1", None),
-    Case("impala", "MinAtar/Breakout-v1", None),
+    Case("ppo", "MinAtar/Breakout-v1", None, options=("--runtime", "actors")),
+    Case("impala", "MinAtar/Breakout-v1", None, options=("--runtime", "actors")),
     Case("a3c", "CartPole-v1", 475),
     *(
         Case("a3c", "CartPole-v1", 475, options=("--steps", "500000", "--hyper", f"algorithm={name}"))

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from .envs import make, twins
+from .envs.minatar_games import GAMES
 from .errors import UsageError, one_line
 from .types import Box, Discrete, Recipe, Space
 
@@ -180,7 +181,6 @@ _MUJOCO = (
     "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum",
     "Pusher", "Reacher", "Swimmer", "Walker2d",
 )  # fmt: skip
-_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 # the five that foretell a result on all 57 best (Aitchison et al. 2023, arXiv 2210.02019), and two that all know
 _ATARI = ("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert", "Breakout", "Pong")
 _DMC = {  # the suite's benchmarking set
@@ -195,7 +195,7 @@ FAMILIES = (
     Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")),
     Family("box2d", "Box2D", ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")),
     Family("mujoco", "mujoco", tuple(f"{name}-v5" for name in _MUJOCO)),
-    Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in _MINATAR for v in ("v1", "v0"))),
+    Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in GAMES for v in ("v1", "v0"))),
     Family("atari", "ale_py", tuple(f"ALE/{name}-v5" for name in _ATARI)),
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
@@ -360,7 +360,7 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
 # of the environment options that are numbers: the least and the greatest
 _BOUNDS = {
     "frame_stack": (1, 64), "noop_max": (0, 1000), "frame_skip": (1, 64), "screen_size": (1, 512),
-    "sticky_actions": (0, 1),
+    "sticky_actions": (0, 1), "time_limit": (1, 2**31 - 1),
 }  # fmt: skip
 
 
@@ -371,7 +371,7 @@ def parse_env_options(items: Mapping[str, Any]) -> dict[str, Any]:
     as JSON is what it says there. Raises UsageError for an unknown name or a value of the wrong kind. Whether an
     environment has an option is found out when it is made.
     """
-    known = make.EnvOptions._field_defaults | {"sticky_actions": 0.25}
+    known = make.EnvOptions._field_defaults | {"sticky_actions": 0.25, "time_limit": 1000}
     parsed: dict[str, Any] = {}
     for name, value in items.items():
         if name == "kwargs" and isinstance(value, Mapping):
@@ -415,5 +415,5 @@ def defaults(agent: str, env_id: str) -> tuple[int, dict[str, Any]]:
 
 
 def has_twin(env_id: str, env_options: Mapping[str, Any] | None = None) -> bool:
-    """Whether there is a JAX environment that does the same; none of them has options."""
-    return twins.has_twin(env_id) and make.options_for(env_id, env_options) == make.options_for(env_id)
+    """Whether there is a JAX environment that does the same, with these options."""
+    return twins.has_twin(env_id) and not twins.unknown(env_id, make.options_for(env_id, env_options))

@@ -199,7 +199,7 @@ def evaluate(a: argparse.Namespace) -> None:
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     if a.video is not None:
         _writer_of(a.video)
-    cap = episode_cap(actor.card.env)
+    cap = episode_cap(actor.card.env, options)
     if cap is not None:
         print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")
     if a.bits is not None:

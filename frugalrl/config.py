@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import catalog
-from .envs import atari
+from .envs import atari, twins
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
@@ -249,7 +249,8 @@ def _check_runtime(config: Config) -> None:
     if config.runtime == "compiled" and not catalog.has_twin(config.env):
         raise UsageError(f"{config.env} has no JAX twin, which --runtime compiled needs: use --runtime actors")
     if config.runtime == "compiled" and not catalog.has_twin(config.env, config.env_options):
-        options = ", ".join(f"{name}={value}" for name, value in (config.env_options or {}).items())
+        unknown = twins.unknown(config.env, options_for(config.env, config.env_options))
+        options = ", ".join(f"{name}={value}" for name, value in unknown.items())
         raise UsageError(
             f"the JAX twin of {config.env} knows no --env-option {options}: use --runtime actors, or leave it out"
         )

@@ -19,9 +19,10 @@ class Episodes(NamedTuple):
     lengths: Any  # int [..., episodes]
 
 
-def episode_cap(env_id: str) -> int | None:
+def episode_cap(env_id: str, options: EnvOptions | None = None) -> int | None:
     """Steps after which an evaluation cuts an episode off: of an environment without a time limit, else None."""
-    return None if has_time_limit(find(env_id)) else MAX_STEPS
+    limited = has_time_limit(find(env_id)) or (options is not None and options.time_limit is not None)
+    return None if limited else MAX_STEPS
 
 
 def on_gymnasium(
@@ -34,7 +35,7 @@ def on_gymnasium(
     their last observation. Rewards are not clipped; an episode is cut off at `episode_cap`. If `frames` is a list, the
     first episode is rendered into it as RGB arrays. Raises what `make` raises.
     """
-    cap = episode_cap(env_id) or np.inf
+    cap = episode_cap(env_id, options) or np.inf
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     for first in range(0, episodes, parallel):
         group = range(first, min(first + parallel, episodes))
@@ -59,9 +60,14 @@ def on_gymnasium(
 
 
 def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episodes]:
-    """The pure function (policy, key) -> Episodes: `episodes` greedy episodes on a JAX environment, side by side."""
+    """The pure function (policy, key) -> Episodes: `episodes` greedy episodes on a JAX environment, side by side.
+
+    Without a time limit they are cut off after MAX_STEPS.
+    """
     import jax
     import jax.numpy as jnp
+
+    cap = MAX_STEPS if env.time_limit is None else env.time_limit
 
     def evaluate(policy, key) -> Episodes:
         env_state, obs = jax.vmap(env.reset)(jax.random.split(key, episodes))
@@ -73,7 +79,8 @@ def on_twin(agent: Agent, env: Env, episodes: int) -> Callable[[Any, Any], Episo
             env_state, step = jax.vmap(env.step)(env_state, dist.mode(), keys)
             ret = ret + jnp.where(alive, step.reward, 0.0)
             length = length + alive.astype(jnp.int32)
-            return env_state, step.obs, alive & ~(step.terminated | step.truncated), ret, length, t + 1
+            alive = alive & ~(step.terminated | step.truncated) & (length < cap)
+            return env_state, step.obs, alive, ret, length, t + 1
 
         zeros = jnp.zeros(episodes, jnp.int32)
         start = (env_state, obs, jnp.ones(episodes, jnp.bool_), jnp.zeros(episodes), zeros, jnp.int32(0))

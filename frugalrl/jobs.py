@@ -129,7 +129,8 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     """All seeds in the `compiled` runtime."""
     set_up_jax()
     recipe, agent, static, hyper, card, cadence = records(config)
-    env = twin(config.env)
+    options = options_for(config.env, config.env_options)
+    env = twin(config.env, options)
     assert env is not None
     unroll = cadence.rollout or max(cadence.steps // static.num_envs, 1)
     per_iteration = unroll * static.num_envs
@@ -140,7 +141,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     static = sized(static, cadence, config, 2 * per_iteration)
     memory = memory_of(recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
-    run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup))
+    run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
     players = on_twin(agent, env, EVAL_EPISODES)

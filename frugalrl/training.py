@@ -18,6 +18,7 @@ from . import catalog
 from .config import Config, check, configure, is_run
 from .config import read as read_config
 from .config import write as write_config
+from .envs.make import options_for
 from .errors import ActorFailed, BadFile, RunFailed, Stopped, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, receipt, rows
@@ -419,7 +420,7 @@ class Sitting:
             cost=self.meter.finish(),
             finished=finished,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
-            episode_cap=episode_cap(self.config.env),
+            episode_cap=episode_cap(self.config.env, options_for(self.config.env, self.config.env_options)),
             qat=self.config.qat,
             **_added(account, self.before),
         )

@@ -101,7 +101,7 @@ class Env(NamedTuple):
     step: Callable[[Tree, Any, Any], tuple[Tree, Step]]  # (env_state, action, key) -> (env_state, Step)
     obs: Box
     actions: Space
-    time_limit: int  # steps after which an episode is truncated
+    time_limit: int | None  # steps after which an episode is truncated, if there is such a limit
 
 
 class Linear(NamedTuple):

@@ -11,6 +11,7 @@ from small import ACTIONS, HYPER, OBS, small_dqn
 from frugalrl import jobs, rng
 from frugalrl.config import configure
 from frugalrl.envs.autoreset import autoreset
+from frugalrl.envs.make import EnvOptions
 from frugalrl.memory import Ring, packing, uniform
 from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways
 from frugalrl.types import Box, Discrete, Env, Transition
@@ -29,7 +30,7 @@ EXAMPLE = Transition(
 )
 
 
-def counting() -> Env:
+def counting(time_limit: int = 100, worth: float = 1.0) -> Env:
     """Every step is worth 1, an episode is four steps long, and an observation is the episode's number and the step."""
 
     def start(key: jax.Array) -> jax.Array:
@@ -37,16 +38,20 @@ def counting() -> Env:
 
     def advance(state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         state = state.at[1].add(1)
-        return state, jnp.float32(1), state[1] >= LENGTH
+        return state, jnp.float32(worth), state[1] >= LENGTH
 
-    return autoreset(start, advance, lambda s: jnp.concatenate([s, s]), Box((4,)), Discrete(ACTIONS), 100)
+    return autoreset(start, advance, lambda s: jnp.concatenate([s, s]), Box((4,)), Discrete(ACTIONS), time_limit)
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Transition, Carry, dict]:
     """The transitions [time, envs, ...] of a run that explores all the time, its carry and its metrics."""
+    return alive(counting(), EnvOptions())
+
+
+def alive(env: Env, options: EnvOptions) -> tuple[Transition, Carry, dict]:
     memory = uniform(EXAMPLE, 500, 8, lanes=3, unroll=2)
-    runs: Run = run(small_dqn(), counting(), memory, PLAN)
+    runs: Run = run(small_dqn(), env, memory, PLAN, options)
 
     @jax.jit
     def live(key):
@@ -98,6 +103,17 @@ def test_episodes_are_counted(trained):
     np.testing.assert_array_equal(carry.episodes.ret, steps % LENGTH)
     assert carry.episodes.finished == 0  # all were reported
     assert data.terminated.sum() == steps // LENGTH * PLAN.num_envs
+
+
+def test_what_is_learned_is_what_the_options_say_and_returns_are_counted_before():
+    """Episodes are cut off after three steps, each worth 2."""
+    env, options = counting(time_limit=3, worth=2.0), EnvOptions(clip_reward=True, timeout_as_terminal=True)
+    data, _, metrics = alive(env, options)
+    assert set(np.unique(data.reward)) == {1.0}
+    np.testing.assert_array_equal(data.terminated, data.next_obs[..., 1] == 3)
+    assert data.terminated.any()
+    assert not data.truncated.any()
+    assert metrics["train_return"] == 6
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 7, 8, 24, 100])

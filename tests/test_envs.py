@@ -8,13 +8,14 @@ import sys
 from ctypes.util import find_library
 
 import gymnasium
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_actors import parts, worker
 
 from frugalrl import catalog, cli, evaluate, policy
-from frugalrl.envs import dm_control, minatar
-from frugalrl.envs.make import EnvOptions, find, make, options_for
+from frugalrl.envs import dm_control, minatar_games
+from frugalrl.envs.make import EnvOptions, find, lesson, make, options_for
 from frugalrl.errors import UsageError
 from frugalrl.levers.compress import engines
 from frugalrl.networks import minatar_cnn, nature_cnn
@@ -148,13 +149,13 @@ def test_making_one_family_loads_no_other_and_no_jax():
 # MinAtar
 
 
-@pytest.mark.parametrize("env_id", minatar.ids())
+@pytest.mark.parametrize("env_id", minatar_games.ids())
 def test_minatar_plays_as_the_package_does(env_id):
     """The oracle is the package's own class, given the seed that ours draws."""
     from minatar import Environment
 
     name, version = env_id.removeprefix("MinAtar/").split("-")
-    env, theirs = make(env_id), Environment(minatar.GAMES[name])
+    env, theirs = make(env_id), Environment(minatar_games.GAMES[name])
     obs, _ = env.reset(seed=11)
     theirs.seed(int(np.random.default_rng(np.random.SeedSequence(11)).integers(2**31)))
     theirs.reset()
@@ -181,7 +182,7 @@ def test_minatar_never_ends_by_itself_and_evaluation_says_so(monkeypatch):
 
 def test_only_environments_without_a_time_limit_are_capped():
     capped = {env_id for env_id in (*EVERY, *dm_control.ids()) if evaluate.episode_cap(env_id) is not None}
-    assert capped == {*minatar.ids(), "dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"}
+    assert capped == {*minatar_games.ids(), "dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"}
 
 
 # dm_control
@@ -343,13 +344,17 @@ def test_atari_frames_are_stacked_the_newest_last():
     assert not np.array_equal(obs[..., 3], obs[..., 0])
 
 
-def test_rewards_are_clipped_in_training_only_and_the_return_is_told_without():
-    for training, rewards in ((True, [1, -1] * 3), (False, [5, -3] * 3)):
-        env = make("Ramp-v0", EnvOptions(clip_reward=True), training=training)
-        env.reset()
-        steps = [env.step(np.zeros(1, np.float32)) for _ in range(6)]
-        assert [step[1] for step in steps] == rewards
-        assert steps[-1][4].get("episode", {}).get("r") == (6 if training else None)
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_what_is_learned_of_steps(array):
+    seen = array([5.0, -0.5, -3.0]), array([True, False, False]), array([False, True, False])
+
+    def learned(**options):
+        return [x.tolist() for x in lesson(EnvOptions(**options), *seen)]
+
+    reward, terminated, truncated = (x.tolist() for x in seen)
+    assert learned() == [reward, terminated, truncated]
+    assert learned(clip_reward=True) == [[1.0, -0.5, -1.0], terminated, truncated]
+    assert learned(timeout_as_terminal=True) == [reward, [True, True, False], [False] * 3]
 
 
 def test_an_evaluation_does_not_clip():
@@ -365,6 +370,35 @@ def test_an_actor_tells_returns_without_clipping(tmp_path):
     assert set(np.unique(actor.slots[0].items.reward)) == {1.0}
     assert [length for _, length in ended] == [5, 5]
     assert all(ret >= 15 for ret, _ in ended)
+
+
+@pytest.mark.parametrize("as_terminal", [False, True])
+def test_an_actor_tells_a_cut_off_from_an_end_unless_asked_not_to(as_terminal, tmp_path):
+    """Walk's episodes terminate after 5 steps, or are cut off, here after 6, by turns."""
+    made = parts("fake_env:Walk-v0")
+    options = EnvOptions(time_limit=6, timeout_as_terminal=as_terminal)
+    actor, _ = worker(made._replace(spec=made.spec._replace(env_options=options)), tmp_path)
+    slot, ended = actor.slots[0].items, []
+    ended += actor.unroll(slot)
+    assert np.flatnonzero(slot.terminated[:, 0]).tolist() == [4]
+    ended += actor.unroll(slot)  # the second episode began at the sixth step of those before
+    assert np.flatnonzero(slot.terminated[:, 0]).tolist() == ([2, 7] if as_terminal else [7])
+    assert np.flatnonzero(slot.truncated[:, 0]).tolist() == ([] if as_terminal else [2])
+    assert [length for _, length in ended] == [5, 5, 6, 6, 5, 5]
+    np.testing.assert_array_equal(slot.next_obs[2, :, 1:], [[1, 6]] * 2)  # the old episode's last one
+
+
+@pytest.mark.parametrize(("env_id", "steps"), [("CartPole-v1", 9), ("MountainCar-v0", 300), ("MinAtar/Freeway-v1", 30)])
+def test_a_time_limit_replaces_that_of_the_environment_and_an_evaluation_has_it_too(env_id, steps):
+    options = EnvOptions(time_limit=steps, timeout_as_terminal=True)
+    env = make(env_id, options, training=True)
+    env.reset(seed=1)
+    ends = [tuple(env.step(0)[2:4]) for _ in range(steps)]
+    assert ends == [(False, False)] * (steps - 1) + [(False, True)]
+    assert evaluate.episode_cap(env_id, options) is None
+    still, dtype = lambda obs: np.zeros(1, int), catalog.spaces(env_id)[0].dtype
+    played = evaluate.on_gymnasium(still, env_id, 1, parallel=1, options=options, obs_dtype=dtype)
+    assert played.lengths.tolist() == [steps]
 
 
 @pytest.mark.parametrize(
@@ -402,6 +436,11 @@ def test_a_dictionary_of_observations_is_refused_or_flattened():
     with pytest.raises(UsageError, match="observations of kind Dict"):
         catalog.spaces("Words-v0")
     assert catalog.spaces("Words-v0", EnvOptions(flatten=True))[0].shape == (4,)
+
+
+def test_the_time_limit_of_atari_is_one_of_frames():
+    with pytest.raises(UsageError, match=r"use kwargs\.max_num_frames_per_episode"):
+        make("ALE/Pong-v5", EnvOptions(time_limit=100))
 
 
 def test_arguments_reach_the_environment():

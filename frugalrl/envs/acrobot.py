@@ -20,7 +20,7 @@ TIME_STEP = 0.2  # s
 TIME_LIMIT = 500
 
 
-def acrobot() -> Env:
+def acrobot(time_limit: int = TIME_LIMIT) -> Env:
     """Gymnasium's Acrobot-v1, with the dynamics of Sutton and Barto's book (Sutton 1996), not those of the NIPS paper.
 
     Observations are float32 [6]: cosine and sine of the first link's angle from hanging down, cosine and sine of the
@@ -29,7 +29,7 @@ def acrobot() -> Env:
     """
     high = (1.0, 1.0, 1.0, 1.0, *MAX_SPEEDS)
     obs = Box((6,), low=tuple(-bound for bound in high), high=high)
-    return autoreset(start, advance, observe, obs, Discrete(3), TIME_LIMIT)
+    return autoreset(start, advance, observe, obs, Discrete(3), time_limit)
 
 
 def start(key: jax.Array) -> jax.Array:

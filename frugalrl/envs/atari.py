@@ -72,7 +72,7 @@ def _told(spec: EnvSpec, o: EnvOptions) -> dict[str, Any] | None:
 
 
 def _common(num_envs: int, o: EnvOptions, told: dict[str, Any]) -> dict[str, Any]:
-    """What both backends are told; frames are stacked here, and rewards clipped."""
+    """What both backends are told; frames are stacked here."""
     return {
         "num_envs": num_envs, "num_threads": 1, "stack_num": 1, "img_height": o.screen_size, "img_width": o.screen_size,
         "noop_max": o.noop_max, "use_fire_reset": False, "episodic_life": o.terminal_on_life_loss,
@@ -144,7 +144,7 @@ def _envpool(num_envs: int, o: EnvOptions, told: dict[str, Any]) -> Games:
 
 
 class Vector:
-    """Games as a vector of Gymnasium environments: frames stacked, rewards clipped, reset in the step that ends one.
+    """Games as a vector of Gymnasium environments: frames stacked, reset in the step that ends one.
 
     `info` is as that of Gymnasium's vectors with wrapped environments, in as far as an actor reads it.
     """
@@ -152,16 +152,15 @@ class Vector:
     def __init__(self, games: Games, num_envs: int, options: EnvOptions):
         from gymnasium.vector.utils import batch_space
 
-        self.games, self.clip, self.channels = games, options.clip_reward, 1 if options.grayscale else 3
+        self.games, self.channels = games, 1 if options.grayscale else 3
         side = options.screen_size
         self.ring = np.zeros((options.frame_stack, num_envs, side, side, self.channels), np.uint8)
         self.newest = 0  # frame of the ring
-        self.ret = np.zeros(num_envs)  # of each episode, without clipping
         self.action_space = batch_space(games.actions, num_envs)
 
     def reset(self, *, seed: int) -> tuple[np.ndarray, dict]:
         """uint8 [num_envs, height, width, frame_stack * channels]; game i has the seed `seed` + i."""
-        self.ring[:], self.ret[:] = self.games.reset(seed), 0
+        self.ring[:] = self.games.reset(seed)
         return self._stacked(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -169,14 +168,11 @@ class Vector:
         frames, reward, terminated, truncated, first = self.games.step(np.asarray(actions, np.int32))
         self.newest = (self.newest + 1) % len(self.ring)
         self.ring[self.newest] = frames
-        self.ret += reward
         info, over = {}, terminated | truncated
         if over.any():
-            info = {"final_obs": self._stacked(), "final_info": {}}
-            if self.clip:
-                info["final_info"]["episode"] = {"r": self.ret.copy()}
-            self.ring[:, over], self.ret[over] = first[over], 0
-        return self._stacked(), np.clip(reward, -1, 1) if self.clip else reward, terminated, truncated, info
+            info = {"final_obs": self._stacked()}
+            self.ring[:, over] = first[over]
+        return self._stacked(), reward, terminated, truncated, info
 
     def _stacked(self) -> np.ndarray:
         """The frames of the ring in the last axis, the oldest first."""

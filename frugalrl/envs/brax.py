@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib import import_module
@@ -31,6 +31,7 @@ NAMES = (
 )  # fmt: skip
 BACKENDS = ("generalized", "spring", "positional", "mjx")  # the first is the one without a suffix
 TIME_LIMIT = 1000
+OPTIONS = ("time_limit",)  # of the environment, that `twin` takes
 
 
 @cache
@@ -66,17 +67,17 @@ def play(name: str, backend: str, render_mode: str | None = None, **kwargs: Any)
         raise UsageError("Brax's environments draw no pictures here: leave the video out")
     from .played import Played
 
-    return Played(_environment(name, backend, json.dumps(kwargs)))
+    return Played(_environment(name, backend, json.dumps(kwargs))(None))  # Gymnasium cuts its episodes off
 
 
-def twin(env_id: str) -> Env:
+def twin(env_id: str, time_limit: int = TIME_LIMIT) -> Env:
     """The same as an `Env`: observations float32 [n] without bounds, actions float32 [m] from -1 to 1."""
-    return _environment(**_table()[env_id], kwargs="{}")
+    return _environment(**_table()[env_id], kwargs="{}")(time_limit)
 
 
 @cache
-def _environment(name: str, backend: str, kwargs: str) -> Env:
-    """Brax's class, given `kwargs` (JSON), as an `Env`; its state is a tuple of arrays, the leaves of Brax's.
+def _environment(name: str, backend: str, kwargs: str) -> Callable[[int | None], Env]:
+    """time limit -> `Env` of Brax's class, given `kwargs` (JSON); its state is a tuple of arrays, the leaves of Brax's.
 
     Brax's own Python runs here only, with JAX's usual promotion of dtypes and ranks, and leaves two closed expressions.
     """
@@ -110,7 +111,8 @@ def _environment(name: str, backend: str, kwargs: str) -> Env:
         after = jax.tree.unflatten(structure, state)
         return state, after.reward, after.done > 0
 
-    return autoreset(start, advance, observe, Box(like.obs.shape), actions, TIME_LIMIT, costly=True)
+    obs = Box(like.obs.shape)
+    return cache(lambda time_limit: autoreset(start, advance, observe, obs, actions, time_limit, costly=True))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ MAX_ANGLE = radians(12)
 TIME_LIMIT = 500
 
 
-def cartpole() -> Env:
+def cartpole(time_limit: int = TIME_LIMIT) -> Env:
     """Gymnasium's CartPole-v1 (Barto, Sutton and Anderson 1983; friction left out, Euler's method).
 
     Observations are float32 [4]: position (m), velocity (m/s), the pole's angle from upright (rad) and its angular
@@ -33,7 +33,7 @@ def cartpole() -> Env:
     """
     high = (2 * MAX_POSITION, inf, 2 * MAX_ANGLE, inf)
     obs = Box((4,), low=tuple(-bound for bound in high), high=high)
-    return autoreset(start, advance, lambda state: state, obs, Discrete(2), TIME_LIMIT)
+    return autoreset(start, advance, lambda state: state, obs, Discrete(2), time_limit)
 
 
 def start(key: jax.Array) -> jax.Array:

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 class EnvOptions(NamedTuple):
     """How an environment is set up. The defaults of a family are in `DEFAULTS`.
 
-    Observations, actions and dynamics are the same in training and in evaluation; `clip_reward` and
-    `terminal_on_life_loss` hold in training only.
+    Observations, actions and dynamics are the same in training and in evaluation; `clip_reward`, `timeout_as_terminal`
+    and `terminal_on_life_loss` hold in training only.
     """
 
     frame_stack: int = 1  # newest observations, joined along the last axis, the oldest first
+    time_limit: int | None = None  # steps after which an episode is cut off; None: the environment's own, if any
     clip_reward: bool = False  # to -1 .. 1, which of whole rewards keeps the sign (Mnih et al. 2015)
+    # a cut-off counts as an end, after which no value is expected (against it: Pardo et al. 2018, arXiv 1712.00378)
+    timeout_as_terminal: bool = False
     flatten: bool = False  # observations, of a dictionary too, as one vector
     rescale_actions: bool = False  # Box actions, from -1 to 1
     sticky_actions: float | None = None  # chance to repeat an action, of ALE (its v5: 0.25) and MinAtar (0.1)
@@ -111,8 +114,8 @@ def make(
 ) -> gymnasium.Env:
     """The environment of an id or EnvSpec, wrapped as `options` say (by default those of its family).
 
-    Actions of a Box are clipped to its bounds. Where rewards are clipped, `info["episode"]` of the last step tells the
-    return without clipping. Raises what `find` and the environment raise, and UsageError for options that do not apply.
+    Actions of a Box are clipped to its bounds. Rewards are not clipped, and cut-offs no ends, whatever the options say:
+    that is for `lesson`. Raises what `find` and the environment raise, and UsageError for options that do not apply.
     """
     import gymnasium
     from gymnasium import spaces, wrappers
@@ -120,7 +123,10 @@ def make(
     spec = find(env) if isinstance(env, str) else env
     o = options_for(spec.id) if options is None else options
     kwargs: dict[str, Any] = (
-        own_options(spec.id, o) | (o.kwargs or {}) | ({"render_mode": render_mode} if render_mode else {})
+        own_options(spec.id, o)
+        | ({"max_episode_steps": o.time_limit} if o.time_limit else {})
+        | (o.kwargs or {})
+        | ({"render_mode": render_mode} if render_mode else {})
     )
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
         with suppress(ImportError):  # Gymnasium says what is missing
@@ -149,9 +155,19 @@ def make(
         made = wrappers.TransformAction(made, lambda action: np.clip(action, low, high), made.action_space)
     if o.frame_stack != 1:
         made = _stacked(made, o.frame_stack)
-    if training and o.clip_reward:
-        made = wrappers.ClipReward(wrappers.RecordEpisodeStatistics(made, buffer_length=1), -1.0, 1.0)
     return made
+
+
+def lesson(o: EnvOptions, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
+    """Of steps, what an agent learns from: rewards, and whether they terminated or truncated their episodes.
+
+    Arrays of NumPy or of JAX. Returns are counted before.
+    """
+    if o.clip_reward:
+        reward = reward.clip(-1, 1)
+    if o.timeout_as_terminal:
+        terminated, truncated = terminated | truncated, truncated & False
+    return reward, terminated, truncated
 
 
 def own_options(env_id: str, o: EnvOptions) -> dict[str, Any]:
@@ -166,6 +182,8 @@ def own_options(env_id: str, o: EnvOptions) -> dict[str, Any]:
             raise UsageError(f"the option sticky_actions is of ALE and MinAtar, and {env_id} is neither: leave it out")
         kwargs[names[family]] = o.sticky_actions
     if family == "ALE":
+        if o.time_limit is not None:
+            raise UsageError(f"{env_id} counts frames: use kwargs.max_num_frames_per_episode instead of time_limit")
         # the wrapper reads the screen itself; the environment's own grey copy costs a third of its coloured one
         kwargs |= {"frameskip": 1, "obs_type": "grayscale" if o.grayscale else "rgb"}
         kwargs["full_action_space"] = o.full_action_space

@@ -13,26 +13,16 @@ import gymnasium
 import numpy as np
 
 from .make import needed
+from .minatar_games import STICKY_ACTIONS, ids, parts
 
-GAMES = {  # Gymnasium's name -> the package's
-    "Asterix": "asterix",
-    "Breakout": "breakout",
-    "Freeway": "freeway",
-    "Seaquest": "seaquest",
-    "SpaceInvaders": "space_invaders",
-}
 PIXELS = 16  # of a rendered cell, in each direction
-
-
-def ids() -> list[str]:
-    return [f"MinAtar/{name}-v{version}" for name in GAMES for version in (0, 1)]
 
 
 def register() -> None:
     """Make the games known to Gymnasium, unless they are already."""
     for env_id in set(ids()) - set(gymnasium.registry):
-        game, version = env_id.removeprefix("MinAtar/").split("-v")
-        kwargs = {"game": GAMES[game], "minimal_actions": version == "1"}
+        game, minimal = parts(env_id)
+        kwargs = {"game": game, "minimal_actions": minimal}
         gymnasium.register(env_id, entry_point="frugalrl.envs.minatar:MinAtar", kwargs=kwargs)
 
 
@@ -45,7 +35,7 @@ class MinAtar(gymnasium.Env):
         self,
         game: str,
         minimal_actions: bool = True,
-        sticky_action_prob: float = 0.1,
+        sticky_action_prob: float = STICKY_ACTIONS,
         difficulty_ramping: bool = True,
         render_mode: str | None = None,
     ):

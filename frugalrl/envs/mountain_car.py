@@ -17,14 +17,14 @@ GRAVITY = 0.0025
 TIME_LIMIT = 200
 
 
-def mountain_car() -> Env:
+def mountain_car(time_limit: int = TIME_LIMIT) -> Env:
     """Gymnasium's MountainCar-v0 (Moore 1990), which has no units.
 
     Observations are float32 [2]: position and velocity. Actions are 0 (left), 1 (coast) and 2 (right). The reward is -1
     at every step, the one that reaches the goal included.
     """
     obs = Box((2,), low=(MIN_POSITION, -MAX_SPEED), high=(MAX_POSITION, MAX_SPEED))
-    return autoreset(start, advance, lambda state: state, obs, Discrete(3), TIME_LIMIT)
+    return autoreset(start, advance, lambda state: state, obs, Discrete(3), time_limit)
 
 
 def start(key: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ TIME_STEP = 0.05  # s
 TIME_LIMIT = 200
 
 
-def pendulum() -> Env:
+def pendulum(time_limit: int = TIME_LIMIT) -> Env:
     """Gymnasium's Pendulum-v1.
 
     Observations are float32 [3]: cosine and sine of the angle from upright, angular velocity (rad/s). Actions are
@@ -28,7 +28,7 @@ def pendulum() -> Env:
     """
     high = (1.0, 1.0, MAX_SPEED)
     obs = Box((3,), low=tuple(-bound for bound in high), high=high)
-    return autoreset(start, advance, observe, obs, Box((1,), low=-MAX_TORQUE, high=MAX_TORQUE), TIME_LIMIT)
+    return autoreset(start, advance, observe, obs, Box((1,), low=-MAX_TORQUE, high=MAX_TORQUE), time_limit)
 
 
 def start(key: jax.Array) -> jax.Array:

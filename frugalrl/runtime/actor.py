@@ -28,7 +28,7 @@ import numpy as np
 
 from ..distributions import draw
 from ..envs import atari
-from ..envs.make import EnvOptions, find, make, namespace, options_for
+from ..envs.make import EnvOptions, find, lesson, make, namespace, options_for
 from ..errors import EngineFailed, one_line
 from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
 from .link import Field, Fields, mailbox, size, slab, views
@@ -206,12 +206,14 @@ class Worker:
     def __init__(self, spec: Spec):
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
-        self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, spec.env_options)
+        self.options = options_for(spec.env_id) if spec.env_options is None else spec.env_options
+        self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, self.options)
         self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
         self.slots = slots(Path(spec.folder, spec.slab), spec)
         self.learning = _learning(spec, self.slots[0].items) if spec.learner else None
         self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(spec.obs.dtype)
+        # of the episodes under way; rewards as they come, clipped or not in what is learned
         self.ret, self.length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
         self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
         self.steps = 0  # of each environment
@@ -287,16 +289,14 @@ class Worker:
             lap("environment")
             self.steps += 1
             self.obs = obs.astype(self.spec.obs.dtype, copy=False)
-            slot.reward[t], slot.terminated[t], slot.truncated[t] = reward, terminated, truncated
+            slot.reward[t], slot.terminated[t], slot.truncated[t] = lesson(self.options, reward, terminated, truncated)
             slot.next_obs[t] = self.obs
             self.ret += reward
             self.length += 1
             done = terminated | truncated
             if done.any():
                 slot.next_obs[t, done] = np.stack(info["final_obs"][done])
-                whole = info["final_info"].get("episode")  # where rewards are clipped: the return without
-                ret = self.ret[done] if whole is None else whole["r"][done]
-                ended += zip(ret.tolist(), self.length[done].tolist(), strict=True)
+                ended += zip(self.ret[done].tolist(), self.length[done].tolist(), strict=True)
                 self.ret[done], self.length[done] = 0, 0
             lap("other")
         return ended

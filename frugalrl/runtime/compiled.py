@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ..distributions import draw
+from ..envs.make import EnvOptions, lesson
 from ..types import Agent, Env, Memory, Transition, update
 
 
@@ -58,8 +59,8 @@ class Run(NamedTuple):
     advance: Callable[[Carry, Any], tuple[Carry, dict]]  # (carry, int32 iterations) -> (carry, mean metrics)
 
 
-def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
-    """A training run of `agent` on `env`."""
+def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions = EnvOptions()) -> Run:  # noqa: B008
+    """A training run of `agent` on `env`, which learns from rewards and ends as `options` say."""
 
     def act_and_step(policy, version, env_state, obs, key):
         key_net, key_act, key_env = jax.random.split(key, 3)
@@ -78,7 +79,9 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan) -> Run:
         def one(c, keys):
             env_state, obs, episodes = c
             env_state, obs, t = jax.vmap(act_and_step, (None, None, 0, 0, 0))(policy, version, env_state, obs, keys)
-            return (env_state, obs, count(episodes, t)), t
+            reward, terminated, truncated = lesson(options, t.reward, t.terminated, t.truncated)
+            learned = t._replace(reward=reward, terminated=terminated, truncated=truncated)
+            return (env_state, obs, count(episodes, t)), learned
 
         keys = jax.random.split(key, (plan.unroll, plan.num_envs))
         (env_state, obs, episodes), items = jax.lax.scan(one, (carry.env, carry.obs, carry.episodes), keys)

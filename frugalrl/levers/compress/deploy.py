@@ -180,9 +180,10 @@ def compared(full: policy.Actor, file: Call, episodes: int, knobs: dict[str, Any
     except Exception as error:  # out of the environment, which may raise anything
         return {"not_played": f"{card.env} failed: {one_line(error)}"}
     gaps = np.subtract(ours.returns, theirs.returns)
+    cap = episode_cap(card.env, options_for(card.env, card.env_options))
     returns = {"full": theirs.returns, "file": ours.returns, "difference": gaps}
     return {
-        "episodes": episodes, "first_seed": HELD_OUT, "episode_cap": episode_cap(card.env),
+        "episodes": episodes, "first_seed": HELD_OUT, "episode_cap": cap,
         **{name: bootstrap(values, np.mean)._asdict() for name, values in returns.items()},
         **difference(card, whole, file, ours.observations),
     }  # fmt: skip
