@@ -25,6 +25,11 @@ class Entry(NamedTuple):
 
 AGENTS = {
     "dqn": Entry("frugalrl.agents.dqn", "recipe", "Q-learning with replay and a target network"),
+    "rainbow": Entry("frugalrl.agents.dqn", "rainbow", "dqn with double, dueling, noisy, n_step, atoms, prioritized"),
+    "qrdqn": Entry("frugalrl.agents.dqn", "qrdqn", "dqn with quantiles of returns at fixed fractions"),
+    "iqn": Entry("frugalrl.agents.dqn", "iqn", "dqn with quantiles of returns at random fractions"),
+    "mdqn": Entry("frugalrl.agents.dqn", "mdqn", "dqn whose reward has the policy's log-probability (Munchausen)"),
+    "miqn": Entry("frugalrl.agents.dqn", "miqn", "iqn with mdqn's reward"),
     "pqn": Entry("frugalrl.agents.pqn", "recipe", "Q-learning from rollouts, LayerNorm for replay and target network"),
     "ppo": Entry("frugalrl.agents.ppo", "ppo", "policy gradient, clipped, several passes over a rollout", True, True),
     "a2c": Entry("frugalrl.agents.ppo", "a2c", "policy gradient, one update a rollout, all actors in step", True, True),

@@ -111,3 +111,46 @@ def huber(error: jax.Array) -> jax.Array:
 def squared(error: jax.Array) -> jax.Array:
     """Half the squared error."""
     return 0.5 * error * error
+
+
+def quantile_huber(quantiles: jax.Array, fractions: jax.Array, target: jax.Array) -> jax.Array:
+    """The quantile regression loss, its corner rounded within 1 of the target (Dabney et al. 2018, arXiv 1710.10044,
+    equation 10).
+
+    Args: quantiles float32 [n] and the fractions [n] that they are of; target float32 [m], samples or quantiles of the
+    returns. The sum over the quantiles of the mean over the targets.
+    """
+    error = target[None, :] - quantiles[:, None]
+    side = jnp.abs(fractions[:, None] - (error < 0).astype(jnp.float32))
+    return jnp.sum(jnp.mean(side * huber(error), 1))
+
+
+def project(support: jax.Array, probs: jax.Array, onto: jax.Array) -> jax.Array:
+    """Probabilities [atoms] at `support` [atoms] as probabilities at the evenly spaced `onto` [n].
+
+    Each atom is clipped to the ends of `onto` and shared by its two neighbours, linearly (Bellemare et al. 2017, arXiv
+    1707.06887, equation 7).
+    """
+    apart = jnp.abs(jnp.clip(support, onto[0], onto[-1])[None, :] - onto[:, None])
+    share = jnp.clip(1 - apart / (onto[1] - onto[0]), 0.0, 1.0)
+    return share @ probs
+
+
+class Soft(NamedTuple):
+    """The softmax policy of action values."""
+
+    probs: jax.Array  # [actions]
+    log_probs: jax.Array  # [actions], times the temperature: so that they are in units of values
+
+
+def soft(values: jax.Array, temperature: jax.Array) -> Soft:
+    """The policy softmax(values / temperature), values [actions] (Vieillard et al. 2020, arXiv 2007.14430, section 3)."""
+    log_probs = jax.nn.log_softmax(values / temperature)
+    return Soft(jnp.exp(log_probs), temperature * log_probs)
+
+
+def munchausen_bonus(policy: Soft, action: jax.Array, alpha: jax.Array, clip: jax.Array) -> jax.Array:
+    """What is added to the reward: alpha times the scaled log-probability of the action, no less than -clip of that
+    (Vieillard et al. 2020, equation 5 and section 3).
+    """
+    return alpha * jnp.maximum(policy.log_probs[action], -clip)

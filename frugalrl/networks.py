@@ -8,10 +8,10 @@ The walk of an observation to a gradient goes on in `distributions.py`, `sample`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from math import prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .types import Box, Linear, Network
 
@@ -280,6 +280,122 @@ def network(layers: Layers, obs: Box) -> Network:
         return walk(layers, iter(params), x)
 
     return Network(init, apply, obs, layers)
+
+
+class Form(NamedTuple):
+    """What is learned in place of the weights of a network's layers, and how those are made of it.
+
+    An actor runs plain layers, whatever is learned: engines, compressors and exporters know nothing of forms.
+    """
+
+    init: Callable[[Any], Any]  # key -> params
+    weights: Callable[[Any, Any], tuple[Linear, ...]]  # (params, key) -> weights; key None: without noise
+
+
+def plain(layers: Layers, obs: Box) -> Form:
+    """The weights themselves."""
+    return Form(network(layers, obs).init, lambda params, key: params)
+
+
+class NoisyLinear(NamedTuple):
+    """The weights of a dense layer, and how far noise moves each."""
+
+    w: Any
+    b: Any
+    w_std: Any
+    b_std: Any
+
+
+def noisy(form: Form, std: float) -> Form:
+    """Factorised noise in the weights of dense layers (Fortunato et al. 2018, arXiv 1706.10295, equations 9 to 11).
+
+    Its size is learned, and starts at `std` / sqrt(inputs); a key draws it, for all observations of a call. Means start
+    as those of `form`. Convolutions and normalisations have none, as in the paper.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def init(key):
+        def one(layer: Linear) -> Linear | NoisyLinear:
+            if layer.w.ndim != 2:
+                return layer
+            size = std / sqrt(layer.w.shape[0])
+            return NoisyLinear(*layer, jnp.full_like(layer.w, size), jnp.full_like(layer.b, size))
+
+        return tuple(map(one, form.init(key)))
+
+    def shaped(key, size: int):
+        drawn = jax.random.normal(key, (size,))
+        return jnp.sign(drawn) * jnp.sqrt(jnp.abs(drawn))
+
+    def moved(layer: Linear | NoisyLinear, key) -> Linear:
+        if isinstance(layer, Linear):
+            return layer
+        if key is None:
+            return Linear(layer.w, layer.b)
+        key_in, key_out = jax.random.split(key)
+        rows, columns = shaped(key_in, layer.w.shape[0]), shaped(key_out, layer.w.shape[1])
+        return Linear(layer.w + layer.w_std * jnp.outer(rows, columns), layer.b + layer.b_std * columns)
+
+    def weights(params, key):
+        keys = [None] * len(params) if key is None else list(jax.random.split(key, len(params)))
+        return form.weights(tuple(map(moved, params, keys)), None)
+
+    return Form(init, weights)
+
+
+def dueling(form: Form, numbers: int = 1) -> Form:
+    """A value and an advantage of each action: V + A - mean A (Wang et al. 2016, arXiv 1511.06581, equation 9).
+
+    The last layer of `form` has outputs for one action more, the first of them V; `numbers` outputs are about one
+    action. Both streams are linear in the last features, as in Dopamine's Rainbow, so that together they are one layer.
+    """
+    import jax.numpy as jnp
+
+    def joined(x):
+        """[..., (1 + actions) * numbers] -> [..., actions * numbers]."""
+        parts = x.reshape(*x.shape[:-1], -1, numbers)
+        value, advantage = parts[..., :1, :], parts[..., 1:, :]
+        return (value + advantage - jnp.mean(advantage, -2, keepdims=True)).reshape(*x.shape[:-1], -1)
+
+    def weights(params, key):
+        *below, last = form.weights(params, key)
+        return (*below, Linear(joined(last.w), joined(last.b)))
+
+    return Form(form.init, weights)
+
+
+COSINES = 64  # that a fraction is embedded in
+
+
+def embedding(form: Form, features: int) -> Form:
+    """`form` with the weights of an embedding of fractions in front of its own, for `embedded`."""
+    import jax
+
+    layer = plain((Dense(features),), Box((COSINES,)))
+
+    def init(key):
+        key_own, key_embedding = jax.random.split(key)
+        return (*layer.init(key_embedding), *form.init(key_own))
+
+    return Form(init, form.weights)
+
+
+def embedded(weights: tuple[Linear, ...], fractions) -> tuple[Linear, ...]:
+    """The weights of plain layers that give, for each action, a number for each of `fractions` [n].
+
+    A fraction becomes cosines and these, in a dense layer whose weights come first, factors of the last layer's inputs
+    (Dabney et al. 2018, arXiv 1806.06923, equation 4): as its features w and the factors f only meet in products f w,
+    (f * x) @ w is x @ (f * w).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    (w, b), *below, last = weights
+    angles = jnp.pi * fractions[:, None] * jnp.arange(1, COSINES + 1, dtype=jnp.float32)[None]
+    factors = jax.nn.relu(jnp.cos(angles) @ w + b[None])  # [n, features]
+    each = last.w[:, :, None] * factors.T[:, None, :]
+    return (*below, Linear(each.reshape(each.shape[0], -1), jnp.repeat(last.b, len(fractions))))
 
 
 def normalised(layers: Layers) -> Layers:
