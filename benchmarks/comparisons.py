@@ -121,7 +121,9 @@ COMPARISONS: dict[str, Comparison] = {
     "sac-halfcheetah": Comparison(CHEETAH, 50_000, 3, {"frugalrl": ours("sac", CHEETAH), "sb3": sb3(SB3_SAC)}),
     # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
     "pong": Comparison(
-        PONG, 600_000, 3,
+        PONG,
+        600_000,
+        3,
         {"ppo": ours("ppo", PONG, "--env-option", "screen_size=42", "sticky_actions=0", "--hyper", *PPO_PONG.split())},
     ),
     "ptr-ppo-cartpole": ptr_ppo("CartPole-v1", 50_000),

@@ -218,13 +218,13 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         )
     if config.prune is not None and not _prunable(agent, static, recipe.hyper):
         raise UsageError(
-            "--prune is for weights that are learned as they are, not for noisy=true or distribution=implicit: leave it "
-            "out"
+            "--prune is for weights that are learned as they are, not for noisy=true or distribution=implicit: leave "
+            "it out"
         )
     if agent.settled and config.actors != "auto" and modes.mode(config.actors).share < 1:
         raise UsageError(
-            f"--actors {config.actors} is not for noisy=true: a student has no noise to explore with; use --actors int8, "
-            "or --hyper noisy=false"
+            f"--actors {config.actors} is not for noisy=true: a student has no noise to explore with; use "
+            "--actors int8, or --hyper noisy=false"
         )
 
 

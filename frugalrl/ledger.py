@@ -120,7 +120,7 @@ class Ledger:
         self._take(taken, why)
 
     def _ladder(self) -> list[Mode]:
-        """What `auto` chooses from: an actor-learner needs the network that it computes gradients of, and noise its own."""
+        """What `auto` chooses from: actor-learners need the network they learn with, and students have no noise."""
         found = [modes.mode(name) for name in modes.LADDER]
         return [mode for mode in found if mode.share == 1 or not (self.plan.gradients or self.agent.settled)]
 

@@ -58,9 +58,9 @@ class Static(NamedTuple):
     distribution: str = "categorical"  # or "quantile", "implicit": what they are, if there are more
     prioritized: bool = False
     munchausen: bool = False
-    loss: str = "huber"  # or "mse"; of mean returns
+    loss: str = "huber"  # or "mse": of mean returns; distributions have their own
     optimizer: str = "adam"  # or "rmsprop": centred, as Mnih et al. 2015 have it
-    adam_eps: float = 1e-8
+    optimizer_eps: float = 0.0  # beside the root of the mean square gradient; 0: 1e-8 of adam, 0.01 of rmsprop
 
 
 class Hyper(NamedTuple):
@@ -73,7 +73,7 @@ class Hyper(NamedTuple):
     max_grad_norm: Any = 10.0
     exploration_initial_eps: Any = 1.0
     exploration_final_eps: Any = 0.05
-    exploration_fraction: Any = 0.2  # of all training steps, over which epsilon falls linearly; 0: after the first update
+    exploration_fraction: Any = 0.2  # of all steps, over which epsilon falls linearly; 0: until the first update
     v_min: Any = -10.0  # the least return that categorical atoms can tell
     v_max: Any = 10.0  # the most
     prioritized_replay_alpha: Any = 0.6  # what errors are raised to; 0: all samples are alike
@@ -216,8 +216,8 @@ def importance(state: State, chance: jax.Array) -> jax.Array:
 
 LOSSES = {"huber": huber, "mse": squared}
 OPTIMIZERS = {
-    "adam": lambda static=Static(): optax.scale_by_adam(eps=static.adam_eps),
-    "rmsprop": lambda static=None: optax.scale_by_stddev(decay=0.95, eps=0.01),
+    "adam": lambda eps=1e-8: optax.scale_by_adam(eps=eps),
+    "rmsprop": lambda eps=0.01: optax.scale_by_stddev(decay=0.95, eps=eps),
 }
 DISTRIBUTIONS = {
     "categorical": lambda static, actions: categorical(static.atoms, actions),
@@ -250,6 +250,7 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     def layers(outputs: int) -> tuple:
         return (*below, Dense(outputs, relu=False, gain=1.0))
 
+    eps = {"eps": static.optimizer_eps} if static.optimizer_eps else {}
     is_implicit = static.atoms > 1 and static.distribution == "implicit"
     numbers = 1 if is_implicit else returns.numbers
     form = plain(layers((actions.n + static.dueling) * numbers), obs)
@@ -262,7 +263,7 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     return dqn(
         build_network(layers(actions.n * returns.outputs), obs), form=form, returns=returns, double=static.double,
         munchausen=static.munchausen, prioritized=static.prioritized, noisy=static.noisy,
-        optimizer=OPTIMIZERS[static.optimizer](static),
+        optimizer=OPTIMIZERS[static.optimizer](**eps),
     )  # fmt: skip
 
 
@@ -275,8 +276,6 @@ def _check(static: Static) -> None:
             "munchausen=true mixes the returns of all actions, which categorical atoms cannot; use "
             "distribution=quantile or implicit, or atoms=1"
         )
-    if static.loss != "huber" and static.atoms > 1:
-        raise ValueError(f"loss={static.loss} is of mean returns, and atoms={static.atoms} have their own; use atoms=1")
 
 
 def _recipe(static: Static, hyper: Hyper) -> Recipe:

@@ -24,8 +24,8 @@ _STRETCHED = "return (high + low) / 2 + (high - low) / 2 * np.tanh({})"
 HEADS = {
     "epsilon_greedy": ("The outputs are the values of the actions. The action is the index of the largest.", _BEST),
     "distributional_greedy": (
-        "The outputs are, for one action after the other, logits of its returns, which lie evenly from the least to the "
-        "greatest. The action is that of the greatest mean.",
+        "The outputs are, for one action after the other, logits of its returns, which lie evenly from the least to "
+        "the greatest. The action is that of the greatest mean.",
         "logits = outputs.reshape({actions}, -1)\n"
         "weights = np.exp(logits - logits.max(-1, keepdims=True))\n"
         "return int((weights @ np.arange(logits.shape[-1]) / weights.sum(-1)).argmax())",
