@@ -104,6 +104,14 @@ def programs(agent: Agent, window: int = 1) -> dict[str, str]:
 SWITCHES = {  # a choice in Static -> the parts it may change, and must
     "double": (True, {"grad"}),
     "loss": ("mse", {"grad"}),
+    "dueling": (True, {"init", "policy", "grad", "apply"}),  # an actor's network stays what it is
+    "noisy": (True, {"init", "policy", "grad", "apply"}),
+    "noisy_std": (0.1, set()),  # without noise
+    "atoms": (51, set(PARTS)),
+    "distribution": ("quantile", set()),  # of one atom
+    "prioritized": (True, {"grad"}),
+    "munchausen": (True, {"grad"}),
+    "optimizer_eps": (0.1, {"apply"}),
     "optimizer": ("rmsprop", {"init", "policy", "grad", "apply"}),  # the state they take holds other moments
     "n_step": (3, set()),  # the window of the memory, and nothing in the agent
     "buffer_size": (7, set()),
@@ -125,6 +133,26 @@ def test_every_choice_is_in_the_table():
 def test_a_switch_changes_its_parts_and_no_other(name):
     value, expected = SWITCHES[name]
     before, after = (programs(assemble(s, OBS, Discrete(2))) for s in (Static(), Static()._replace(**{name: value})))
+    assert {part for part in PARTS if before[part] != after[part]} == expected
+
+
+IN_CONTEXT = {  # what does something beside another switch only
+    "noisy_std": ({"noisy": True}, 0.1, {"init"}),
+    "distribution": ({"atoms": 51}, "quantile", {"policy", "dist", "grad"}),
+    "dueling": ({"atoms": 51}, True, {"init", "policy", "grad", "apply"}),
+    "prioritized": ({"noisy": True, "atoms": 51}, True, {"grad"}),
+    "double": ({"atoms": 51, "distribution": "quantile"}, True, {"grad"}),
+    "loss": ({"atoms": 51}, "mse", set()),
+}
+
+
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_a_switch_beside_another_changes_its_parts_and_no_other(name):
+    beside, value, expected = IN_CONTEXT[name]
+    before, after = (
+        programs(assemble(s, OBS, Discrete(2)))
+        for s in (Static()._replace(**beside), Static()._replace(**beside, **{name: value}))
+    )
     assert {part for part in PARTS if before[part] != after[part]} == expected
 
 
