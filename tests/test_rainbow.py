@@ -12,6 +12,7 @@ import pytest
 from scipy import integrate, stats
 from small import HYPER, OBS, bits, compiled, random_batch, random_state, small_run, start
 
+import frugalrl
 from frugalrl import catalog, rng
 from frugalrl.agents import dqn
 from frugalrl.agents.dqn import Hyper, Static, assemble
@@ -237,6 +238,21 @@ def test_a_run_acts_with_new_noise_in_every_iteration():
         seen.append(bits(carry.state.noise))
         carry, _ = advance(carry, jnp.int32(1))
     assert len({str(x) for x in seen}) == 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["fp32", "int8", "int8-static"])
+def test_actors_act_with_noise_and_the_run_keeps_none(mode):
+    """The Monitor compares what acts with the same draw in full, so that noise is no divergence."""
+    hyper = {"hidden": (16,), "batch_size": 32, "learning_starts": 500}
+    run = frugalrl.train("rainbow", "CartPole-v1", runtime="actors", actors=mode, steps=4000, hyper=hyper)
+    acted = run.receipt["actors"]
+    assert (acted["mode"], acted["fallback"]) == (mode, None)
+    assert acted["refreshes"] > 10
+    assert acted["harm"] < 0.2
+    assert len(run.actor.weights[0]) == 2
+    assert run.actor.weights[0][1].b.shape == (2 * 51,)
+    assert isinstance(int(run.actor.predict(np.zeros(4, np.float32))), int)
 
 
 # the learner
