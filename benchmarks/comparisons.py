@@ -122,7 +122,7 @@ COMPARISONS: dict[str, Comparison] = {
     # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
     "pong": Comparison(
         PONG,
-        600_000,
+        1_000_000,
         3,
         {"ppo": ours("ppo", PONG, "--env-option", "screen_size=42", "sticky_actions=0", "--hyper", *PPO_PONG.split())},
     ),

@@ -25,7 +25,7 @@ from frugalrl.monitor.machine import versions as base_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-PATHS = ("--out", "--source")  # options left out of `command`: they are places on one machine
+PATHS = ("--out", "--source", "--folder")  # options left out of `command`: they are places on one machine
 Row = dict[str, Any]
 T = TypeVar("T")
 

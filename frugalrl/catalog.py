@@ -244,7 +244,7 @@ FAMILIES = (
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
-STUDIES = ("accerl", "actorq")  # modules of `studies`
+STUDIES = ("accerl", "actorq", "quarl")  # modules of `studies`
 
 # promised by the design, not there yet
 LATER = ("fp16", "auto", "ray", "wandb", "trackio")

@@ -10,9 +10,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded;
 
 from . import __version__, catalog
 from .envs.make import EnvOptions, options_for
-from .errors import BadFile, RunFailed, Stopped, UsageError, one_line
+from .errors import BadFile, RunFailed, Stopped, UsageError
 from .signals import EndAtOnce
 
 
@@ -72,6 +71,10 @@ def parser() -> Parser:
     )
     p.add_argument("--prune", type=float, metavar="SHARE", help="of its units that the learner ends with (default all)")
     p.add_argument(
+        "--qat", type=int, metavar="BITS",
+        help="quantisation-aware training: weights that act have so many bits, 2 to 16 (default: full ones)",
+    )  # fmt: skip
+    p.add_argument(
         "--pull-period", type=int, metavar="N",
         help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
     )  # fmt: skip
@@ -91,6 +94,7 @@ def parser() -> Parser:
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--episodes", type=int, default=100, metavar="N", help="of each seed (default 100)")
     p.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: the held-out seeds)")
+    p.add_argument("--bits", type=int, metavar="N", help="round its weights to so many bits before, 2 to 32")
     p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a GIF")
 
     p = commands.add_parser("export", help="write a policy for another program, and FILE.md, its model card")
@@ -138,8 +142,8 @@ def train(a: argparse.Namespace) -> None:
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
-        actors=a.actors, prune=a.prune, pull_period=a.pull_period, correct=a.correct, precision=a.precision, out=out,
-        force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
+        actors=a.actors, prune=a.prune, qat=a.qat, pull_period=a.pull_period, correct=a.correct, precision=a.precision,
+        out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
     )  # fmt: skip
     _finished(result, a.quiet)
 
@@ -173,14 +177,18 @@ def evaluate(a: argparse.Namespace) -> None:
     import numpy as np
 
     from . import policy
-    from .evaluate import HELD_OUT, episode_cap, on_gymnasium
+    from .evaluate import HELD_OUT, episode_cap
     from .statistics import bootstrap
 
     if a.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {a.episodes}")
     if a.seed is not None and a.seed < 0:
         raise UsageError(f"--seed must not be negative, got {a.seed}")
+    if a.bits is not None and not 2 <= a.bits <= 32:
+        raise UsageError(f"--bits must be from 2 to 32, got {a.bits}")
     actor = policy.load(a.run)
+    if a.bits is not None:
+        actor = actor.rounded(a.bits)
     options = options_for(actor.card.env, actor.card.env_options)
     obs, actions = catalog.spaces(actor.card.env, options)  # says what to install if the environment is not there
     if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
@@ -190,20 +198,12 @@ def evaluate(a: argparse.Namespace) -> None:
     cap = episode_cap(actor.card.env)
     if cap is not None:
         print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")
-    means = []
+    if a.bits is not None:
+        print(f"weights rounded to {a.bits} bits after training")
+    means, first = [], HELD_OUT if a.seed is None else a.seed
     for k in range(len(actor.weights)):
-        parallel = min(a.episodes, 20)
-        session, frames = actor.session(parallel, k), [] if a.video is not None and k == 0 else None
-        act = partial(_greedy, policy.HEADS[actor.card.head], session.run, actor.card.knobs)
-        try:
-            played = on_gymnasium(
-                act, actor.card.env, a.episodes, seed=HELD_OUT if a.seed is None else a.seed, parallel=parallel,
-                options=options, obs_dtype=actor.card.obs.dtype, frames=frames,
-            )  # fmt: skip
-        except UsageError:
-            raise
-        except Exception as error:  # out of the environment, which may raise anything
-            raise RunFailed(f"{actor.card.env} failed: {one_line(error)}", None) from error
+        frames = [] if a.video is not None and k == 0 else None
+        played = actor.play(a.episodes, seed=k, first=first, frames=frames)
         means.append(float(np.mean(played.returns)))
         spread = f", standard deviation {np.std(played.returns):.1f}"
         print(f"seed {k}: mean greedy return {means[-1]:.1f} over {a.episodes} episodes{spread}")
@@ -213,10 +213,6 @@ def evaluate(a: argparse.Namespace) -> None:
     if interval.low is not None:
         spread = f"(95 % interval {interval.low:.1f} to {interval.high:.1f})"
         print(f"IQM over {len(means)} seeds: {interval.point:.1f} {spread}")
-
-
-def _greedy(head: Callable, run: Callable, knobs: dict, obs: Any) -> Any:
-    return head(run(obs), knobs).mode()
 
 
 def _writer_of(path: Path):

@@ -34,6 +34,7 @@ PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
+BITS = (2, 16)  # that a network can be trained for, least and most
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
     "exploration_initial_eps", "exploration_final_eps", "exploration_fraction",
@@ -58,6 +59,7 @@ class Config(NamedTuple):
     env_options: dict[str, Any] | None = None  # those that are not the environment's defaults
     prune: float | None = None  # the share of its networks' units that the learner ends with
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
+    qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
 
 
 def configure(
@@ -76,6 +78,7 @@ def configure(
     precision: str = "fp32",
     log: str = "none",
     prune: float | None = None,
+    qat: int | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
     for name, value in (("agent", agent), ("environment", env)):
@@ -94,7 +97,7 @@ def configure(
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
-        pull_period,
+        pull_period, qat,
     )  # fmt: skip
     check(config)
     return config
@@ -112,6 +115,7 @@ def check(config: Config) -> None:
         raise UsageError("--log tensorboard needs a package that is not installed: pip install 'frugalrl[tensorboard]'")
     _check_counts(config)
     _check_actors(config, recipe)
+    _check_qat(config)
     _check_hyper(config.hyper, catalog.hyper_fields(recipe))
     _check_pair(config, recipe)
     _check_runtime(config)
@@ -163,6 +167,20 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
         raise UsageError(f"--prune is not for {config.agent}, whose gradients come from other processes; use impala")
     if config.runtime == "compiled":
         raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
+
+
+def _check_qat(config: Config) -> None:
+    """That what acts is what the learner sees."""
+    if config.qat is None:
+        return
+    low, high = BITS
+    if not low <= _whole("--qat", config.qat) <= high:
+        raise UsageError(f"--qat must be from {low} to {high} bits, got {config.qat}")
+    if config.actors != "fp32" and (config.qat, config.actors) not in ((8, "int8"), (8, "int8-static")):
+        raise UsageError(
+            f"--qat {config.qat} does not go with --actors {config.actors}, which act with other weights than those "
+            "that are trained: use --actors fp32, or --actors int8 with --qat 8"
+        )
 
 
 def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:

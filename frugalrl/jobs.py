@@ -26,6 +26,7 @@ from .errors import EngineFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .levers.compress import engines, modes, quantise, shrink, students
+from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
@@ -77,11 +78,21 @@ def assembled(recipe: Recipe, static: Any, obs: Box, space: Space, correct: str)
     return corrected(agent, truncated()) if correct == "tis" else agent
 
 
+def aware(agent: Agent, config: Config, cadence: Cadence, steps_per_update: float) -> Agent:
+    """With `--qat` the agent that learns with rounded weights, from half of its updates on; the same when resumed."""
+    if config.qat is None:
+        return agent
+    compressor = quantise.rounded(config.qat) if config.actors == "fp32" else quantise.int8()
+    updates = (config.first_steps - cadence.starts) / steps_per_update
+    return quantisation_aware(agent, compressor, int(DELAY * updates))
+
+
 def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:
     """What actor-learners compute gradients with; called in their processes."""
     set_up_jax()
     recipe = catalog.recipe(config.agent)
     agent = assembled(recipe, static, card.obs, card.actions, config.correct)
+    agent = aware(agent, config, recipe.cadence(static), _steps_per_update(plan))
     memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=1)
     return actor_learner.Parts(agent, memory, hyper)
 
@@ -124,6 +135,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     per_iteration = unroll * static.num_envs
     updates = _whole_ratio(per_iteration, cadence, f"num_envs={gcd(static.num_envs, cadence.steps)}")
     warmup = -(-cadence.starts // per_iteration)
+    agent = aware(agent, config, cadence, per_iteration / updates)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
     memory = memory_of(recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
@@ -243,8 +255,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     set_up_jax()
     recipe, agent, static, hyper, card, cadence = records(config)
     plan = _actors_plan(static, cadence)
-    messages = plan.actors if plan.waits else 1  # before the updates
-    hyper = with_schedule(hyper, config, messages * plan.unroll * plan.num_envs / plan.updates)
+    agent = aware(agent, config, cadence, _steps_per_update(plan))
+    hyper = with_schedule(hyper, config, _steps_per_update(plan))
     # an actor may bring all the steps there are
     spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
     static = sized(static, cadence, config, spare)
@@ -259,7 +271,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     @cache
     def pruned(share: float) -> Agent:
         """The agent with that share of its units left."""
-        return assembled(recipe, _narrowed(static, share), card.obs, card.actions, config.correct)
+        made = assembled(recipe, _narrowed(static, share), card.obs, card.actions, config.correct)
+        return aware(made, config, cadence, _steps_per_update(plan))
 
     def left(step: int) -> float:
         """The share of units that is left at a step."""
@@ -388,6 +401,12 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
         count, static.num_envs // count, cadence.rollout, cadence.updates, 0,
         slots=1 if cadence.waits else 2, waits=cadence.waits,
     )  # fmt: skip
+
+
+def _steps_per_update(plan: actors.Plan) -> float:
+    """Environment steps of all actors together."""
+    messages = plan.actors if plan.waits else 1  # before the updates
+    return messages * plan.unroll * plan.num_envs / plan.updates
 
 
 def _actor_spec(

@@ -34,7 +34,8 @@ STATIC = "int8-static"
 
 def acting(agent: Agent, mode: Mode) -> Agent:
     """The agent whose actors act in `mode`."""
-    agent = agent if mode.share == 1 else students.taught(agent, mode.share)
+    if mode.share < 1:
+        agent = (students.taught if mode.lessons else students.cut)(agent, mode.share)
     return calibrate.calibrated(agent) if mode.format == STATIC else agent
 
 
@@ -51,13 +52,13 @@ def own(state: Any) -> Any:
 def fitted(agent: Agent, carry: actors.Carry, mode: Mode) -> actors.Carry:
     """`carry` with the state that actors in `mode` need; a student that was not there is a part of its teacher."""
     state, static = taken_in(carry.state), isinstance(carry.state, calibrate.Calibrated)
-    student = isinstance(state, students.Taught)
-    if (student, static) == (mode.share < 1, mode.format == STATIC):
+    student, wanted = isinstance(state, students.Taught), mode.share < 1 and mode.lessons
+    if (student, static) == (wanted, mode.format == STATIC):
         return carry
-    if student != (mode.share < 1):
+    if student != wanted:
         state = students.teacher(state) if student else students.enrolled(agent, mode.share, state)
     if mode.format == STATIC:
-        state = calibrate.begun(acting(agent, Mode(mode.share, "int8")), state, rng.key(0))
+        state = calibrate.begun(acting(agent, mode._replace(format="int8")), state, rng.key(0))
     return carry._replace(state=state)
 
 
@@ -102,9 +103,9 @@ class Ledger:
         failures: list[str] = []
         wanted = self._ladder() if name == "auto" else [modes.mode(name)]
         measured: list[Rung] = []
-        for share in sorted({mode.share for mode in wanted}):
-            formats = [mode.format for mode in wanted if mode.share == share]
-            measured += self._measure(share, formats, among, failures)
+        for width in sorted({mode._replace(format="") for mode in wanted}):
+            formats = [mode.format for mode in wanted if mode._replace(format="") == width]
+            measured += self._measure(width, formats, among, failures)
         self.timings += measured
         if name not in ("fp32", "auto") and not measured:
             reason = "; ".join(failures)
@@ -124,16 +125,15 @@ class Ledger:
         found = [modes.mode(name) for name in modes.LADDER]
         return [mode for mode in found if mode.share == 1 or not (self.plan.gradients or self.agent.settled)]
 
-    def _measure(
-        self, share: float, formats: list[str], among: Iterable[str] | None, failures: list[str]
-    ) -> list[Rung]:
-        layers = narrowed(self.layers, share)
+    def _measure(self, width: Mode, formats: list[str], among: Iterable[str] | None, failures: list[str]) -> list[Rung]:
+        layers = narrowed(self.layers, width.share)
         found = engines.measure(
             layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
         )  # fmt: skip
         best = {}
         for timing in sorted(found, key=lambda t: -t.cost):
-            best[timing.mode] = Rung(Mode(share, timing.mode), timing.engine, timing.microseconds, timing.cost)
+            mode = width._replace(format=timing.mode)
+            best[mode] = Rung(mode, timing.engine, timing.microseconds, timing.cost)
         return list(best.values())
 
     def _take(self, rung: Rung, why: str = "") -> None:

@@ -18,7 +18,9 @@ import numpy as np
 
 from . import catalog, distributions, networks
 from .distributions import draw
-from .errors import BadFile, one_line
+from .envs.make import options_for
+from .errors import BadFile, RunFailed, UsageError, one_line
+from .evaluate import HELD_OUT, Episodes, on_gymnasium
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {
@@ -179,6 +181,33 @@ class Actor:
         if isinstance(self.card.actions, Box):
             actions = np.clip(actions, self.card.actions.low, self.card.actions.high).astype(self.card.actions.dtype)
         return actions if obs.ndim > len(shape) else actions[0]
+
+    def play(
+        self, episodes: int, *, seed: int = 0, first: int = HELD_OUT, parallel: int = 20, frames: list | None = None
+    ) -> Episodes:
+        """Greedy episodes of a training seed's policy on the environment it was trained on.
+
+        Episode i is reset with `first` + i, up to `parallel` are played side by side, and the first is rendered into
+        `frames`, if that is a list. Raises RunFailed if the environment fails, and UsageError if it cannot be made.
+        """
+        card, session = self.card, self.session(min(episodes, parallel), seed)
+        try:
+            return on_gymnasium(
+                lambda obs: HEADS[card.head](session.run(obs), card.knobs).mode(), card.env, episodes, seed=first,
+                parallel=min(episodes, parallel), options=options_for(card.env, card.env_options),
+                obs_dtype=card.obs.dtype, frames=frames,
+            )  # fmt: skip
+        except UsageError:
+            raise
+        except Exception as error:  # out of the environment, which may raise anything
+            raise RunFailed(f"{card.env} failed: {one_line(error)}", None) from error
+
+    def rounded(self, bits: int) -> Actor:
+        """This policy with its weights rounded to so many bits, 2 to 32, after training: `quantise.rounded`."""
+        from .levers.compress import quantise
+
+        to_bits = quantise.rounded(bits)
+        return Actor(self.card, [quantise.through(to_bits, weights) for weights in self.weights])
 
     def save(self, folder: str | Path) -> Path:
         """Write a policy folder that `frugalrl.load` reads."""

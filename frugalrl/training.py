@@ -168,9 +168,9 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    prune, pull_period, correct, precision, log. `out` is the run folder; without it nothing is kept but the Result.
-    `budget` is in minutes. Raises UsageError for a wrong call, before anything is written; Stopped when interrupted,
-    after saving; and RunFailed when an environment or the machine gives up, after saving.
+    prune, qat, pull_period, correct, precision, log. `out` is the run folder; without it nothing is kept but the
+    Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is written; Stopped when
+    interrupted, after saving; and RunFailed when an environment or the machine gives up, after saving.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)
@@ -420,6 +420,7 @@ class Sitting:
             finished=finished,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
             episode_cap=episode_cap(self.config.env),
+            qat=self.config.qat,
             **_added(account, self.before),
         )
         if self.folder.path is not None:

@@ -122,6 +122,25 @@ def test_eval_on_the_held_out_seeds_agrees_with_itself_and_not_with_other_seeds(
     assert said[0] == said[1] != said[2]
 
 
+def test_eval_of_rounded_weights(finished, capfd):
+    said = {}
+    for bits in (None, 32, 2):
+        words = ["eval", str(finished), "--episodes", "5", *(() if bits is None else ("--bits", str(bits)))]
+        assert cli.main(words) == 0
+        said[bits] = capfd.readouterr().out.splitlines()
+    assert said[32] == ["weights rounded to 32 bits after training", *said[None]]
+    actor = policy.load(finished)
+    coarse = policy.Actor(actor.card, [tuple(w._replace(w=_coarse(w.w)) for w in actor.weights[0])])
+    assert f"return {np.mean(coarse.play(5).returns):.1f} over" in said[2][1]
+    assert said[2][1] != said[None][0]
+
+
+def _coarse(w: np.ndarray) -> np.ndarray:
+    """To 2 bits, by QuaRL's rule."""
+    step = (abs(w.min()) + abs(w.max())) / 4
+    return (np.rint(w / step) * step).astype(np.float32)
+
+
 @pytest.mark.parametrize(("form", "name"), [("onnx", "policy.onnx"), ("litert", "policy.tflite")])
 def test_export_writes_a_file(run, capfd, form, name):
     if form == "onnx":
@@ -374,6 +393,14 @@ WRONG_CALLS = {
     "report": (("report", "nowhere"), "not a folder"),
     "bench": (("bench", "policy_cal"), "did you mean policy_call?"),
     "no episodes": (("eval", "nowhere", "--episodes", "0"), "--episodes must be at least 1"),
+    "eval bits": (("eval", "nowhere", "--bits", "1"), "--bits must be from 2 to 32, got 1"),
+    "many eval bits": (("eval", "nowhere", "--bits", "33"), "--bits must be from 2 to 32, got 33"),
+    "qat": ((*CARTPOLE, "--qat", "1"), "--qat must be from 2 to 16 bits, got 1"),
+    "much qat": ((*CARTPOLE, "--qat", "17"), "--qat must be from 2 to 16 bits, got 17"),
+    "qat of part of a bit": ((*CARTPOLE, "--qat", "3.5"), "--qat: invalid int value"),
+    "qat and other actors": ((*CARTPOLE, "--qat", "4", "--actors", "int8"), "use --actors fp32, or --actors int8 with"),
+    "qat and a student": ((*CARTPOLE, "--qat", "8", "--actors", "half+int8"), "--qat 8 does not go with --actors half"),
+    "qat and auto": ((*CARTPOLE, "--qat", "8", "--actors", "auto"), "--qat 8 does not go with --actors auto"),
     "eval seed": (("eval", "nowhere", "--seed", "-1"), "--seed must not be negative"),
 }
 

@@ -499,6 +499,13 @@ def test_the_bold_curve_is_the_iqm_of_the_seeds():
     assert summary.intervals[1] == bootstrap([0.0, 2.0, 4.0, 6.0], resamples=1000)
 
 
+@pytest.mark.parametrize("other", [15.8, math.nextafter(15.8, 16), 15.8 * (1 + 1e-12), 15.801])
+def test_returns_that_hardly_differ_are_drawn(other):
+    drawn = charts.learning_curve([charts.Line("seed 0", [1.0, 2.0], [15.8, other])], "name", "return")
+    assert drawn.count('class="tick"') > 2
+    assert "nan" not in drawn
+
+
 def test_seeds_evaluated_at_other_steps_are_interpolated_where_all_have_been():
     lines = [charts.Line("a", [0.0, 10.0, 20.0], [0.0, 10.0, 20.0]), charts.Line("b", [5.0, 15.0], [5.0, 15.0])]
     summary = charts.curve(lines)

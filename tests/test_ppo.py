@@ -389,6 +389,21 @@ def test_the_learning_rate_falls_if_asked_to():
     np.testing.assert_allclose(step(anneal_lr=1.0, **half), step(anneal_lr=0.0, **half) / 2, rtol=1e-5)
 
 
+def test_wide_layers_learn_more_slowly_if_asked_to():
+    """By base over inputs: no layer of at most so many inputs, and no bias, whatever its size."""
+    agents = [made("a2c", hidden=(16, 8), optimizer=kind, base_width=w) for kind in ("adam", "rmsprop") for w in (0, 8)]
+    for usual, slow in (agents[:2], agents[2:]):
+        state = usual.init(KEY, HYPER)
+        assert bits(slow.init(KEY, HYPER)) == bits(state)
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        moved, less = (
+            jax.tree.map(jnp.subtract, agent.apply(state, grads).params, state.params).actor for agent in (usual, slow)
+        )
+        for layer, share in enumerate((1, 0.5, 1)):  # of 4, 16 and 8 inputs
+            np.testing.assert_allclose(less[layer].w, share * moved[layer].w, rtol=1e-4)
+            np.testing.assert_array_equal(less[layer].b, moved[layer].b)
+
+
 PARTS = ("init", "policy", "dist", "grad", "apply", "observe", "prepare")
 
 
@@ -410,6 +425,7 @@ SWITCHES = {  # of all recipes that have it: another choice, and the parts it ma
     "hidden": ((8,), set(PARTS)),
     "layer_norm": (False, set(PARTS)),
     "network": ("mlp", set()),
+    "base_width": (2, {"apply"}),
     "num_envs": (8, set()),
     "n_steps": (4, set()),
     "n_epochs": (3, set()),
@@ -530,3 +546,37 @@ def test_log_std_init_is_where_exploration_begins():
     assert narrow.params.log_std.tolist() == [-1.5, -1.5]
     assert bits(narrow.params._replace(log_std=())) == bits(usual.params._replace(log_std=()))
     assert agent.policy(narrow).knobs["log_std"].tolist() == [-1.5, -1.5]
+
+
+def test_means_beyond_their_bounds_are_charged_for():
+    """By the square of the distance in half-widths of the space, and those within not at all."""
+    agent, data = made("ppo", BOUNDED, normalize_advantage=False), lane(dims=2)
+    state = stirred(agent)
+    low, high = np.float32(BOUNDED.low), np.float32(BOUNDED.high)
+    batch = batch_of(agent, state, data)
+    mean = jax.vmap(agent.network.apply, (None, 0, None))(agent.policy(state).params, data.obs, None)
+    excess = np.maximum(0, abs((np.asarray(mean) - (high + low) / 2) / ((high - low) / 2)) - 1)
+    assert (excess > 0).any()
+    assert (excess == 0).any()
+
+    def at(coef: float, state: Any = state) -> tuple:
+        return agent.grad(state._replace(hyper=state.hyper._replace(bounds_coef=jnp.float32(coef))), batch, KEY)
+
+    (none, before), (some, after) = at(0.0), at(0.5)
+    gap = after.metrics["loss"] - before.metrics["loss"]
+    np.testing.assert_allclose(gap, 0.5 * (excess**2).sum(-1).mean(), rtol=1e-4)
+    for part in ("policy_loss", "value_loss", "entropy"):
+        assert after.metrics[part] == before.metrics[part]
+    assert bits(some._replace(actor=())) == bits(none._replace(actor=()))
+    assert bits(some.actor) != bits(none.actor)
+    middle = (*state.params.actor[:-1], state.params.actor[-1]._replace(w=jnp.zeros((16, 2)), b=(low + high) / 2))
+    within = state._replace(params=state.params._replace(actor=middle))
+    assert bits(at(0.5, within)[0]) == bits(at(0.0, within)[0])
+
+
+def test_what_has_no_bounds_has_nothing_to_charge_for():
+    agent = made("ppo", Box((2,)))
+    state, data = stirred(agent), lane(dims=2)
+    charged = state._replace(hyper=state.hyper._replace(bounds_coef=jnp.float32(1.0)))
+    batch = batch_of(agent, state, data)
+    assert bits(agent.grad(state, batch, KEY)) == bits(agent.grad(charged, batch, KEY))

@@ -202,6 +202,22 @@ def test_a_student_of_deterministic_actions_learns_the_outputs():
     assert np.isfinite(info.metrics["distillation_loss"])
 
 
+def test_what_is_cut_is_the_salient_part_of_the_policy_of_now():
+    agent = a_dqn()
+    cut, state = students.cut(agent, 0.5), random_state(agent)
+    found, whole = cut.policy(state), agent.policy(state)
+    layers, narrow = mlp((64,), 2), mlp((32,), 2)
+    assert bits(found) == bits(
+        (sliced(whole.params, kept(layers, narrow, agent.network.obs, whole.params)), whole.knobs)
+    )
+    assert bits(found.params) == bits(students.enrolled(agent, 0.5, state).student)  # as a student begins
+    batch = random_batch()
+    assert bits(update(cut, state, batch, KEY)) == bits(update(agent, state, batch, KEY))
+    outputs = cut.network.apply(found.params, batch.data.obs[0, 0], None)
+    assert bits(cut.dist(found, batch.data.obs[0, 0]).values) == bits(outputs)
+    assert cut.network.layers == narrow
+
+
 # modes, and the choice between them
 
 
@@ -209,6 +225,7 @@ def test_a_mode_is_its_name():
     assert [modes.mode(name).name for name in modes.NAMES] == list(modes.NAMES)
     assert modes.mode("half+int8") == Mode(0.5, "int8")
     assert modes.mode("half") == Mode(0.5, "fp32")
+    assert modes.mode("cut") == Mode(0.5, "fp32", lessons=False)
 
 
 FP32, INT8, BOTH = (modes.mode(name) for name in ("fp32", "int8", "half+int8"))
@@ -273,6 +290,14 @@ def test_actors_act_with_a_student_that_the_run_keeps(tmp_path):
     full, half = policy.load(out), policy.load(out, "half")
     assert [w.w.shape for w in full.weights[0]] == [(3, 64), (64, 64), (64, 2)]
     assert [w.w.shape for w in half.weights[0]] == [(3, 32), (32, 32), (32, 2)]
+
+
+def test_actors_act_with_a_network_that_is_cut(tmp_path):
+    out = tmp_path / "run"
+    training.train("dqn", "fake_env:Walk-v0", **WORDS, actors="cut+int8", out=out)
+    made = receipt(out)["actors"]
+    assert (made["mode"], made["fallback"]) == ("cut+int8", None)
+    assert not (out / "policy" / "half").exists()
 
 
 def breaks(monkeypatch, epsilon: float) -> None:

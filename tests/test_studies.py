@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import finish, has_rows, interrupt, rows, running, wait_for
 from test_monitor import Page
 
-from frugalrl import catalog, cli, training
+from frugalrl import catalog, cli, policy, training
 from frugalrl.config import is_run
 from frugalrl.config import write as write_config
 from frugalrl.errors import UsageError
@@ -22,10 +23,13 @@ from frugalrl.monitor import receipt
 from frugalrl.monitor import report as monitor_report
 from frugalrl.monitor import rows as row_file
 from frugalrl.monitor.machine import Cost
+from frugalrl.networks import Dense
 from frugalrl.studies import findings, report
 from frugalrl.studies import folder as folders
+from frugalrl.studies import running as running_studies
 from frugalrl.studies.running import study
 from frugalrl.studies.study import NOT, REPRODUCED, UNDECIDED, Finding, Study, plan, runs, words
+from frugalrl.types import Box, Discrete, Linear
 
 TINY = {"hidden": (16,), "batch_size": 32}
 FASTER = findings.both(findings.times("training_seconds", 0.7, findings.amdahl), findings.equal_return())
@@ -94,6 +98,11 @@ def left(folder: Path, config) -> None:
         actors={"mode": "fp32", "engine": "litert", "refresh_seconds": 0.3, "kl": 0.5} if acts else None,
     )  # fmt: skip
     receipt.write(folder / "receipt.json", made)
+    rng = np.random.default_rng(0)
+    weights = [(Linear(rng.normal(size=(4, 2)).astype(np.float32), np.zeros(2, np.float32)),) for _ in seeds]
+    knobs = {"epsilon": 0.0}
+    card = policy.Card("dqn", config.env, Box((4,)), Discrete(2), (Dense(2, False),), "epsilon_greedy", knobs)
+    policy.write(folder / "policy", card, weights)
 
 
 def go(out: Path, train=None, **options):
@@ -112,7 +121,7 @@ def test_every_run_of_every_study_is_one_that_train_takes(name):
     assert made.configs.keys() == about.tasks.keys()
     for task, arms in made.configs.items():
         assert list(arms) == list(about.tasks[task].get("arms", about.arms))
-        assert {config.runtime for config in arms.values()} == {"actors"}
+        assert {config.runtime for config in arms.values()} == {"compiled" if name == "quarl" else "actors"}
 
 
 @pytest.mark.parametrize("about", [SMALL, *map(catalog.study, catalog.STUDIES)], ids=lambda about: about.name)
@@ -305,6 +314,63 @@ def test_two_processes_do_not_work_on_one_study(tmp_path):
     assert go(tmp_path).done == 8
 
 
+BITS = SMALL._replace(
+    tasks={"CartPole": {"env": "CartPole-v1"}},
+    arms={"full": {}, "3 bits": {"qat": 3}, "5 bits": {"qat": 5}},
+    findings=(Finding("Nothing?", "full", "full", findings.keeps(8, 0.05)),),
+    bits=(2, 8, 32),
+)
+
+
+@pytest.fixture
+def bits(monkeypatch):
+    monkeypatch.setattr(catalog, "study", lambda name: BITS)
+    monkeypatch.setattr(running_studies, "FINAL_EPISODES", 3)
+
+
+def test_a_finished_run_is_played_at_each_number_of_bits(bits, tmp_path):
+    go(tmp_path)
+    assert json.loads((tmp_path / "study.json").read_text())["bits"] == [2, 8, 32]
+    found = {(row["arm"], row["seed"]): dict(row["rounded"]) for row in rows(tmp_path)}
+    for seed in range(3):
+        actor = policy.load(tmp_path / "CartPole" / "full")
+        for n in (2, 8, 32):
+            assert found["full", seed][n] == actor.rounded(n).play(3, seed=seed).returns.mean()
+        assert [*found["3 bits", seed]] == [3]
+        assert [*found["5 bits", seed]] == [5]
+    assert found["full", 0][2] != found["full", 0][32]
+
+
+def test_a_study_that_is_stopped_while_it_plays_goes_on_with_the_next_seed(bits, tmp_path, monkeypatch):
+    played, play = [], policy.Actor.play
+
+    def stopping(self, episodes, **how):
+        played.append(how["seed"])
+        if len(played) == 4:  # of the second seed
+            signal.raise_signal(signal.SIGTERM)
+        return play(self, episodes, **how)
+
+    monkeypatch.setattr(policy.Actor, "play", stopping)
+    stopped = go(tmp_path, first := Trainer())
+    assert (stopped.done, stopped.stopped, len(first.calls)) == (0, signal.SIGTERM, 1)
+    assert played == [0, 0, 0, 1, 1, 1]
+    assert go(tmp_path, second := Trainer()).done == 3
+    assert len(second.calls) == 2
+    assert played[6:9] == [2, 2, 2]
+    assert len(rows(tmp_path)) == 9
+
+
+def test_the_report_shows_returns_against_bits(bits, tmp_path):
+    go(tmp_path)
+    shown = Page((tmp_path / "report.html").read_text())
+    assert "with weights of so many bits" in shown.text
+    assert "full, rounded after training" in shown.text
+    figure = (tmp_path / "report.html").read_text().split('id="bits-0-desc">')[1].split("</desc>")[0]
+    for line in ("full, rounded after training", "trained for so many bits"):  # of all arms together
+        assert figure.count(f"{line} ends at") == 1
+    assert "bits of a weight" in shown.text
+
+
 # what they say
 
 
@@ -354,6 +420,33 @@ def test_better_is_decided_over_all_tasks():
     mixed = findings.better()([some(HIGH), some(LOW)], [some(LOW), some(HIGH)])
     assert mixed.verdict == UNDECIDED
     assert "0.5 [0.5, 0.5]" in mixed.found
+
+
+def at_bits(**by_bits) -> list[dict]:
+    """Rows with returns at numbers of bits, b8=[...] say."""
+    each = zip(*by_bits.values(), strict=True)
+    names = [int(name[1:]) for name in by_bits]
+    return [row | {"rounded": [*zip(names, one, strict=True)]} for row, one in zip(some([0.0] * 3), each, strict=True)]
+
+
+def test_what_rounding_costs_is_told_run_by_run():
+    """Runs that differ by more than what is asked are still compared, each with itself."""
+    full, fair, good = [100.0, 200.0, 300.0], [90.0, 199.0, 299.0], [99.0, 199.0, 299.0]
+    runs = at_bits(b2=[0.0] * 3, b4=[80.0, 160.0, 240.0], b6=fair, b8=good, b32=full)
+    verdicts = {n: findings.keeps(n, 0.05)([runs], [runs]) for n in (2, 4, 6, 8)}
+    assert {n: answer.verdict for n, answer in verdicts.items()} == {2: NOT, 4: NOT, 6: UNDECIDED, 8: REPRODUCED}
+    assert "0.2 [0.2, 0.2] of the return is lost, claimed at most 0.05" in verdicts[4].found
+    assert verdicts[8].note == "no more than that down to 8 bits"
+    costs = at_bits(b4=[-120.0] * 3, b32=[-100.0] * 3)  # where less is more
+    assert findings.keeps(4, 0.05)([costs], [costs]).verdict == NOT
+    assert findings.keeps(4, 0.05)([runs[:2]], [runs[:2]]).verdict == UNDECIDED
+
+
+def test_returns_at_so_many_bits_can_be_compared():
+    ours, base = at_bits(b3=HIGH[:3]), at_bits(b3=LOW[:3], b32=[99.0] * 3)
+    assert findings.better(bits=3)([ours], [base]).verdict == REPRODUCED
+    assert findings.better(bits=3)([base], [ours]).verdict == NOT
+    assert findings.better(bits=4)([ours], [base]).verdict == UNDECIDED  # nobody has looked
 
 
 def test_of_several_conditions_the_worst_decides():

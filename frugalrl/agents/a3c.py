@@ -20,6 +20,7 @@ from ..networks import Dense, torso
 from ..networks import network as build_network
 from ..types import Agent, Box, Cadence, Corrector, Discrete, Memory, Policy, Recipe, Space, Transition
 from . import ppo
+from .descent import by_width
 from .pqn import rollout_q
 
 
@@ -30,6 +31,7 @@ class Static(NamedTuple):
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
     network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
     workers: int = 2  # actor-learners: processes, or copies that take turns in the compiled runtime
+    base_width: int = 0  # layers with more inputs learn at base_width / inputs of the learning rate; 0: all alike
     num_envs: int = 4  # of each actor-learner
     n_steps: int = 5  # of each environment in a rollout
     optimizer: str = "rmsprop"  # or "adam"
@@ -51,6 +53,7 @@ class Hyper(NamedTuple):
     vf_coef: Any = 0.5  # of actor-critic
     clip_range: Any = 0.2  # of actor-critic: beyond it clip_fraction counts
     log_std_init: Any = 0.0  # of actor-critic with continuous actions
+    bounds_coef: Any = 0.0  # of the same, of the squared distance of a mean beyond its bounds
     q_lambda: Any = 1.0  # of n-step-q: 1 is the n-step return
     exploration_initial_eps: Any = 1.0  # of action values, as all below
     exploration_final_eps: Any = 0.05  # without draw_eps
@@ -102,11 +105,10 @@ def exploring(agent: Agent, workers: int, *, draw: bool = True) -> Agent:
 
 def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
     """The agent of one actor-learner that `static` describes. Raises ValueError for a choice that does not exist."""
-    optimizer = ppo.choice("optimizer", static.optimizer, ppo.OPTIMIZERS)()
     if static.algorithm == ACTOR_CRITIC:
         return ppo.assembled(
             static._replace(num_envs=static.workers * static.num_envs), obs, actions,
-            surrogate=None, corrector=corrector, optimizer=optimizer, normalize_advantage=False,
+            surrogate=None, corrector=corrector, normalize_advantage=False,
         )  # fmt: skip
     bootstrap, share = ppo.choice("algorithm", static.algorithm, {ACTOR_CRITIC: None, **VALUES})
     if not isinstance(actions, Discrete):
@@ -115,6 +117,7 @@ def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = la
         if getattr(static, name):
             raise ValueError(f"{name} is of algorithm={ACTOR_CRITIC}; leave it out")
     layers = (*torso(static.network, static.hidden, obs), Dense(actions.n, relu=False, gain=1.0))
+    optimizer = by_width(ppo.choice("optimizer", static.optimizer, ppo.OPTIMIZERS)(), static.base_width)
     agent = rollout_q(
         build_network(layers, obs), corrector=corrector, bootstrap=bootstrap, target=True, optimizer=optimizer
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,26 @@ def descend(tx: optax.GradientTransformation, params, moments, grads, learning_r
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
         direction, moments = tx.update(grads, moments, params)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), moments
+
+
+def by_width(tx: optax.GradientTransformation, base: int) -> optax.GradientTransformation:
+    """`tx` with steps in proportion to base / inputs for matrices of more than `base` inputs; 0 changes nothing.
+
+    Yang et al. 2021 (arXiv 2203.03466, table 3, Adam): one learning rate then fits networks of every width, and also
+    one that is pruned as it learns. For optimisers whose steps do not depend on the size of gradients.
+    """
+    if not base:
+        return tx
+
+    def share(weights) -> float:
+        inputs = math.prod(weights.shape[:-1]) if weights.ndim > 1 else 0
+        return base / max(inputs, base)
+
+    def update(updates, state, params=None):
+        direction, state = tx.update(updates, state, params)
+        return jax.tree.map(lambda d: share(d) * d, direction), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def follow(target, params, tau):

@@ -37,7 +37,7 @@ from ..types import (
     Transition,
 )
 from .actor_critic import bounds, unit
-from .descent import descend, gradient, shrunk
+from .descent import by_width, descend, gradient, shrunk
 from .schedules import learning_rate
 
 
@@ -165,7 +165,7 @@ def actor_critic(
     weigh: Callable[[Trace], Any] | None = None,
     one_step: bool = False,
     ratio_to_latest: bool = False,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation,
     reduce: Callable = jnp.mean,
     normalize_advantage: bool = True,
     normalize_obs: bool = False,
@@ -177,16 +177,16 @@ def actor_critic(
     """An actor-critic on `model`, whose actor's outputs `head` turns into a distribution.
 
     `surrogate` of (ratio, advantage, clip_range) is climbed; None climbs the plain policy gradient, advantage times
-    log-probability (Mnih et al. 2016, section 4). `corrector` makes targets and advantages of each rollout, once for
-    all updates of an iteration; `weigh` says how much each step of it counts. With
-    `one_step` values learn r + gamma V(next) instead of the Corrector's target. The surrogate's ratio is to the policy
-    that acted, or with `ratio_to_latest` to that of the last iteration. `reduce` makes a number of the losses of a
-    batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of observations and folds them into
-    the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is how many environments there are to
-    scale rewards of. `dims` is the size of a continuous action; `limits` are its (low, high), [dims] each, for a head
-    that keeps within them. `beyond` of mean actions [dims] says how far they are out of bounds, for one that does not.
+    log-probability (Mnih et al. 2016, section 4). `optimizer` is an optax direction, without its learning rate.
+    `corrector` makes targets and advantages of each rollout, once for all updates of an iteration; `weigh` says how
+    much each step of it counts. With `one_step` values learn r + gamma V(next) instead of the Corrector's target. The
+    surrogate's ratio is to the policy that acted, or with `ratio_to_latest` to that of the last iteration. `reduce`
+    makes a number of the losses of a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of
+    observations and folds them into the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is
+    how many environments there are to scale rewards of. `dims` is the size of a continuous action; `limits` are its
+    (low, high), [dims] each, for a head that keeps within them. `beyond` of mean actions [dims] says how far they are
+    out of bounds, for one that does not.
     """
-    tx = optax.scale_by_adam(eps=1e-5) if optimizer is None else optimizer
     fixed = {} if limits is None else {"low": jnp.float32(limits[0]), "high": jnp.float32(limits[1])}
 
     def init(key, hyper: Hyper) -> State:
@@ -195,7 +195,7 @@ def actor_critic(
         params = Params(actor, critic, jnp.full(dims, hyper.log_std_init) if dims else ())
         obs = Normaliser.start(model.network.obs.shape) if normalize_obs else ()
         rewards = Rewards(jnp.zeros(reward_lanes), Normaliser.start()) if reward_lanes else ()
-        return State(params, tx.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
+        return State(params, optimizer.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
 
     def fold(state: State, weights: tuple) -> tuple:
         """The weights that take raw observations and give what `weights` give on normalised ones."""
@@ -306,7 +306,7 @@ def actor_critic(
 
     def apply(state: State, grads: Params) -> State:
         grads = shrunk(grads, state.hyper.max_grad_norm)
-        params, opt = descend(tx, state.params, state.optimizer, grads, learning_rate(state))
+        params, opt = descend(optimizer, state.params, state.optimizer, grads, learning_rate(state))
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
     return Agent(
@@ -320,6 +320,7 @@ class PPO(NamedTuple):
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
     network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
+    base_width: int = 0  # layers with more inputs learn at base_width / inputs of the learning rate; 0: all alike
     num_envs: int = 8  # of all actors together
     n_steps: int = 128  # of each environment in a rollout
     n_epochs: int = 4
@@ -335,6 +336,7 @@ class A2C(NamedTuple):
 
     hidden: tuple[int, ...] = (64, 64)
     network: str = "auto"
+    base_width: int = 0
     num_envs: int = 8
     n_steps: int = 5
     optimizer: str = "rmsprop"  # or "adam"
@@ -349,6 +351,7 @@ class Impala(NamedTuple):
 
     hidden: tuple[int, ...] = (64, 64)
     network: str = "auto"  # "nature" is shallow; "impala" the deep one of 15 layers
+    base_width: int = 0
     num_envs: int = 16
     n_steps: int = 20
     optimizer: str = "rmsprop"
@@ -364,6 +367,7 @@ class PtrPPO(NamedTuple):
 
     hidden: tuple[int, ...] = (64, 64)
     network: str = "auto"
+    base_width: int = 0
     num_envs: int = 8
     n_steps: int = 128
     n_epochs: int = 2  # passes over the new rollouts
@@ -445,13 +449,15 @@ def _acting(actions: Space, squash: bool) -> tuple[Callable, int, dict[str, Any]
 
 
 def assembled(static: Any, obs: Box, actions: Space, **parts: Any) -> Agent:
-    """The `actor_critic` with the network and normalisers of `static`; `parts` are its other arguments."""
+    """The `actor_critic` with the network, optimiser and normalisers of `static`; `parts` are its other arguments."""
+    make = choice("optimizer", getattr(static, "optimizer", "adam"), OPTIMIZERS)
     head, out, acting = _acting(actions, static.squash)
     if static.normalize_obs and len(obs.shape) > 1:
         raise ValueError("normalize_obs is for observations that are vectors; pixels are scaled already")
     return actor_critic(
         _model(static, obs, out),
         head,
+        optimizer=by_width(make(), static.base_width),
         **acting,
         normalize_obs=static.normalize_obs,
         reward_lanes=static.num_envs if static.normalize_reward else 0,
@@ -477,7 +483,6 @@ def _a2c(static: A2C, obs: Box, actions: Space, corrector: Corrector = lambda_re
     return assembled(
         static, obs, actions,
         surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage,
-        optimizer=choice("optimizer", static.optimizer, OPTIMIZERS)(),
     )  # fmt: skip
 
 
@@ -485,7 +490,6 @@ def _impala(static: Impala, obs: Box, actions: Space, corrector: Corrector = lam
     return assembled(
         static, obs, actions,
         surrogate=None, corrector=corrector, normalize_advantage=False,
-        optimizer=choice("optimizer", static.optimizer, OPTIMIZERS)(),
         reduce=jnp.sum if static.sum_loss else jnp.mean,
     )  # fmt: skip
 

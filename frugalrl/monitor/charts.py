@@ -143,8 +143,9 @@ def _svg(
 
 def _axis(low: float, high: float, start: float, end: float) -> _Axis:
     """Ends at a tick where one is near, else a little beyond the data."""
-    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    marks = ticks(low, high) if high > low else ticks(low - margin, high + margin)
+    apart = high - low > 1e-9 * max(abs(low), abs(high))  # or it is rounding: no ticks fit between
+    margin = (0.05 * (high - low) if apart else 0.1 * abs(high)) or 1.0
+    marks = ticks(low, high) if apart else ticks(low - margin, high + margin)
     low, high = max(marks[0], low - margin), min(marks[-1], high + margin)
     return _Axis(low, high, start, end, [mark for mark in marks if low <= mark <= high])
 

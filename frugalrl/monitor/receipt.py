@@ -141,6 +141,8 @@ def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     shares = time_shares(receipt)
     if shares:
         yield "time split", ", ".join(f"{name} {percent(share)}" for name, _, share in shares)
+    if receipt.get("qat"):
+        yield "weights", f"trained for {receipt['qat']} bits in the second half of the updates"
     if receipt.get("actors"):
         yield "actors", _actors(receipt["actors"])
 

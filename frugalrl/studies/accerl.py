@@ -10,12 +10,13 @@ from __future__ import annotations
 from .findings import amdahl, both, equal_return, methods, times
 from .study import Finding, Study
 
-# settings of ours, as other libraries have them for MuJoCo; each step is learned from once
+# settings of ours; each step is learned from once
 _CHEETAH = {
-    "env": "HalfCheetah-v5", "steps": 300_000,
+    "env": "HalfCheetah-v5", "steps": 200_000,
     "hyper": {
-        "num_envs": 4, "n_steps": 32, "optimizer": "adam", "learning_rate": 1.5e-4, "gae_lambda": 0.95, "ent_coef": 0.0,
-        "sum_loss": False, "max_grad_norm": 0.5, "normalize_obs": True, "normalize_reward": True,
+        "num_envs": 4, "n_steps": 16, "optimizer": "adam", "learning_rate": 1e-3, "base_width": 64, "gae_lambda": 0.95,
+        "ent_coef": 0.0, "log_std_init": -0.5, "bounds_coef": 0.003, "sum_loss": False, "max_grad_norm": 0.5,
+        "normalize_obs": True, "normalize_reward": True,
     },
 }  # fmt: skip
 
@@ -35,8 +36,10 @@ STUDY = Study(
     # actors also where there is a JAX twin: the claim is of processes that act
     base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
     tasks={
-        "HalfCheetah-v5 1024x3": _wide(1024),
-        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "all", "half+int8", "int8")},
+        "HalfCheetah-v5 1024x3": _wide(1024) | {
+            "arms": ("fp32", "int8", "cut", "half", "half+int8", "pruned", "all", "all none", "all tis")
+        },
+        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "int8", "half+int8", "all")},
         "LunarLander-v3": {
             "env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)},
             "arms": ("fp32", "all", "half+int8", "int8", "auto", "half", "pruned"),
@@ -50,6 +53,7 @@ STUDY = Study(
         "half+int8": {"actors": "half+int8"},
         "int8": {"actors": "int8"},
         "auto": {"actors": "auto"},
+        "cut": {"actors": "cut"},
         "half": {"actors": "half"},
         "pruned": {"actors": "fp32", "prune": 0.5},
         "all none": {**_ALL, "correct": "none"},

@@ -7,7 +7,7 @@ undecided between. Fewer than `ENOUGH` runs of a task decide nothing: an interva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import takewhile
 
 import numpy as np
 
@@ -23,6 +23,13 @@ Test = Callable[[Runs, Runs], Answer]
 def values(runs: Sequence[Row], name: str) -> list[float]:
     """A number of each run; NaN where it is not known."""
     return [float("nan") if row.get(name) is None else float(row[name]) for row in runs]
+
+
+def returns(runs: Sequence[Row], bits: int | None = None) -> list[float]:
+    """The final return of each run; or with its weights rounded to so many bits, NaN where that is not known."""
+    if bits is None:
+        return values(runs, "final_return")
+    return [dict(row["rounded"]).get(bits, float("nan")) for row in runs]
 
 
 def costs(runs: Sequence[Row], name: str) -> list[float]:
@@ -41,11 +48,14 @@ def times(measure: str, at_most: float, note: Callable[[Runs, Runs], str] = lamb
     return test
 
 
-def better(at_least: float = 0.5) -> Test:
-    """Whether a run of ours ends with a higher return than one of base with a probability of more than `at_least`."""
+def better(at_least: float = 0.5, bits: int | None = None) -> Test:
+    """Whether a run of ours ends with a higher return than one of base with a probability of more than `at_least`.
+
+    With `bits` the returns are those of weights rounded to so many.
+    """
 
     def test(ours: Runs, base: Runs) -> Answer:
-        found = statistics.improvement(_by_task(ours, "final_return"), _by_task(base, "final_return"))
+        found = statistics.improvement([returns(each, bits) for each in ours], [returns(each, bits) for each in base])
         verdict = decided(found, ours, base, least=at_least)
         return Answer(verdict, f"better with probability {words.interval(found)}")
 
@@ -56,13 +66,36 @@ def equal_return() -> Test:
     """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one."""
 
     def test(ours: Runs, base: Runs) -> Answer:
-        mine, theirs = (statistics.bootstrap(_by_task(runs, "final_return")) for runs in (ours, base))
+        mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
         said = f"return {words.interval(mine)} against {words.interval(theirs)}"
         if not _enough(ours, base) or mine.high is None or theirs.low is None:
             return Answer(UNDECIDED, said)
         return Answer(REPRODUCED if mine.high >= theirs.low else NOT, said)
 
     return test
+
+
+def keeps(bits: int, at_most: float, full: int = 32) -> Test:
+    """Whether ours, each run for itself, loses at most that share of its return when its weights have `bits` bits."""
+
+    def lost(ours: Runs, n: int) -> Interval:
+        return statistics.bootstrap([losses(each, n, full) for each in ours])
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        there = {n for runs in ours for row in runs for n, _ in row["rounded"]}
+        verdicts = {n: decided(lost(ours, n), ours, base, most=at_most) for n in sorted(there, reverse=True)}
+        enough = [n for n, _ in takewhile(lambda each: each[1] == REPRODUCED, verdicts.items())]
+        said = f"{words.interval(lost(ours, bits))} of the return is lost, claimed at most {at_most:g}"
+        note = f"no more than that down to {enough[-1]} bits" if enough else ""
+        return Answer(verdicts.get(bits, UNDECIDED), said, note)
+
+    return test
+
+
+def losses(runs: Sequence[Row], bits: int, full: int) -> list[float]:
+    """The share of its return that each run loses with weights of so many bits: QuaRL's relative error."""
+    whole, rounded = (np.array(returns(runs, n)) for n in (full, bits))
+    return ((whole - rounded) / np.where(whole == 0, np.nan, abs(whole))).tolist()
 
 
 def both(*tests: Test) -> Test:
@@ -106,7 +139,3 @@ def decided(found: Interval, ours: Runs, base: Runs, least: float = -np.inf, mos
 
 def _enough(*arms: Runs) -> bool:
     return all(len(runs) >= ENOUGH for arm in arms for runs in arm)
-
-
-def _by_task(runs: Runs, name: str) -> Any:
-    return [values(each, name) for each in runs]

@@ -15,11 +15,12 @@ from .. import catalog, statistics
 from ..errors import BadFile
 from ..monitor import charts, page, words
 from ..monitor.files import replace
-from .findings import costs, values
+from .findings import costs, returns, values
 from .folder import command, read, settings
 from .study import REPRODUCED, UNDECIDED, Answer, Finding, Row, Study
 
 POINTS = 41  # of a performance profile
+MOST_BITS = 16  # of the figure: beyond that nothing happens
 COSTS = {  # of a row -> how the table calls and writes it
     "training_seconds": ("training time", words.seconds),
     "cpu_seconds": ("CPU time", words.seconds),
@@ -134,8 +135,9 @@ def _task(found: Found, i: int, task: str) -> str:
     if not runs:
         return page.section(task, '<p class="soft">Not run yet.</p>')
     return page.section(
-        task, '<div class="stack">', *_curves(found, i, task, runs), *_forests(i, task, runs), "</div>", _table(runs)
-    )
+        task, '<div class="stack">', *_curves(found, i, task, runs), *_bits(found, i, task, runs),
+        *_forests(i, task, runs), "</div>", _table(runs),
+    )  # fmt: skip
 
 
 def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
@@ -147,6 +149,29 @@ def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> I
             f"Return of greedy episodes on {task}: interquartile mean over seeds with its 95 % bootstrap interval."
         )
         yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
+
+
+def _bits(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
+    """Returns against the bits that weights are rounded to: a line for each arm, and one for those of one number."""
+    lines: dict[str, tuple[int, dict[int, statistics.Interval]]] = {}
+    for arm, there in runs.items():
+        bits = sorted({n for row in there for n, _ in row.get("rounded", ())})
+        points = {n: statistics.bootstrap(returns(there, n)) for n in bits}
+        known = {n: point for n, point in points.items() if np.isfinite(point.point)}
+        name = f"{arm}, rounded after training" if len(bits) > 1 else "trained for so many bits"
+        lines.setdefault(name, (_colour(found, arm), {}))[1].update(known)
+    drawn = [
+        (colour, name, charts.Curve([*points], [*points.values()]))
+        for name, (colour, of) in lines.items()
+        if (points := {n: of[n] for n in sorted(of) if n <= MOST_BITS})
+    ]
+    if drawn:
+        chart = charts.compared(drawn, f"bits-{i}", "return", "bits of a weight")
+        caption = (
+            f"Return of greedy episodes on {task} with weights of so many bits: interquartile mean over seeds with its "
+            "95 % bootstrap interval."
+        )
+        yield page.figure(chart, caption, page.legend((colour, name) for colour, name, _ in drawn))
 
 
 def _lines(runs: Iterable[Row]) -> list[charts.Line]:

@@ -12,20 +12,23 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, NamedTuple
 
-from .. import catalog, config
+import numpy as np
+
+from .. import catalog, config, policy
 from ..errors import UsageError
 from ..monitor import receipt, rows
 from ..monitor.files import replace
 from ..signals import Stop
 from ..statistics import area
+from ..training import FINAL_EPISODES
 from .folder import check, held, place, read
 from .report import report
-from .study import Row, Run, plan, runs, words
+from .study import Row, Run, Study, plan, runs, words
 
 KEPT = ("mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "agreement", "ratio", "ess")  # of its actors
 POLL = 0.05  # seconds between two looks at a process
@@ -81,7 +84,10 @@ def study(
                 print(f"{name}, run {number} of {len(todo)}: {_title(run)}", file=sys.stderr, flush=True)
             code = 0 if _finished(folder, run) else (train or child)(_words(folder, run, stop, quiet), stop, lock)
             if _finished(folder, run):
-                rows.write(folder / "rows.jsonl", _rows(name, folder, run))
+                for row in _rows(made.study, folder, run):  # each may take a while
+                    rows.write(folder / "rows.jsonl", [row])
+                    if _missing(folder, run) and (stopped := stop.asked()) is not None:
+                        break
                 report(folder)
                 continue
             stopped = 0 if code == 0 else stop.asked()  # 0: it was the first to see that the budget is spent
@@ -141,27 +147,34 @@ def _missing(folder: Path, run: Run) -> list[int]:
     return [seed for seed in run.seeds if seed not in there]
 
 
-def _rows(name: str, folder: Path, run: Run) -> list[Row]:
+def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
     """The rows of a finished run that are not there yet; seeds that trained together share its cost."""
-    there, share, made = place(folder, run), len(run.seeds), []
+    there, share = place(folder, run), len(run.seeds)
     found, evaluations = receipt.read(there / "receipt.json") or {}, rows.read(there / "rows.jsonl")
     actors = found["actors"] and {key: found["actors"].get(key) for key in KEPT}
     for seed in _missing(folder, run):
         curve = [(row["step"], row["episode_return"]) for row in evaluations if row["seed"] == seed]
         known = [point for point in curve if point[1] is not None]
-        made.append(
-            {
-                "study": name, "task": run.task, "arm": run.arm, "seed": seed,
-                "agent": run.config.agent, "env": run.config.env, "runtime": run.config.runtime,
-                "steps": found["steps"], "final_return": curve[-1][1] if curve else None,
-                "area": area(*zip(*known, strict=True)) if len(known) == len(curve) > 0 else None, "curve": curve,
-                "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
-                "actors": actors,
-                "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),
-                "versions": found["versions"], "hardware": found["hardware"],
-            }
-        )  # fmt: skip
-    return made
+        yield {
+            "study": study.name, "task": run.task, "arm": run.arm, "seed": seed,
+            "agent": run.config.agent, "env": run.config.env, "runtime": run.config.runtime,
+            "steps": found["steps"], "final_return": curve[-1][1] if curve else None,
+            "area": area(*zip(*known, strict=True)) if len(known) == len(curve) > 0 else None, "curve": curve,
+            "rounded": _rounded(study, there, run, seed),
+            "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
+            "actors": actors,
+            "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),
+            "versions": found["versions"], "hardware": found["hardware"],
+        }  # fmt: skip
+
+
+def _rounded(study: Study, there: Path, run: Run, seed: int) -> list[tuple[int, float]]:
+    """(bits, mean return) of the policy that a seed has left; one trained for its bits has those only."""
+    if not study.bits:
+        return []
+    actor, k = policy.load(there), run.seeds.index(seed)
+    bits = study.bits if run.config.qat is None else (run.config.qat,)
+    return [(n, float(np.mean(actor.rounded(n).play(FINAL_EPISODES, seed=k).returns))) for n in bits]
 
 
 def _cost(found: dict[str, Any], share: int) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Study(NamedTuple):
     arms: Mapping[str, Arguments]  # the first is the one that the others are compared with
     findings: tuple[Finding, ...]
     seeds: int = 5
+    bits: tuple[int, ...] = ()  # to which the weights of a finished run are rounded, to see what it returns then
 
 
 class Run(NamedTuple):
@@ -77,6 +78,7 @@ class Plan(NamedTuple):
             {
                 "format": FORMAT, "study": self.study.name, "seeds": self.seeds, "scale": self.scale,
                 "envs": self.envs, "arguments": self.arguments,
+                **({"bits": self.study.bits} if self.study.bits else {}),
             }
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HALF = 0.5
-NAMES = ("fp32", "bf16", "int8-static", "int8", "half", "half+bf16", "half+int8-static", "half+int8")
+NAMES = ("fp32", "bf16", "int8-static", "int8", "half", "half+bf16", "half+int8-static", "half+int8", "cut", "cut+int8")
 LADDER = ("fp32", "int8", "half+int8")  # what `auto` climbs, from the mildest to the strongest
 GAIN = 1.1  # by how much a call must be cheaper for a rung to be on the ladder: less than that is within the noise
 # Divergence (see `quality.harm`) above the first is too much, twice running; below the second there is room for more.
@@ -24,11 +24,12 @@ class Mode(NamedTuple):
 
     share: float
     format: str
+    lessons: bool = True  # fewer units are a student; or else the most salient ones as they are, to see what it learns
 
     @property
     def name(self) -> str:
         parts = [
-            *(["half"] if self.share < 1 else []),
+            *(["half" if self.lessons else "cut"] if self.share < 1 else []),
             *([] if self.share < 1 and self.format == "fp32" else [self.format]),
         ]
         return "+".join(parts)
@@ -37,9 +38,9 @@ class Mode(NamedTuple):
 def mode(name: str) -> Mode:
     """The Mode of that name."""
     width, _, form = name.rpartition("+")
-    if form == "half":
+    if form in ("half", "cut"):
         width, form = form, "fp32"
-    return Mode(HALF if width == "half" else 1.0, form)
+    return Mode(HALF if width else 1.0, form, width != "cut")
 
 
 class Rung(NamedTuple):

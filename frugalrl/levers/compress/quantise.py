@@ -60,6 +60,11 @@ def rounded(bits: int) -> Compressor:
     return _layerwise(f"rounded-{bits}", lambda layer: _of_matrix(change, layer), dequantise)
 
 
+def through(compressor: Compressor, weights: tuple) -> tuple:
+    """The weights of a network after they have gone through `compressor` and back: what acts with its packets."""
+    return compressor.decode(compressor.encode(Policy(weights, ()))).params
+
+
 def _of_matrix(change: Callable[[Array], Array], weights: Linear) -> Linear:
     """The layer in float32, with its weights changed if they are a matrix."""
     w = weights.w.astype(np.float32)

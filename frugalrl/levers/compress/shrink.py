@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...agents.descent import descend
+from ...agents.descent import by_width, descend
 from ...networks import Dense, Layers
 from ...networks import network as build_network
 from ...types import Agent, Box, Linear
@@ -22,7 +22,8 @@ from .prune import LANES, Kept, as_wide_as, kept, rounded, sliced
 
 STAGES = (0.1, 0.2, 0.3)  # of training, after which units go
 RECENT = 4096  # observations that are distilled on after a stage
-LESSONS, AT_ONCE, LEARNING_RATE = 200, 256, 1e-3  # steps of that, observations in each, and how far each goes
+LESSONS, AT_ONCE = 200, 256  # steps of that, and observations in each
+LEARNING_RATE, BASE_WIDTH = 1e-3, 64  # of the first of them, falling to 0; see `by_width`
 
 
 def share_at(share: float, step: int, steps: int) -> float:
@@ -75,7 +76,7 @@ def reminded(old: Agent, before: Any, new: Agent, after: Any, obs: np.ndarray) -
     """
     was, now = _chains(before), _chains(after)
     taught = {path: chain for path, chain in now.items() if chain[0].w.shape[:-1] == old.network.obs.shape}
-    tx = optax.scale_by_adam()
+    tx = by_width(optax.scale_by_adam(), BASE_WIDTH)
 
     def outputs(agent: Agent, state: Any, chain: tuple[Linear, ...], obs: Any) -> Any:
         layers = tuple(Dense(layer.w.shape[-1], i + 1 < len(chain)) for i, layer in enumerate(chain))
@@ -94,12 +95,14 @@ def reminded(old: Agent, before: Any, new: Agent, after: Any, obs: np.ndarray) -
             ]
             return jnp.sum(jnp.stack(errors))
 
-        def step(carry, at):
+        def step(carry, lesson):
             chains, moments = carry
-            return descend(tx, chains, moments, jax.grad(loss)(chains, at), LEARNING_RATE), None
+            at, rate = lesson
+            return descend(tx, chains, moments, jax.grad(loss)(chains, at), rate), None
 
-        order = np.random.default_rng(0).integers(len(obs), size=(LESSONS, AT_ONCE))
-        return jax.lax.scan(step, (chains, tx.init(chains)), jnp.asarray(order))[0][0]
+        order = jnp.asarray(np.random.default_rng(0).integers(len(obs), size=(LESSONS, AT_ONCE)))
+        rates = LEARNING_RATE * jnp.linspace(1.0, 0.0, LESSONS, endpoint=False)
+        return jax.lax.scan(step, (chains, tx.init(chains)), (order, rates))[0][0]
 
     found = dict(zip(taught, trained(list(taught.values()), jnp.asarray(obs)), strict=True))
     leaves, tree = jax.tree_util.tree_flatten_with_path(after, is_leaf=_is_chain)

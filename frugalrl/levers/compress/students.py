@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...agents.descent import descend
+from ...agents.descent import by_width, descend
 from ...distributions import clipped_normal, distributional_greedy, epsilon_greedy
 from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
@@ -23,7 +23,7 @@ from .prune import kept, narrowed, sliced
 
 SHARE = 4  # one in so many of a batch's observations is distilled on
 LEAST = 32  # observations of an update, if the batch has as many
-LEARNING_RATE = 3e-4
+LEARNING_RATE, BASE_WIDTH = 1e-3, 64  # see `by_width`
 # heads whose divergence has no useful gradient: the outputs themselves, values, logits of returns or actions before
 # tanh, are compared
 BY_OUTPUTS = (epsilon_greedy, distributional_greedy, clipped_normal)
@@ -48,7 +48,7 @@ class Lessons(NamedTuple):
     student: Any
 
 
-tx = optax.scale_by_adam()
+tx = by_width(optax.scale_by_adam(), BASE_WIDTH)
 
 
 def enrolled(agent: Agent, share: float, teacher: Any) -> Taught:
@@ -64,6 +64,26 @@ def enrolled(agent: Agent, share: float, teacher: Any) -> Taught:
 def teacher(state: Any) -> Any:
     """The agent's own state, of one with a student or without."""
     return state.teacher if isinstance(state, Taught) else state
+
+
+def cut(agent: Agent, share: float) -> Agent:
+    """The agent whose actors act with the most salient `share` of the units of its policy's layers, untaught.
+
+    For ablations: what a student does better than this is what distillation is worth.
+    """
+    layers, obs_space = agent.network.layers, agent.network.obs
+    assert layers is not None
+    narrow = build_network(narrowed(layers, share), obs_space)
+
+    def policy(state: Any) -> Policy:
+        whole = agent.policy(state)
+        what = kept(layers, narrow.layers or (), obs_space, whole.params)
+        return Policy(sliced(whole.params, what), whole.knobs)
+
+    def dist(policy: Policy, obs, key=None):
+        return agent.head(narrow.apply(policy.params, obs, key), policy.knobs)
+
+    return agent._replace(policy=policy, dist=dist, network=narrow)
 
 
 def taught(agent: Agent, share: float) -> Agent:

@@ -1,0 +1,79 @@
+"""What does a study find? `frugal study NAME`, with a row for each arm and for each question.
+
+    python -m benchmarks.studies quarl [--folder DIR] [--minutes M] [--out FILE] [--quick]
+
+The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
+go to results/study_NAME.jsonl, with the returns of every seed, intervals, and the verdicts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import rows
+from frugalrl.catalog import STUDIES
+from frugalrl.statistics import bootstrap
+from frugalrl.studies import report
+from frugalrl.studies.findings import costs, returns
+from frugalrl.studies.running import study
+
+NAME = "studies"
+QUICK = {"seeds": 2, "scale": 0.05, "budget": 1.0}  # minutes
+
+
+def told(found: report.Found) -> Iterator[rows.Row]:
+    """A row for the study, for each arm of a task that has runs, and for each answer."""
+    there = found.settings
+    common = {"study": found.study.name, "seeds": there["seeds"], "scale": there["scale"]}
+    yield rows.row(
+        NAME, kind="study", **common, claim=found.study.claim, runs=len(found.rows), of=found.expected,
+        envs=there["envs"],
+    )  # fmt: skip
+    for task in found.tasks:
+        for arm in found.arms:
+            runs = found.runs(task, arm)
+            if runs:
+                bits = sorted({n for row in runs for n, _ in row.get("rounded", ())})
+                seconds = rows.spread(costs(runs, "training_seconds"))
+                yield rows.row(
+                    NAME, kind="arm", **common, task=task, arm=arm, train=runs[0]["command"], steps=runs[0]["steps"],
+                    final_return=_interval(returns(runs)), rounded={n: _interval(returns(runs, n)) for n in bits},
+                    training_seconds=seconds,
+                )  # fmt: skip
+    for finding, task, answer in report.answers(found):
+        yield rows.row(
+            NAME, kind="finding", **common, question=finding.question, task=task, ours=finding.ours, base=finding.base,
+            **answer._asdict(),
+        )  # fmt: skip
+
+
+def _interval(scores: list[float]) -> dict:
+    found = bootstrap(scores)
+    return {"iqm": found.point, "low": found.low, "high": found.high, "per_seed": scores}
+
+
+def main() -> None:
+    command = rows.parser(__doc__)
+    command.add_argument("study", choices=STUDIES)
+    command.add_argument("--folder", type=Path, help="of the study; default runs/study-NAME")
+    command.add_argument("--minutes", type=float, help="time box")
+    args = command.parse_args()
+    path = rows.destination(f"study_{args.study}", args)
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.quick:
+            done = study(args.study, out=Path(temporary, "study"), quiet=False, **QUICK)
+        else:
+            done = study(args.study, out=args.folder, budget=args.minutes, quiet=False)
+        found = report.load(done.folder)
+        made = list(told(found))
+    rows.write(path, made)
+    print(f"{done.done} of {done.total} runs are finished")
+    for line in report.told(found):
+        print(f"  {line}")
+    print(rows.said(path, made))
+
+
+if __name__ == "__main__":
+    main()
