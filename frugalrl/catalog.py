@@ -174,8 +174,8 @@ STEPS = 100_000  # of a pair that is not in the table
 
 # What the agents made of DQN share, after Obando-Ceron and Castro 2021 (arXiv 2011.14826): memory, batch, intervals and
 # the last epsilon are theirs. On the classic tasks they act with that epsilon from the first step on, in networks of
-# 512x512 and, but for Rainbow, with returns of one step; with 5 steps IQN came to 356 on CartPole-v1, with 10 to 499. Only
-# that task was measured here.
+# 512x512 and, but for Rainbow, with returns of one step; with 5 steps IQN came to 356 on CartPole-v1, with 10 to 499.
+# Only that task was measured here.
 _CLASSIC = {
     "batch_size": 128, "buffer_size": 50_000, "learning_starts": 500, "train_freq": 2, "target_update_interval": 100,
     "exploration_final_eps": 0.01, "learning_rate": 5e-4, "n_step": 10,

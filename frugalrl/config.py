@@ -239,6 +239,11 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
             "--prune is for weights that are learned as they are, not for noisy=true or distribution=implicit: leave "
             "it out"
         )
+    if config.qat is not None and not _acts_as_learned(agent, recipe.hyper):
+        raise UsageError(
+            "--qat is for weights that act as they are learned, not for noisy=true, dueling=true, "
+            "distribution=quantile or distribution=implicit: leave it out"
+        )
     if agent.settled and config.actors != "auto" and modes.mode(config.actors).share < 1:
         raise UsageError(
             f"--actors {config.actors} is not for noisy=true: a student has no noise to explore with; use "
@@ -251,6 +256,12 @@ def _prunable(agent: Agent, static: Any, hyper: Any) -> bool:
     from .levers.compress.shrink import prunable
 
     return prunable(agent, hyper, static.hidden)
+
+
+def _acts_as_learned(agent: Agent, hyper: Any) -> bool:
+    from .levers.compress.aware import acts_as_learned
+
+    return acts_as_learned(agent, hyper)
 
 
 def _check_runtime(config: Config) -> None:

@@ -399,6 +399,10 @@ def test_a_memory_forgets_no_sample_that_has_no_error():
         ({"hyper": {"noisy": True}, "actors": "half"}, "not for noisy=true: a student has no noise"),
         ({"hyper": {"noisy": True}, "prune": 0.5}, "not for noisy=true or distribution=implicit"),
         ({"hyper": {"atoms": 8, "distribution": "implicit"}, "prune": 0.5}, "not for noisy=true or distribution="),
+        ({"hyper": {"noisy": True}, "qat": 4}, "--qat is for weights that act as they are learned, not for noisy=true"),
+        ({"hyper": {"dueling": True}, "qat": 4}, "--qat is for weights that act as they are learned"),
+        ({"hyper": {"atoms": 8, "distribution": "quantile"}, "qat": 4}, "--qat is for weights that act as they are"),
+        ({"hyper": {"atoms": 8, "distribution": "implicit"}, "qat": 4}, "--qat is for weights that act as they are"),
         ({"hyper": {"atoms": 0}}, "atoms=0 must be at least 1"),
         ({"hyper": {"v_min": 3.0, "v_max": 2.0}}, "v_min=3 must be less than v_max=2"),
     ],
@@ -413,6 +417,9 @@ def test_what_goes_with_students_and_pruning_is_taken():
     assert configure("dqn", "CartPole-v1", hyper=everything, actors="half+int8").runtime == "actors"
     assert configure("dqn", "CartPole-v1", hyper=everything, prune=0.5).prune == 0.5
     assert configure("rainbow", "CartPole-v1", actors="int8").actors == "int8"
+    plain = {"double": True, "atoms": 51, "prioritized": True, "n_step": 3}
+    assert configure("dqn", "CartPole-v1", hyper=plain, qat=4).qat == 4
+    assert configure("mdqn", "CartPole-v1", qat=4).qat == 4
 
 
 def test_atoms_need_company():
