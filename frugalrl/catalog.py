@@ -192,11 +192,12 @@ _FAMILY_TASKS: dict[str, tuple[int, dict[str, Any]]] = {
     "MountainCar-v0": (120_000, _CLASSIC),
     "LunarLander-v3": (300_000, _CLASSIC | {"target_update_interval": 300, "hidden": (256, 256), "n_step": 3}),
     "MinAtar": (_MINATAR_STEPS, _PLANES),
+    "ALE": (_ATARI_STEPS, {name: value for name, value in _DQN_ATARI.items() if name != "loss"}),
 }
 # between what returns lie, for categorical atoms; theirs reach twice as far where two numbers differ
 _RANGES = {
     "CartPole-v1": (0.0, 100.0), "Acrobot-v1": (-100.0, 0.0), "MountainCar-v0": (-100.0, 0.0),
-    "LunarLander-v3": (-300.0, 300.0), "MinAtar": (0.0, 100.0),
+    "LunarLander-v3": (-300.0, 300.0), "MinAtar": (0.0, 100.0), "ALE": (-10.0, 10.0),
 }  # fmt: skip
 
 
@@ -244,7 +245,7 @@ FAMILIES = (
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
-STUDIES = ("accerl", "actorq", "quarl")  # modules of `studies`
+STUDIES = ("accerl", "actorq", "optimizers", "quarl", "rainbow")  # modules of `studies`
 
 # promised by the design, not there yet
 LATER = ("fp16", "auto", "ray", "wandb", "trackio")

@@ -298,6 +298,44 @@ def plain(layers: Layers, obs: Box) -> Form:
     return Form(network(layers, obs).init, lambda params, key: params)
 
 
+def absorbed(weights: tuple[Linear, ...], mean, scale) -> tuple[Linear, ...]:
+    """The weights that take x [n], and give what `weights` give of (x - mean) * scale; `mean` and `scale` are [n]."""
+    first = weights[0]
+    return (Linear(first.w * scale[:, None], first.b - (mean * scale) @ first.w), *weights[1:])
+
+
+def released(weights: tuple[Linear, ...], mean, scale) -> tuple[Linear, ...]:
+    """What `absorbed` made `weights` of."""
+    return absorbed(weights, -mean * scale, 1 / scale)
+
+
+class Inputs(NamedTuple):
+    """What takes observations to what a network learns from: (x - mean) * scale, float32 [n] each."""
+
+    mean: Any
+    scale: Any
+
+
+def to_unit(obs: Box) -> Inputs:
+    """From the bounds of a vector to -1 and 1; what has none stays what it is. Raises ValueError for pictures."""
+    import numpy as np
+
+    if len(obs.shape) != 1:
+        raise ValueError(f"rescale_obs=true is for observations that are vectors, not of shape {obs.shape}")
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), obs.shape) for bound in (obs.low, obs.high))
+    bounded = (low > -UNBOUNDED) & (high < UNBOUNDED) & (low < high)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return Inputs(np.float32((low + high) / 2), np.float32(2 / (high - low)))
+
+
+UNBOUNDED = 1e30  # some environments say so by the largest float
+
+
+def rescaled(form: Form, inputs: Inputs) -> Form:
+    """`form` for a network that is to take observations as they are, and learns as from `inputs`."""
+    return Form(form.init, lambda params, key: absorbed(form.weights(params, key), *inputs))
+
+
 class NoisyLinear(NamedTuple):
     """The weights of a dense layer, and how far noise moves each."""
 
@@ -388,7 +426,7 @@ def embedding(form: Form, features: int) -> Form:
         key_own, key_embedding = jax.random.split(key)
         return (*layer.init(key_embedding), *form.init(key_own))
 
-    return Form(init, form.weights)
+    return Form(init, lambda params, key: (params[0], *form.weights(params[1:], key)))
 
 
 def embedded(weights: tuple[Linear, ...], fractions) -> tuple[Linear, ...]:
@@ -430,6 +468,13 @@ def minatar_cnn(out: int) -> Layers:
     return (Scale(1.0), Conv(16, 3), Flatten(), Dense(128), Dense(out, relu=False, gain=1.0))
 
 
+def planes_cnn(out: int) -> Layers:
+    """16 3x3 filters over all of the 10x10 planes, and nothing below the outputs but these 1600 features (Obando-Ceron
+    and Castro 2021, arXiv 2011.14826, its code).
+    """
+    return (Scale(1.0), Conv(16, 3, padding="SAME"), Flatten(), Dense(out, relu=False, gain=1.0))
+
+
 def nature_cnn(out: int) -> Layers:
     """The convolutional network of Mnih et al. 2015 on uint8 frames [84, 84, stack]."""
     return (
@@ -462,10 +507,11 @@ def impala_resnet(out: int, width: int = 1) -> Layers:
 
 
 def torso(name: str, hidden: tuple[int, ...], obs: Box) -> Layers:
-    """The layers below the last, by name: "mlp" of `hidden`, "minatar", "small", "nature", "impala", or "auto" by the
-    shape of observations. Raises ValueError for a name that does not exist or does not fit.
+    """The layers below the last, by name: "mlp" of `hidden`, "minatar", "planes", "small", "nature", "impala", or, by
+    the shape of observations, "auto". Raises ValueError for a name that does not exist or does not fit.
     """
-    pixels = {"minatar": minatar_cnn, "small": small_cnn, "nature": nature_cnn, "impala": impala_resnet}
+    pixels = {"minatar": minatar_cnn, "planes": planes_cnn, "small": small_cnn, "nature": nature_cnn}
+    pixels["impala"] = impala_resnet
     if name == "auto":
         size = min(obs.shape[:2])
         name = "mlp" if len(obs.shape) == 1 else "minatar" if size < 16 else "small" if size < 64 else "nature"

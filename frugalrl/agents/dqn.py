@@ -19,7 +19,21 @@ import optax
 from ..distributions import EpsilonGreedy
 from ..losses import huber, munchausen_bonus, n_step, soft, squared
 from ..memory import in_turns, replay
-from ..networks import Dense, Form, dueling, embedding, noisy, out_features, plain, torso
+from ..networks import (
+    Dense,
+    Form,
+    Inputs,
+    absorbed,
+    dueling,
+    embedding,
+    noisy,
+    out_features,
+    plain,
+    released,
+    rescaled,
+    to_unit,
+    torso,
+)
 from ..networks import network as build_network
 from ..types import (
     Agent,
@@ -42,7 +56,8 @@ class Static(NamedTuple):
     """Numbers and names that shape the program."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
-    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"
+    network: str = "auto"  # or "mlp", "minatar", "planes", "small", "nature", "impala"
+    rescale_obs: bool = False  # vectors, from their bounds to -1 and 1
     batch_size: int = 128
     buffer_size: int = 100_000  # environment steps kept
     learning_starts: int = 1_000  # environment steps before the first update
@@ -106,6 +121,7 @@ def dqn(
     noisy: bool = False,
     loss: Callable = huber,
     optimizer: optax.GradientTransformation | None = None,
+    inputs: Inputs | None = None,
 ) -> Agent:
     """DQN whose actors run `network`, and whose learner learns `form`, by default the network's own weights.
 
@@ -115,8 +131,8 @@ def dqn(
     reward (Vieillard et al. 2020, arXiv 2007.14430, equation 5; of several steps, that of the first). `prioritized`
     undoes with weights that samples were drawn by priority, and gives back priorities. `noisy` says that `form` has
     noise: each use of a network draws its own, and the policy that acts has one draw, new with each rollout that comes
-    in. `optimizer` is an optax direction, without its learning rate (default Adam, Kingma and Ba 2015). The number of
-    steps in a return is the window of the batch.
+    in. `optimizer` is an optax direction, without its learning rate (default Adam, Kingma and Ba 2015). `inputs` says
+    that `form` is one for these. The number of steps in a return is the window of the batch.
     """
     form = Form(network.init, lambda params, key: params) if form is None else form
     returns = expected(loss) if returns is None else returns
@@ -192,6 +208,11 @@ def dqn(
         return State(params, target, opt, h, version, state.noise)
 
     agent = Agent(init, policy, returns.head, dist, grad, apply, network, ratio_from=1)
+    if inputs is not None:
+        agent = agent._replace(
+            fold=lambda state, weights: absorbed(weights, *inputs),
+            unfold=lambda state, weights: released(weights, *inputs),
+        )
     return agent._replace(observe=redrawn, settled=settled) if noisy else agent
 
 
@@ -254,6 +275,9 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     is_implicit = static.atoms > 1 and static.distribution == "implicit"
     numbers = 1 if is_implicit else returns.numbers
     form = plain(layers((actions.n + static.dueling) * numbers), obs)
+    inputs = to_unit(obs) if static.rescale_obs else None
+    if inputs is not None:
+        form = rescaled(form, inputs)
     if is_implicit:
         form = embedding(form, out_features(below, obs.shape))
     if static.noisy:
@@ -263,7 +287,7 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     return dqn(
         build_network(layers(actions.n * returns.outputs), obs), form=form, returns=returns, double=static.double,
         munchausen=static.munchausen, prioritized=static.prioritized, noisy=static.noisy,
-        optimizer=OPTIMIZERS[static.optimizer](**eps),
+        optimizer=OPTIMIZERS[static.optimizer](**eps), inputs=inputs,
     )  # fmt: skip
 
 
