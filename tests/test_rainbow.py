@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from small import HYPER, OBS, bits, compiled, random_batch, random_state, small_run, start
 
 import frugalrl
-from frugalrl import catalog, rng
+from frugalrl import catalog, cli, rng
 from frugalrl.agents import dqn
 from frugalrl.agents.dqn import Hyper, Static, assemble
 from frugalrl.agents.returns import categorical, implicit, midpoints, quantile
@@ -30,6 +30,7 @@ FAMILY = ("dqn", "rainbow", "qrdqn", "iqn", "mdqn", "miqn")
 RANGE = {"v_min": -4.0, "v_max": 5.0}
 
 
+@cache
 def made(actions: int = 2, **static: Any) -> Agent:
     return compiled(assemble(Static(hidden=(16,), **static), OBS, Discrete(actions)))
 
@@ -363,6 +364,45 @@ def test_every_agent_is_dqn_with_other_defaults(name):
     assert off(recipe.static) == Static()
     for part in ("assemble", "cadence", "memory", "greedy", "values"):
         assert getattr(recipe, part) is getattr(dqn.recipe, part)
+
+
+OF_A_SWITCH = {  # hyper-parameters -> the switches without which they are nothing
+    "v_min": {"atoms": 5}, "v_max": {"atoms": 5}, "prioritized_replay_alpha": {"prioritized": True},
+    "prioritized_replay_beta": {"prioritized": True}, "prioritized_replay_eps": {"prioritized": True},
+    "munchausen_alpha": {"munchausen": True}, "munchausen_tau": {"munchausen": True},
+    "munchausen_clip": {"munchausen": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_A_SWITCH)
+def test_the_numbers_of_a_switch_count_with_it_and_not_without(name):
+    batch = random_batch(size=16)._replace(chance=jnp.linspace(0.1, 1.0, 16))
+    for switches, counts in ((OF_A_SWITCH[name], True), ({}, False)):
+        agent = made(**switches)
+        state = random_state(agent)
+        hyper = state.hyper._replace(**RANGE, munchausen_clip=jnp.float32(0.3), munchausen_tau=jnp.float32(0.3))
+        other = hyper._replace(**{name: 1.5 * getattr(hyper, name) + 0.1})
+        one, two = (agent.grad(state._replace(hyper=h), batch, KEY) for h in (hyper, other))
+        assert (bits(one) != bits(two)) == counts
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_continuous_actions_are_refused_with_agents_that_take_them(name):
+    with pytest.raises(UsageError, match=f"continuous actions, and {name} takes discrete ones; use ppo.* sac"):
+        configure(name, "Pendulum-v1")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["compiled", "actors"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_command_line_trains_evaluates_and_exports_each(name, runtime, tmp_path, capsys):
+    small = ("--hyper", "hidden=16", "batch_size=32", "learning_starts=500", "--steps", "3000", "--quiet")
+    more = ("--actors", "int8") if runtime == "actors" else ("--seeds", "2")
+    out, file = str(tmp_path / "run"), str(tmp_path / "policy.tflite")
+    assert cli.main(["train", name, "CartPole-v1", "--runtime", runtime, *more, *small, "--out", out]) == 0
+    assert cli.main(["eval", out, "--episodes", "3"]) == 0
+    assert "mean greedy return" in capsys.readouterr().out
+    assert cli.main(["export", out, "--format", "litert", "--mode", "int8", "--episodes", "3", "--out", file]) == 0
 
 
 @pytest.mark.parametrize("name", FAMILY)
