@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test test-long check bench docs install lock
+.PHONY: demo test test-long check bench gpu docs install lock
 
 demo: .venv/has-demo
 	$(BIN)/frugal train dqn LunarLander-v3 --actors int8 --out runs/demo --force
@@ -21,10 +21,17 @@ check: .venv/has-dev
 bench: .venv/has-install
 	$(BIN)/frugal bench
 
+# a learner on an NVIDIA GPU and actors on the processor; the study stops after an hour, and goes on when asked again
+gpu: .venv/has-gpu
+	$(BIN)/pytest -m gpu
+	$(BIN)/python -m benchmarks.studies accerl --env 'HalfCheetah-v5 1024x3' 'HalfCheetah-v5 2048x3' --minutes 60 \
+	  --folder runs/study-accerl-gpu --out benchmarks/results/study_accerl_gpu.jsonl
+
 # An extra of pyproject.toml for each stamp; pip is asked again only when one of the two files has changed.
 EXTRAS_demo := box2d
 EXTRAS_install := box2d,mujoco,minatar,atari,dmc,engines
 EXTRAS_dev := dev
+EXTRAS_gpu := dev,cuda
 .venv/has-%: pyproject.toml requirements.lock
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$(EXTRAS_$*)]'

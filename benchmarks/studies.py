@@ -1,13 +1,15 @@
 """What does a study find? `frugal study NAME`, with a row for each arm and for each question.
 
-    python -m benchmarks.studies quarl [--folder DIR] [--minutes M] [--out FILE] [--quick]
+    python -m benchmarks.studies quarl [--env ENV ...] [--folder DIR] [--minutes M] [--out FILE] [--quick]
 
 The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
-go to results/study_NAME.jsonl, with the returns of every seed, intervals, and the verdicts.
+go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. `policy_calls` is
+their share of the work of actors and learner.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,11 @@ from benchmarks import rows
 from frugalrl.catalog import STUDIES
 from frugalrl.statistics import bootstrap
 from frugalrl.studies import report
-from frugalrl.studies.findings import costs, returns
+from frugalrl.studies.findings import calls, costs, returns
 from frugalrl.studies.running import study
 
 NAME = "studies"
+COSTS = ("training_seconds", "cpu_seconds", "actor_microseconds_per_step", "energy_joules")  # of a seed
 QUICK = {"seeds": 2, "scale": 0.05, "budget": 1.0}  # minutes
 
 
@@ -36,17 +39,22 @@ def told(found: report.Found) -> Iterator[rows.Row]:
             runs = found.runs(task, arm)
             if runs:
                 bits = sorted({n for row in runs for n, _ in row.get("rounded", ())})
-                seconds = rows.spread(costs(runs, "training_seconds"))
                 yield rows.row(
                     NAME, kind="arm", **common, task=task, arm=arm, train=runs[0]["command"], steps=runs[0]["steps"],
                     final_return=_interval(returns(runs)), rounded={n: _interval(returns(runs, n)) for n in bits},
-                    training_seconds=seconds,
+                    **{name: _spread(costs(runs, name)) for name in COSTS}, policy_calls=calls([runs]),
+                    energy_method=runs[0]["energy_method"], accelerator=runs[0]["hardware"]["accelerator"],
                 )  # fmt: skip
     for finding, task, answer in report.answers(found):
         yield rows.row(
             NAME, kind="finding", **common, question=finding.question, task=task, ours=finding.ours, base=finding.base,
             **answer._asdict(),
         )  # fmt: skip
+
+
+def _spread(numbers: list[float]) -> dict[str, float] | None:
+    known = [n for n in numbers if not math.isnan(n)]
+    return rows.spread(known) if known else None
 
 
 def _interval(scores: list[float]) -> dict:
@@ -57,15 +65,16 @@ def _interval(scores: list[float]) -> dict:
 def main() -> None:
     command = rows.parser(__doc__)
     command.add_argument("study", choices=STUDIES)
+    command.add_argument("--env", nargs="+", default=[], help="only these tasks, or other environments instead")
     command.add_argument("--folder", type=Path, help="of the study; default runs/study-NAME")
     command.add_argument("--minutes", type=float, help="time box")
     args = command.parse_args()
     path = rows.destination(f"study_{args.study}", args)
     with tempfile.TemporaryDirectory() as temporary:
         if args.quick:
-            done = study(args.study, out=Path(temporary, "study"), quiet=False, **QUICK)
+            done = study(args.study, envs=tuple(args.env), out=Path(temporary, "study"), quiet=False, **QUICK)
         else:
-            done = study(args.study, out=args.folder, budget=args.minutes, quiet=False)
+            done = study(args.study, envs=tuple(args.env), out=args.folder, budget=args.minutes, quiet=False)
         found = report.load(done.folder)
         made = list(told(found))
     rows.write(path, made)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded; or it fights the actors for the cores
 
-from . import __version__, catalog
+from . import __version__, catalog, config
 from .envs.make import EnvOptions, options_for
 from .errors import BadFile, RunFailed, Stopped, UsageError
 from .signals import EndAtOnce
@@ -70,6 +70,10 @@ def parser() -> Parser:
         "--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8, half, half+int8, auto"
     )
     p.add_argument("--prune", type=float, metavar="SHARE", help="of its units that the learner ends with (default all)")
+    p.add_argument(
+        "--prune-at", type=float, nargs="+", default=config.PRUNE_AT, metavar="F",
+        help="shares of the training after which units go, as large a part of them each time (default 0.1)",
+    )  # fmt: skip
     p.add_argument(
         "--qat", type=int, metavar="BITS",
         help="quantisation-aware training: weights that act have so many bits, 2 to 16 (default: full ones)",
@@ -142,8 +146,8 @@ def train(a: argparse.Namespace) -> None:
     out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
-        actors=a.actors, prune=a.prune, qat=a.qat, pull_period=a.pull_period, correct=a.correct, precision=a.precision,
-        out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
+        actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period, correct=a.correct,
+        precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
     )  # fmt: skip
     _finished(result, a.quiet)
 

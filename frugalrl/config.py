@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
+PRUNE_AT = (0.1,)  # of training, after which units go
 BITS = (2, 16)  # that a network can be trained for, least and most
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
@@ -58,6 +59,7 @@ class Config(NamedTuple):
     log: str = "none"
     env_options: dict[str, Any] | None = None  # those that are not the environment's defaults
     prune: float | None = None  # the share of its networks' units that the learner ends with
+    prune_at: tuple[float, ...] = PRUNE_AT  # parts of the training, after each of which as large a part of them goes
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
     qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
 
@@ -78,6 +80,7 @@ def configure(
     precision: str = "fp32",
     log: str = "none",
     prune: float | None = None,
+    prune_at: Sequence[float] = PRUNE_AT,
     qat: int | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
@@ -97,7 +100,7 @@ def configure(
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
-        pull_period, qat,
+        tuple(prune_at), pull_period, qat,
     )  # fmt: skip
     check(config)
     return config
@@ -160,9 +163,14 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
             "use --actors int8, or impala"
         )
     if config.prune is None:
+        if config.prune_at != PRUNE_AT:
+            raise UsageError("--prune-at needs --prune, the share of units to end with")
         return
     if not isinstance(config.prune, float | int) or not 0 < config.prune < 1:
         raise UsageError(f"--prune must be between 0 and 1, the share of units to end with, got {config.prune}")
+    if not config.prune_at or not all(isinstance(at, float | int) and 0 <= at < 1 for at in config.prune_at):
+        given = " ".join(map(str, config.prune_at))
+        raise UsageError(f"--prune-at must be shares of the training, from 0 to below 1, got {given}")
     if learners:
         raise UsageError(f"--prune is not for {config.agent}, whose gradients come from other processes; use impala")
     if config.runtime == "compiled":
@@ -346,6 +354,7 @@ def read(folder: Path) -> Config:
         hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
         options = catalog.parse_env_options(config.env_options or {}) or None
         config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper), env_options=options)
+        config = config._replace(prune_at=tuple(config.prune_at))
         check(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"

@@ -276,7 +276,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
     def left(step: int) -> float:
         """The share of units that is left at a step."""
-        return 1.0 if config.prune is None else shrink.share_at(config.prune, step, config.first_steps)
+        return 1.0 if config.prune is None else shrink.share_at(config.prune, config.prune_at, step, config.first_steps)
 
     def learner(agent: Agent, mode: Mode) -> actors.Learner:
         full = agent.network, lambda state: agent.policy(own(state))

@@ -76,8 +76,11 @@ def test_what_is_left_is_distilled_from_what_was_there():
     assert after.params.log_std is few.params.log_std
 
 
+STAGES = (0.1, 0.2, 0.3)
+
+
 def test_units_go_in_stages():
-    shares = [shrink.share_at(0.5, step, 1000) for step in (0, 99, 100, 200, 300, 999)]
+    shares = [shrink.share_at(0.5, STAGES, step, 1000) for step in (0, 99, 100, 200, 300, 999)]
     np.testing.assert_allclose(shares, [1, 1, 0.5 ** (1 / 3), 0.5 ** (2 / 3), 0.5, 0.5])
     assert shrink.widths((1024, 100), 0.5) == (512, 48)
     assert shrink.widths((100, 8), 1.0) == (100, 8)
@@ -99,7 +102,10 @@ def test_seeds_of_other_widths_get_units_that_do_nothing():
     assert shrink.of_one_shape(layers, [thin])[0] == mlp((32, 48), 2)
 
 
-WORDS = {"steps": 1600, "runtime": "actors", "prune": 0.5, "hyper": {"hidden": "64,64", "num_envs": 2, "n_steps": 8}}
+WORDS = {
+    "steps": 1600, "runtime": "actors", "prune": 0.5, "prune_at": STAGES,
+    "hyper": {"hidden": "64,64", "num_envs": 2, "n_steps": 8},
+}  # fmt: skip
 
 
 def widths(out) -> list[tuple[int, ...]]:
@@ -145,6 +151,8 @@ def test_a_student_of_a_pruned_learner_is_half_of_what_is_left(tmp_path):
     ("words", "said"),
     [
         (["ppo", "CartPole-v1", "--prune", "1.5"], "--prune must be between 0 and 1"),
+        (["ppo", "CartPole-v1", "--prune", "0.5", "--prune-at", "0.1", "1"], "--prune-at must be shares"),
+        (["ppo", "CartPole-v1", "--prune-at", "0.2"], "--prune-at needs --prune"),
         (["ppo", "CartPole-v1", "--prune", "0.5", "--runtime", "compiled"], "--prune needs actor processes"),
         (["a3c", "CartPole-v1", "--prune", "0.5"], "--prune is not for a3c"),
         (["pqn", "CartPole-v1", "--prune", "0.5"], "--prune is for networks of dense layers"),

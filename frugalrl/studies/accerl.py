@@ -7,12 +7,12 @@ it there.
 
 from __future__ import annotations
 
-from .findings import amdahl, both, equal_return, methods, times
+from .findings import amdahl, better, both, equal_return, methods, saves, times
 from .study import Finding, Study
 
 # settings of ours; each step is learned from once
 _CHEETAH = {
-    "env": "HalfCheetah-v5", "steps": 200_000,
+    "env": "HalfCheetah-v5", "steps": 100_000,
     "hyper": {
         "num_envs": 4, "n_steps": 16, "optimizer": "adam", "learning_rate": 1e-3, "base_width": 64, "gae_lambda": 0.95,
         "ent_coef": 0.0, "log_std_init": -0.5, "bounds_coef": 0.003, "sum_loss": False, "max_grad_norm": 0.5,
@@ -25,7 +25,9 @@ def _wide(width: int) -> dict:
     return _CHEETAH | {"hyper": {**_CHEETAH["hyper"], "hidden": (width,) * 3}}
 
 
-_ALL = {"actors": "half+int8", "prune": 0.5}
+_PRUNED = {"prune": 0.25}  # at a tenth of the training
+_ALL = {"actors": "half+int8", **_PRUNED}
+_COMPRESSED = ("int8", "half", "half+int8", "pruned", "pruned+int8", "all")
 _LESS = 1 - 0.403  # of the whole training time: the paper's best
 _ACTING = 1 / 2.0  # of the actors' time: the least that it claims
 
@@ -37,15 +39,18 @@ STUDY = Study(
     base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
     tasks={
         "HalfCheetah-v5 1024x3": _wide(1024) | {
-            "arms": ("fp32", "int8", "cut", "half", "half+int8", "pruned", "all", "all none", "all tis")
+            "arms": (
+                "fp32", "int8", "cut", "half", "half+int8", "pruned", "pruned+int8", "small", "all", "all none",
+                "all tis", "fp32 batched",
+            )
         },
-        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "int8", "half+int8", "all")},
+        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "int8", "pruned+int8", "all")},
         "LunarLander-v3": {
             "env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)},
-            "arms": ("fp32", "all", "half+int8", "int8", "auto", "half", "pruned"),
+            "arms": ("fp32", "auto", "int8", "half+int8", "pruned", "all"),
         },
         # a learner of convolutions is not pruned
-        "MinAtar/Breakout-v1": {"env": "MinAtar/Breakout-v1", "arms": ("fp32", "half+int8", "int8", "auto", "half")},
+        "MinAtar/Breakout-v1": {"env": "MinAtar/Breakout-v1", "arms": ("fp32", "auto", "int8", "half+int8")},
     },
     arms={
         "fp32": {"actors": "fp32"},
@@ -55,7 +60,12 @@ STUDY = Study(
         "auto": {"actors": "auto"},
         "cut": {"actors": "cut"},
         "half": {"actors": "half"},
-        "pruned": {"actors": "fp32", "prune": 0.5},
+        "pruned": {"actors": "fp32", **_PRUNED},
+        "pruned+int8": {"actors": "int8", **_PRUNED},
+        # what pruning leaves of 1024x3, from the start
+        "small": {"actors": "fp32", "hyper": {"hidden": (256, 256, 256)}},
+        # as many steps a batch, and calls of the policy for four times as many environments: fp32's own best
+        "fp32 batched": {"actors": "fp32", "hyper": {"num_envs": 16, "n_steps": 4}},
         "all none": {**_ALL, "correct": "none"},
         "all tis": {**_ALL, "correct": "tis"},
     },
@@ -65,7 +75,7 @@ STUDY = Study(
                 "Is training at least 40.3 % shorter, at equal return?", arm, "fp32",
                 both(times("training_seconds", _LESS, amdahl), equal_return()),
             )
-            for arm in ("int8", "half", "half+int8", "all")
+            for arm in _COMPRESSED
         ),
         *(
             Finding("Do actors take at most half the time?", arm, "fp32", times("actor_microseconds_per_step", _ACTING))
@@ -74,13 +84,24 @@ STUDY = Study(
         Finding("Does auto cost at most 3 % of time, at equal return?", "auto", "fp32", both(
             times("training_seconds", 1.03), equal_return()
         )),
-        Finding(
-            "Is 40.3 % of the energy saved, at equal return?", "all", "fp32",
-            both(times("energy_joules", _LESS, methods), equal_return()),
+        *(
+            Finding(
+                "Is 40.3 % of the energy saved, at equal return?", arm, "fp32",
+                both(times("energy_joules", _LESS, methods), equal_return()),
+            )
+            for arm in ("pruned+int8", "all")
         ),
         *(
             Finding(f"Is nothing lost with {name} in place of vtrace?", f"all {name}", "fp32", equal_return())
             for name in ("none", "tis")
         ),
+        *(
+            Finding(
+                "Is 80 % saved of what free policies would save of fp32's best configuration?", arm, "fp32 batched",
+                both(saves(0.8), equal_return()),
+            )
+            for arm in _COMPRESSED
+        ),
+        Finding("Is a pruned learner better than one as small from the start?", "pruned", "small", better()),
     ),
 )  # fmt: skip

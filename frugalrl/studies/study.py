@@ -148,10 +148,13 @@ def scaled(arguments: dict[str, Any], scale: float) -> tuple[dict[str, Any], Con
 
 
 def runs(made: Plan) -> Iterator[Run]:
-    """The runs in their order: seed by seed, and which arm comes first alternates, as machines change over a day."""
-    for task, arms in made.arguments.items():
-        configs = made.configs[task]
-        for seed in range(made.seeds):
+    """The runs in their order: seed by seed, so that a study that is stopped early has something of every task.
+
+    Which arm comes first alternates, as machines change over a day.
+    """
+    for seed in range(made.seeds):
+        for task, arms in made.arguments.items():
+            configs = made.configs[task]
             for arm in arms if seed % 2 == 0 else reversed(arms):
                 if configs[arm].runtime != "compiled":
                     yield Run(task, arm, range(seed, seed + 1), arms[arm], configs[arm])
@@ -169,7 +172,7 @@ def words(arguments: Arguments) -> list[str]:
         if isinstance(value, Mapping):
             said += [option, *(f"{key}={_said(each)}" for key, each in _flat(value))] if value else []
         else:
-            said += [option, _said(value)]
+            said += [option, *map(_said, value if isinstance(value, list | tuple) else [value])]
     return said
 
 

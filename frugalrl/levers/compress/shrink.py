@@ -1,12 +1,13 @@
 """A learner that is pruned while it trains: networks, targets and the optimiser's moments become smaller together.
 
-Units go in a few stages early in training (`prune.py` says which), as time is saved only afterwards. What is left is
-distilled from what was there, on recent observations: policy outputs and values alike, each by its squared error over
-the variance of what it should be.
+Units go early in training (`prune.py` says which), as time is saved only afterwards. What is left is distilled from
+what was there, on recent observations: policy outputs and values alike, each by its squared error over the variance of
+what it should be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,19 +21,18 @@ from ...networks import network as build_network
 from ...types import Agent, Box, Linear
 from .prune import LANES, Kept, as_wide_as, kept, rounded, sliced
 
-STAGES = (0.1, 0.2, 0.3)  # of training, after which units go
 RECENT = 4096  # observations that are distilled on after a stage
 LESSONS, AT_ONCE = 200, 256  # steps of that, and observations in each
 LEARNING_RATE, BASE_WIDTH = 1e-3, 64  # of the first of them, falling to 0; see `by_width`
 
 
-def share_at(share: float, step: int, steps: int) -> float:
+def share_at(share: float, stages: Sequence[float], step: int, steps: int) -> float:
     """The share of each layer's units that is left at environment step `step` of `steps`, on the way to `share`.
 
-    Each stage removes the same part of what is there.
+    Each of `stages`, parts of the training, removes the same part of what is there.
     """
-    passed = sum(step >= int(at * steps) for at in STAGES)
-    return share ** (passed / len(STAGES))
+    passed = sum(step >= int(at * steps) for at in stages)
+    return share ** (passed / len(stages))
 
 
 def widths(hidden: tuple[int, ...], share: float) -> tuple[int, ...]:
