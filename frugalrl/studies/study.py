@@ -36,19 +36,25 @@ class Finding(NamedTuple):
     ours: str  # arms
     base: str
     test: Callable[[Runs, Runs], Answer]  # (runs of ours, of base)
-    together: bool = False  # asked once of all tasks; else of each by itself
+    together: bool = False  # asked once of all its tasks; else of each by itself
+    tasks: tuple[str, ...] = ()  # that it is asked of; none for all that have both arms
 
 
 class Study(NamedTuple):
-    """A claim as an experiment. A run's arguments are those of `base`, of its task and of its arm, the latter first."""
+    """A claim as an experiment.
+
+    A run's arguments are those of `base`, of its task, of its arm, and of that arm on that task, the latter first.
+    """
 
     name: str
     claim: str  # one sentence, with its source
     base: Arguments
-    tasks: Mapping[str, Arguments]  # each with its `env`, and `arms`, their names, if not all arms are for it
+    # each with its `env`, and `arms`: their names, if not all are for it, or for each what is its own on this task
+    tasks: Mapping[str, Arguments]
     arms: Mapping[str, Arguments]  # the first is the one that the others are compared with
     findings: tuple[Finding, ...]
     seeds: int = 5
+    figures: Mapping[str, tuple[str, ...]] = {}  # of curves: name -> arms; none for one of all arms
     bits: tuple[int, ...] = ()  # to which the weights of a finished run are rounded, to see what it returns then
 
 
@@ -97,9 +103,10 @@ def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Seque
     arguments, configs = {}, {}
     for task, about in chosen(study.tasks, envs).items():
         made, about = {}, dict(about)
-        for arm in about.pop("arms", study.arms):
+        own = about.pop("arms", tuple(study.arms))
+        for arm, there in (own if isinstance(own, Mapping) else {arm: {} for arm in own}).items():
             try:
-                made[arm] = scaled(merged(study.base, about, study.arms[arm]), scale)
+                made[arm] = scaled(merged(study.base, about, study.arms[arm], there), scale)
             except UsageError as error:
                 raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
         arguments[task] = {arm: found for arm, (found, _) in made.items()}
