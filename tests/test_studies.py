@@ -349,7 +349,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path, 
 def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, capsys):
     go(tmp_path, seeds=2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for options in ({"seeds": 3}, {"seeds": 2, "scale": 0.5}, {"seeds": 2, "envs": ("CartPole-v1",)}):
+    for options in ({"seeds": 3}, {"seeds": 2, "scale": 0.5}):
         with pytest.raises(UsageError, match="--seeds 2 --out"):
             go(tmp_path, **options)
     assert cli.main(["study", "small", "--seeds", "3", "--out", str(tmp_path)]) == 2
@@ -357,6 +357,40 @@ def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, cap
     assert "holds a study of other seeds (2 there, 3 asked for)" in said
     assert said.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def told(folder: Path) -> str:
+    """The command that goes on with the study in a folder."""
+    return folders.command(folders.settings(folder) or {}, folder)
+
+
+def test_a_study_may_be_run_part_by_part(tmp_path, capsys):
+    first = Trainer()
+    assert go(tmp_path, first, envs=("Acrobot",), arms=("slow",)).done == 3
+    assert len(first.calls) == 3
+    assert told(tmp_path).endswith(f"--env Acrobot --arms slow --out {tmp_path}")
+    go(tmp_path, envs=("Acrobot", "CartPole"), arms=("quick", "slow"))
+    assert told(tmp_path).endswith(f"--env Acrobot CartPole --arms slow quick --out {tmp_path}")
+    nothing = Trainer()
+    done = go(tmp_path, nothing)
+    assert (done.done, nothing.calls) == (8, [])
+    whole = report.load(tmp_path)
+    assert (whole.expected, len(whole.rows)) == (12, 12)
+    assert told(tmp_path) == f"frugal study small --seeds 3 --out {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--arms", "quik"], "--arms 'quik' does not exist: did you mean quick?"),
+        (["--env", "HalfCheetah-v5 2048x3", "--arms", "auto"], "none of the --arms auto is for HalfCheetah-v5 2048x3"),
+    ],
+)
+def test_arms_that_are_not_there_are_refused(words, said, tmp_path, capsys):
+    name = "small" if "quik" in words else "accerl"
+    assert cli.main(["study", name, *words, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_whose_arms_have_changed_since_is_refused(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import training
+from ..catalog import nearest
 from ..config import Config
 from ..errors import UsageError
 from ..monitor.files import plain
@@ -75,6 +76,7 @@ class Plan(NamedTuple):
     seeds: int
     scale: float  # of the steps
     envs: tuple[str, ...]  # as they were asked for; none for the study's own
+    arms: tuple[str, ...]  # the same
     arguments: dict[str, dict[str, dict[str, Any]]]  # task -> arm -> of `frugalrl.train`
     configs: dict[str, dict[str, Config]]  # that they make
 
@@ -83,35 +85,46 @@ class Plan(NamedTuple):
         return plain(
             {
                 "format": FORMAT, "study": self.study.name, "seeds": self.seeds, "scale": self.scale,
-                "envs": self.envs, "arguments": self.arguments,
+                "envs": self.envs, "arms": self.arms, "arguments": self.arguments,
                 **({"bits": self.study.bits} if self.study.bits else {}),
             }
         )  # fmt: skip
 
 
-def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Sequence[str] = ()) -> Plan:
+def plan(
+    study: Study, seeds: int | None = None, scale: float = 1.0, envs: Sequence[str] = (), arms: Sequence[str] = ()
+) -> Plan:
     """Fill in the settings of a study and check every run of it. Raises UsageError; writes nothing.
 
     `scale` shortens training, the steps before learning starts along with the rest. Of `envs`, those that the study has
-    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults.
+    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults. `arms`, if
+    there are any, are those of its arms that are run.
     """
     seeds = study.seeds if seeds is None else seeds
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     if not 0 < scale < math.inf:
         raise UsageError(f"--scale must be more than 0, got {scale:g}")
+    for arm in arms:
+        if arm not in study.arms:
+            raise UsageError(f"--arms {arm!r} does not exist: {nearest(arm, study.arms, 'there are')}")
     arguments, configs = {}, {}
     for task, about in chosen(study.tasks, envs).items():
         made, about = {}, dict(about)
         own = about.pop("arms", tuple(study.arms))
         for arm, there in (own if isinstance(own, Mapping) else {arm: {} for arm in own}).items():
+            if arms and arm not in arms:
+                continue
             try:
                 made[arm] = scaled(merged(study.base, about, study.arms[arm], there), scale)
             except UsageError as error:
                 raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
-        arguments[task] = {arm: found for arm, (found, _) in made.items()}
-        configs[task] = {arm: found for arm, (_, found) in made.items()}
-    return Plan(study, seeds, float(scale), tuple(envs), arguments, configs)
+        if made:
+            arguments[task] = {arm: found for arm, (found, _) in made.items()}
+            configs[task] = {arm: found for arm, (_, found) in made.items()}
+    if not arguments:
+        raise UsageError(f"none of the --arms {', '.join(arms)} is for {', '.join(envs)}: leave one of the two out")
+    return Plan(study, seeds, float(scale), tuple(envs), tuple(arms), arguments, configs)
 
 
 def chosen(tasks: Mapping[str, Arguments], envs: Sequence[str]) -> dict[str, Arguments]:
