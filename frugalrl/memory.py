@@ -25,7 +25,9 @@ class Ring(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """How a transition becomes one row of 32-bit words and one of bytes (pixels), and back, bit for bit."""
+    """How a transition becomes one row of 32-bit words, one of 16 bits and one of bytes (pixels), and back, bit for bit:
+    those of them that it needs.
+    """
 
     pack: Callable[[Any], tuple]  # a record, leaves with leading axes -> rows [leading axes, width]
     unpack: Callable[[tuple], Any]
@@ -33,16 +35,16 @@ class Packing(NamedTuple):
 
 
 def packing(example: Any) -> Packing:
-    """Packing for records shaped as `example` (one, without leading axes): uint8, bool, or 32 bits a value."""
+    """Packing for records shaped as `example` (one, without leading axes): uint8, bool, or 16 or 32 bits a value."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda x: x, example))
-    kinds = [jnp.uint8 if leaf.dtype in (jnp.uint8, jnp.bool_) else jnp.uint32 for leaf in leaves]
-    # flags ride along as words where there are no bytes anyway: one array to read instead of two
-    if all(leaf.dtype != jnp.uint8 for leaf in leaves):
-        kinds = [jnp.uint32] * len(leaves)
+    sizes = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
     for leaf in leaves:
-        if leaf.dtype.itemsize not in (1, 4):
-            raise TypeError(f"memory stores 8-bit and 32-bit values, got {leaf.dtype}; cast it before adding")
-    used = [kind for kind in (jnp.uint32, jnp.uint8) if kind in kinds]
+        if leaf.dtype.itemsize not in sizes:
+            raise TypeError(f"memory stores values of 8, 16 and 32 bits, got {leaf.dtype}; cast it before adding")
+    # flags ride along as words where there are no bytes anyway: one array to read instead of two
+    flags = jnp.uint8 if any(leaf.dtype == jnp.uint8 for leaf in leaves) else jnp.uint32
+    kinds = [flags if leaf.dtype == jnp.bool_ else sizes[leaf.dtype.itemsize] for leaf in leaves]
+    used = [kind for kind in (jnp.uint32, jnp.uint16, jnp.uint8) if kind in kinds]
 
     def encode(x, kind):
         same_size = x.dtype.itemsize == jnp.dtype(kind).itemsize and x.dtype != jnp.bool_

@@ -59,7 +59,7 @@ class Flatten(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Multiply by a constant, after a cast to float32: what pixels need."""
+    """Multiply by a constant, after a cast to the weights' dtype: what pixels need."""
 
     by: float
 
@@ -222,7 +222,7 @@ def at_once(net: Network) -> int | None:
 def network(layers: Layers, obs: Box) -> Network:
     """The network made of `layers`; `apply` takes one observation and ignores its key.
 
-    Weights start orthogonal with each layer's gain (Saxe et al. 2014), those of a LayerNorm at one, biases at zero.
+    It computes in the dtype of its weights, save for the moments of a LayerNorm, and gives float32. Weights start orthogonal with each layer's gain (Saxe et al. 2014), those of a LayerNorm at one, biases at zero.
     """
     import jax
     import jax.numpy as jnp
@@ -243,8 +243,10 @@ def network(layers: Layers, obs: Box) -> Network:
         return y + weights.b[None, None]
 
     def norm(layer: LayerNorm, x, weights: Linear):
+        x = x.astype(jnp.float32)  # whose squares cannot overflow
         x = x - jnp.mean(x, -1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + layer.eps)
+        x = x.astype(weights.w.dtype)
         lead = (1,) * (x.ndim - 1)
         return x * weights.w.reshape(*lead, -1) + weights.b.reshape(*lead, -1)
 
@@ -253,7 +255,7 @@ def network(layers: Layers, obs: Box) -> Network:
         # slower.
         return jnp.stack([x @ column for column in w.T]) if w.shape[1] <= NARROW else x @ w
 
-    def walk(layers, params: Iterator[Linear], x):
+    def walk(layers, params: Iterator[Linear], x, dtype):
         for layer in layers:
             match layer:
                 case Dense(_, relu):
@@ -272,13 +274,15 @@ def network(layers: Layers, obs: Box) -> Network:
                 case Flatten():
                     x = x.reshape(-1)
                 case Scale(by):
-                    x = x.astype(jnp.float32) * by
+                    x = x.astype(dtype) * by
                 case Residual(body):
-                    x = x + walk(body, params, x)
+                    x = x + walk(body, params, x, dtype)
         return x
 
     def apply(params, x, key=None):
-        return walk(layers, iter(params), x)
+        dtype = params[0].w.dtype if params else jnp.float32
+        x = x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return walk(layers, iter(params), x, dtype).astype(jnp.float32)
 
     return Network(init, apply, obs, layers)
 
@@ -301,6 +305,7 @@ def plain(layers: Layers, obs: Box) -> Form:
 def absorbed(weights: tuple[Linear, ...], mean, scale) -> tuple[Linear, ...]:
     """The weights that take x [n], and give what `weights` give of (x - mean) * scale; `mean` and `scale` are [n]."""
     first = weights[0]
+    mean, scale = mean.astype(first.w.dtype), scale.astype(first.w.dtype)
     return (Linear(first.w * scale[:, None], first.b - (mean * scale) @ first.w), *weights[1:])
 
 
@@ -379,6 +384,7 @@ def noisy(form: Form, std: float) -> Form:
     def moved(layer: Linear | NoisyLinear, noise) -> Linear:
         if isinstance(layer, Linear):
             return layer
+        noise = noise.astype(layer.w.dtype)
         rows, columns = noise[: layer.w.shape[0]], noise[layer.w.shape[0] :]
         return Linear(layer.w + layer.w_std * jnp.outer(rows, columns), layer.b + layer.b_std * columns)
 
@@ -441,7 +447,7 @@ def embedded(weights: tuple[Linear, ...], fractions) -> tuple[Linear, ...]:
 
     (w, b), *below, last = weights
     angles = jnp.pi * fractions[:, None] * jnp.arange(1, COSINES + 1, dtype=jnp.float32)[None]
-    factors = jax.nn.relu(jnp.cos(angles) @ w + b[None])  # [n, features]
+    factors = jax.nn.relu(jnp.cos(angles).astype(w.dtype) @ w + b[None])  # [n, features]
     each = last.w[:, :, None] * factors.T[:, None, :]
     return (*below, Linear(each.reshape(each.shape[0], -1), jnp.repeat(last.b, len(fractions))))
 

@@ -1,14 +1,19 @@
-"""Steps down a gradient, and the target weights that follow them: the end of every agent's `apply`."""
+"""Steps down a gradient, and the target weights that follow them: the end of every agent's `apply`.
+
+`Numerics` is what of this, and of what leads to it, depends on the precision of the learner.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from ..distributions import TanhNormal
 
 
 def gradient(objective: Callable, params, data, most: int | None = None) -> tuple[tuple[Any, Any], Any]:
@@ -69,3 +74,40 @@ def by_width(tx: optax.GradientTransformation, base: int) -> optax.GradientTrans
 def follow(target, params, tau):
     """Target weights moved by `tau` of the way, exactly for 0 and 1 (Lillicrap et al. 2015, algorithm 1)."""
     return jax.tree.map(lambda t, p: (1 - tau) * t + tau * p, target, params)
+
+
+class Numerics(NamedTuple):
+    """How a learner keeps its weights, and what it computes with: `PLAIN` is float32 throughout, `levers.precision`
+    has others. Between `store` and `weights` an agent treats what is kept as a whole.
+    """
+
+    adam: Callable[..., optax.GradientTransformation]  # eps -> a direction, without its learning rate
+    store: Callable[[Any], Any]  # float32 weights -> what is kept of them
+    target: Callable[[Any], Any]  # what is kept of weights -> what is kept of target weights
+    weights: Callable[[Any], Any]  # what is kept of either -> weights of the dtype that networks compute in
+    full: Callable[[Any], Any]  # what is kept of weights -> float32 weights, to act with
+    init: Callable[[optax.GradientTransformation, Any], Any]  # (tx, kept) -> moments
+    # (objective of weights with an aux, weights, moments) -> ((value, aux), gradients in the units of the moments)
+    gradient: Callable[[Callable, Any, Any], tuple[tuple[Any, Any], Any]]
+    # (tx, kept, moments, gradients, learning rate, the most their norm may be or None) -> (kept, moments)
+    descend: Callable[..., tuple[Any, Any]]
+    follow: Callable[[Any, Any, Any], Any]  # (kept of the target, kept, tau) -> kept of the target
+    draw: Callable[[TanhNormal, Any], tuple[Any, Any]]  # (dist, noise) -> (action, log_prob)
+
+
+def _step(tx: optax.GradientTransformation, params, moments, grads, learning_rate, most=None) -> tuple[Any, Any]:
+    return descend(tx, params, moments, grads if most is None else shrunk(grads, most), learning_rate)
+
+
+PLAIN = Numerics(
+    adam=lambda eps=1e-8: optax.scale_by_adam(eps=eps),
+    store=lambda params: params,
+    target=lambda params: params,
+    weights=lambda params: params,
+    full=lambda params: params,
+    init=lambda tx, params: tx.init(params),
+    gradient=lambda objective, params, moments: jax.value_and_grad(objective, has_aux=True)(params),
+    descend=_step,
+    follow=follow,
+    draw=TanhNormal.sample_and_log_prob,
+)

@@ -47,7 +47,7 @@ from ..types import (
     Space,
     Transition,
 )
-from .descent import descend, follow, shrunk
+from .descent import PLAIN, Numerics
 from .returns import Returns, categorical, expected, implicit, quantile
 from .schedules import epsilon, importance_exponent, target_due
 
@@ -122,6 +122,7 @@ def dqn(
     loss: Callable = huber,
     optimizer: optax.GradientTransformation | None = None,
     inputs: Inputs | None = None,
+    numerics: Numerics = PLAIN,
 ) -> Agent:
     """DQN whose actors run `network`, and whose learner learns `form`, by default the network's own weights.
 
@@ -132,30 +133,32 @@ def dqn(
     undoes with weights that samples were drawn by priority, and gives back priorities. `noisy` says that `form` has
     noise: each use of a network draws its own, and the policy that acts has one draw, new with each rollout that comes
     in. `optimizer` is an optax direction, without its learning rate (default Adam, Kingma and Ba 2015). `inputs` says
-    that `form` is one for these. The number of steps in a return is the window of the batch.
+    that `form` is one for these. `numerics` is the precision of the learner, whose Adam it has unless another
+    `optimizer` is given. The number of steps in a return is the window of the batch.
     """
     form = Form(network.init, lambda params, key: params) if form is None else form
     returns = expected(loss) if returns is None else returns
-    tx = optax.scale_by_adam() if optimizer is None else optimizer
+    tx = numerics.adam() if optimizer is None else optimizer
 
     def init(key, hyper: Hyper) -> State:
-        params = form.init(key)
+        params = numerics.store(form.init(key))
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
         noise = jax.random.fold_in(key, 1) if noisy else ()
-        return State(params, params, tx.init(params), hyper, jnp.zeros((), jnp.int32), noise)
+        return State(params, numerics.target(params), numerics.init(tx, params), hyper, jnp.zeros((), jnp.int32), noise)
 
     def knobs(state: State) -> dict:
         return {"epsilon": epsilon(state)} | returns.knobs(state.hyper)
 
     def policy(state: State) -> Policy:
         key = None if isinstance(state.noise, tuple) else state.noise
-        return Policy(returns.acting(form.weights(state.params, key)), knobs(state))
+        return Policy(returns.acting(form.weights(numerics.full(state.params), key)), knobs(state))
 
     def dist(policy: Policy, obs, key=None) -> EpsilonGreedy:
         return returns.head(network.apply(policy.params, obs, key), policy.knobs)
 
     def grad(state: State, batch: Batch, key) -> tuple[Any, Info]:
         h, data = state.hyper, batch.data
+        online, slow = numerics.weights(state.params), numerics.weights(state.target)
         key_obs, key_next, key_target = jax.random.split(key, 3)
         ret = jax.vmap(n_step, (0, 0, 0, None))(data.reward, data.terminated, data.truncated, h.gamma)
         obs, action = data.obs[:, 0], data.action[:, 0]
@@ -176,16 +179,16 @@ def dqn(
         def taken(x, action):
             return jnp.take_along_axis(x, action[:, None, None], 1)[:, 0]
 
-        after = outputs(state.target, next_obs, key_target, at_target)
+        after = outputs(slow, next_obs, key_target, at_target)
         reward = ret.reward
         if munchausen:
-            now = jax.vmap(soft, (0, None))(values(state.target, obs, key_target), h.munchausen_tau)
-            then = jax.vmap(soft, (0, None))(values(state.target, next_obs, key_target), h.munchausen_tau)
+            now = jax.vmap(soft, (0, None))(values(slow, obs, key_target), h.munchausen_tau)
+            then = jax.vmap(soft, (0, None))(values(slow, next_obs, key_target), h.munchausen_tau)
             bonus = jax.vmap(munchausen_bonus, (0, 0, None, None))(now, action, h.munchausen_alpha, h.munchausen_clip)
             reward += bonus - ret.discount * jnp.sum(then.probs * then.log_probs, -1)
             after = jnp.sum(then.probs[..., None] * after, 1)
         else:
-            judge = (state.params, key_next) if double else (state.target, key_target)
+            judge = (online, key_next) if double else (slow, key_target)
             after = taken(after, jnp.argmax(values(judge[0], next_obs, judge[1]), -1))
         target = jax.vmap(returns.target, (0, 0, 0, None))(reward, ret.discount, after, at_target)
         weight = batch.weight * importance(state, batch.chance) if prioritized else batch.weight
@@ -195,16 +198,15 @@ def dqn(
             loss, error, value = jax.vmap(returns.loss, (0, None, 0))(found, at, target)
             return jnp.mean(weight * loss), (error, value)
 
-        (value, (error, q)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (value, (error, q)), grads = numerics.gradient(objective, online, state.optimizer)
         priority = (error + h.prioritized_replay_eps) ** h.prioritized_replay_alpha if prioritized else error
         return grads, Info({"loss": value, "q": jnp.mean(q)}, priority)
 
     def apply(state: State, grads) -> State:
         h = state.hyper
-        grads = shrunk(grads, h.max_grad_norm)
-        params, opt = descend(tx, state.params, state.optimizer, grads, h.learning_rate)
+        params, opt = numerics.descend(tx, state.params, state.optimizer, grads, h.learning_rate, h.max_grad_norm)
         version = state.version + 1
-        target = follow(state.target, params, jnp.where(target_due(state, version), h.tau, 0.0))
+        target = numerics.follow(state.target, params, jnp.where(target_due(state, version), h.tau, 0.0))
         return State(params, target, opt, h, version, state.noise)
 
     agent = Agent(init, policy, returns.head, dist, grad, apply, network, ratio_from=1)
@@ -237,7 +239,7 @@ def importance(state: State, chance: jax.Array) -> jax.Array:
 
 LOSSES = {"huber": huber, "mse": squared}
 OPTIMIZERS = {
-    "adam": lambda eps=1e-8: optax.scale_by_adam(eps=eps),
+    "adam": PLAIN.adam,
     "rmsprop": lambda eps=0.01: optax.scale_by_stddev(decay=0.95, eps=eps),
 }
 DISTRIBUTIONS = {
@@ -253,7 +255,7 @@ def greedy(actions: Space) -> dict[str, Any]:
     return {"epsilon": 0.0, "v_min": 0.0, "v_max": 1.0, "actions": [0.0] * count}
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAIN) -> Agent:
     """The DQN that `static` describes, for these spaces. Raises ValueError for choices that do not exist or do not go
     together.
     """
@@ -272,6 +274,9 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
         return (*below, Dense(outputs, relu=False, gain=1.0))
 
     eps = {"eps": static.optimizer_eps} if static.optimizer_eps else {}
+    rule = numerics.adam if static.optimizer == "adam" else OPTIMIZERS[static.optimizer]
+    if static.optimizer != "adam" and numerics is not PLAIN:
+        raise ValueError(f"optimizer={static.optimizer} is for --precision fp32 alone; use optimizer=adam")
     is_implicit = static.atoms > 1 and static.distribution == "implicit"
     numbers = 1 if is_implicit else returns.numbers
     form = plain(layers((actions.n + static.dueling) * numbers), obs)
@@ -287,7 +292,7 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     return dqn(
         build_network(layers(actions.n * returns.outputs), obs), form=form, returns=returns, double=static.double,
         munchausen=static.munchausen, prioritized=static.prioritized, noisy=static.noisy,
-        optimizer=OPTIMIZERS[static.optimizer](**eps), inputs=inputs,
+        optimizer=rule(**eps), inputs=inputs, numerics=numerics,
     )  # fmt: skip
 
 

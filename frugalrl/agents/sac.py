@@ -21,7 +21,7 @@ from ..types import Agent, Batch, Box, Discrete, Info, Network, Policy, Recipe, 
 from .actor_critic import actor as actor_network
 from .actor_critic import bounds, ensemble, unit
 from .actor_critic import critic as critic_network
-from .descent import descend, follow
+from .descent import PLAIN, Numerics
 
 CRITICS = 2
 
@@ -78,10 +78,11 @@ class Soft(NamedTuple):
     target_entropy: float  # nats
 
 
-def squashed(actor: Network, critic: Network, actions: Box) -> Soft:
+def squashed(actor: Network, critic: Network, actions: Box, draw: Callable = PLAIN.draw) -> Soft:
     """Continuous actions: expectations over the policy are estimated with one reparameterised sample.
 
     `actor` gives a mean and a log standard deviation for each dimension, `critic` values an observation and an action.
+    `draw` is (TanhNormal, noise) -> (action, log_prob).
     """
     init, judge = ensemble(critic, CRITICS)
     low, high = bounds(actions)
@@ -89,7 +90,7 @@ def squashed(actor: Network, critic: Network, actions: Box) -> Soft:
     def value(params, critics, temperature, obs, key):
         # the entropy is of actions in [-1, 1], so that its target does not depend on the environment's units
         dist = TanhNormal(*gaussian(actor.apply(params, obs, None)))
-        action, log_prob = dist.sample_and_log_prob(jax.random.normal(key, dist.noise_shape()))
+        action, log_prob = draw(dist, jax.random.normal(key, dist.noise_shape()))
         # Haarnoja et al. 2018 (1801.01290), equation 3, with the lesser of two critics (section 4.2)
         return jnp.min(judge(critics, obs, action)) - temperature * log_prob, -log_prob
 
@@ -122,29 +123,35 @@ def enumerated(actor: Network, critic: Network, actions: Discrete) -> Soft:
     return Soft(init, value, taken, categorical, lambda version: {}, 0.98 * log(actions.n))
 
 
-def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True) -> Agent:
+def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True, numerics: Numerics = PLAIN) -> Agent:
     """SAC with `actor` as its policy and the actions of `soft`.
 
     `auto_ent_coef` learns the temperature so that the entropy stays near its target (1812.05905, section 5). The number
-    of steps in a return is the window of the batch. A batch's weights count for the critics.
+    of steps in a return is the window of the batch. A batch's weights count for the critics. `numerics` is the
+    precision of actor and critics; the temperature, one number, is always float32.
     """
-    tx = optax.scale_by_adam()
+    tx, exact = numerics.adam(), optax.scale_by_adam()
 
     def init(key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
-        critics = soft.critics(key_critic)
-        params = Params(actor.init(key_actor), critics, jnp.log(jnp.maximum(hyper.ent_coef, 1e-8)))
-        return State(params, critics, Params(*map(tx.init, params)), hyper, jnp.zeros((), jnp.int32))
+        critics = numerics.store(soft.critics(key_critic))
+        log_ent_coef = jnp.log(jnp.maximum(hyper.ent_coef, 1e-8))
+        params = Params(numerics.store(actor.init(key_actor)), critics, log_ent_coef)
+        moments = Params(numerics.init(tx, params.actor), numerics.init(tx, critics), exact.init(log_ent_coef))
+        return State(params, numerics.target(critics), moments, hyper, jnp.zeros((), jnp.int32))
 
     def policy(state: State) -> Policy:
-        return Policy(state.params.actor, soft.knobs(state.version))
+        return Policy(numerics.full(state.params.actor), soft.knobs(state.version))
 
     def dist(policy: Policy, obs, key=None):
         return soft.head(actor.apply(policy.params, obs, key), policy.knobs)
 
     def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
-        h, data, params = state.hyper, batch.data, state.params
+        h, data, moments = state.hyper, batch.data, state.optimizer
+        params = state.params._replace(
+            actor=numerics.weights(state.params.actor), critic=numerics.weights(state.params.critic)
+        )
         keys = jax.random.split(key, (2, *batch.weight.shape))
         temperature = jnp.exp(params.log_ent_coef)
         ret = jax.vmap(n_step, (0, 0, 0, None))(data.reward, data.terminated, data.truncated, h.gamma)
@@ -152,7 +159,7 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True) -> Agent:
         next_obs = jax.vmap(lambda x, i: x[i])(data.next_obs, ret.last)
         soft_values = jax.vmap(soft.value, (None, None, None, 0, 0))
 
-        bootstrap, _ = soft_values(params.actor, state.target, temperature, next_obs, keys[0])
+        bootstrap, _ = soft_values(params.actor, numerics.weights(state.target), temperature, next_obs, keys[0])
         target = ret.reward + ret.discount * bootstrap
 
         def critic_loss(critics):  # 1801.01290, equation 5
@@ -164,8 +171,8 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True) -> Agent:
             values, entropy = soft_values(weights, params.critic, temperature, obs, keys[1])
             return -jnp.mean(values), jnp.mean(entropy)
 
-        (loss, (error, values)), critic_grads = jax.value_and_grad(critic_loss, has_aux=True)(params.critic)
-        (policy_loss, entropy), actor_grads = jax.value_and_grad(actor_loss, has_aux=True)(params.actor)
+        (loss, (error, values)), critic_grads = numerics.gradient(critic_loss, params.critic, moments.critic)
+        (policy_loss, entropy), actor_grads = numerics.gradient(actor_loss, params.actor, moments.actor)
         # 1812.05905, equation 18, for the logarithm: its steps do not shrink with the temperature
         gap = entropy - h.target_entropy_scale * soft.target_entropy
         temperature_grad = gap if auto_ent_coef else jnp.zeros_like(gap)
@@ -174,10 +181,11 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True) -> Agent:
         return Params(actor_grads, critic_grads, temperature_grad), Info(metrics | {"ent_coef": temperature}, priority)
 
     def apply(state: State, grads: Params) -> State:
-        h = state.hyper
-        steps = [descend(tx, *part, h.learning_rate) for part in zip(state.params, state.optimizer, grads, strict=True)]
-        params, moments = (Params(*parts) for parts in zip(*steps, strict=True))
-        return State(params, follow(state.target, params.critic, h.tau), moments, h, state.version + 1)
+        h, params, moments = state.hyper, state.params, state.optimizer
+        parts = zip((numerics.descend,) * 2 + (PLAIN.descend,), (tx, tx, exact), params, moments, grads, strict=True)
+        steps = [step(rule, *part, h.learning_rate) for step, rule, *part in parts]
+        params, moments = (Params(*found) for found in zip(*steps, strict=True))
+        return State(params, numerics.follow(state.target, params.critic, h.tau), moments, h, state.version + 1)
 
     return Agent(init, policy, soft.head, dist, grad, apply, actor, ratio_from=1)
 
@@ -190,7 +198,7 @@ def greedy(actions: Space) -> dict[str, Any]:
     return {"low": low.tolist(), "high": high.tolist(), "random": 0.0}
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAIN) -> Agent:
     """The SAC that `static` describes, for these spaces. Raises ValueError for spaces it cannot handle."""
     if isinstance(actions, Discrete):
         actor = actor_network(static.hidden, actions.n, obs)
@@ -198,8 +206,8 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     else:
         dims = bounds(actions)[0].size
         actor = actor_network(static.hidden, 2 * dims, obs)
-        soft = squashed(actor, critic_network(static.hidden, obs, dims), actions)
-    return sac(actor, soft, auto_ent_coef=static.auto_ent_coef)
+        soft = squashed(actor, critic_network(static.hidden, obs, dims), actions, numerics.draw)
+    return sac(actor, soft, auto_ent_coef=static.auto_ent_coef, numerics=numerics)
 
 
 recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")

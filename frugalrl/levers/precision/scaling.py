@@ -1,0 +1,68 @@
+"""Compound loss scaling: gradients are large enough for 16 bits, and stay so through the optimiser.
+
+Björck et al. 2021 (arXiv 2102.13565). Unlike the usual loss scaling nothing is divided by the scale again: the ratio of
+Adam's moments does not depend on it, and moments of unscaled gradients would not fit 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+START = 1e4  # scale
+PERIOD = 10_000  # good steps until it doubles
+MOST = 2.0**24  # of the scale: gradients that are all but zero would double it for ever
+COLLAPSED = 1e-3  # below this gradients do not fit for another reason than the scale
+MARGIN = 1.1  # that gradients and moments must stay away from the largest number
+
+
+class Guard(NamedTuple):
+    """What is known of the gradients so far."""
+
+    scale: jax.Array  # float32, of the loss
+    good: jax.Array  # int32, steps since the scale last changed
+    skipped: jax.Array  # int32, gradients so far that were not finite, or too large for the moments
+
+
+def guard(scale: float = 1.0) -> Guard:
+    return Guard(jnp.float32(scale), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def value_and_grad(objective: Callable) -> Callable:
+    """Like `jax.value_and_grad(objective, has_aux=True)`, of (params, scale): gradients times `scale`.
+
+    The scale is the cotangent of the loss, which itself is not scaled and so cannot overflow.
+    """
+
+    def run(params: Any, scale: jax.Array) -> tuple[tuple[Any, Any], Any]:
+        value, backward, aux = jax.vjp(objective, params, has_aux=True)
+        return (value, aux), backward(scale.astype(value.dtype))[0]
+
+    return run
+
+
+def fits(tree: Any, dtype: Any, factor: float = 1.0) -> jax.Array:
+    """Whether all of these floats, `factor` times as large, are finite numbers of `dtype`, by a margin."""
+    most = float(jnp.finfo(dtype).max) / (MARGIN * factor)
+    leaves = [jnp.all(jnp.abs(x.astype(jnp.float32)) <= most) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))
+
+
+def counted(state: Guard, ok: jax.Array) -> Guard:
+    """After a step, or one that was skipped."""
+    return state._replace(good=jnp.where(ok, state.good + 1, 0), skipped=state.skipped + (~ok).astype(jnp.int32))
+
+
+def followed(state: Guard, ok: jax.Array, roomy: jax.Array) -> tuple[Guard, jax.Array]:
+    """`counted`, and the factor by which the scale, and all that is measured in it, changes.
+
+    Halved after a gradient that was not `ok`; doubled after PERIOD good ones, if the moments have room (`roomy`).
+    """
+    state = counted(state, ok)
+    due = state.good > PERIOD
+    grows = due & roomy & (state.scale < MOST)
+    factor = jnp.where(ok, jnp.where(grows, 2.0, 1.0), 0.5)
+    return Guard(state.scale * factor, jnp.where(due, 0, state.good), state.skipped), factor
