@@ -7,6 +7,7 @@ import operator
 import pickle
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .envs import atari, twins
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
+from .levers.precision.modes import PRECISIONS
 from .monitor import files
 from .networks import Dense
 from .types import Agent, Discrete, Recipe
@@ -30,7 +32,6 @@ CORRECTORS = {
     "action": ("none", "tis", "retrace", "tree-backup"),
     "weight": ("none", "tis"),
 }
-PRECISIONS = ("fp32",)
 LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
@@ -111,7 +112,8 @@ def check(config: Config) -> None:
     recipe = catalog.recipe(config.agent)
     _among("--actors", config.actors, MODES)
     _check_corrector(config, recipe)
-    _among("--precision", config.precision, PRECISIONS)
+    _among("--precision", config.precision, tuple(PRECISIONS))
+    _check_precision(config, recipe)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)
     if config.log == "tensorboard" and find_spec("tensorboardX") is None:
@@ -177,6 +179,20 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
         raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
 
 
+def _check_precision(config: Config, recipe: Recipe) -> None:
+    """What a learner of less than float32 can and cannot do."""
+    if config.precision == "fp32":
+        return
+    if "numerics" not in signature(recipe.assemble).parameters:
+        raise UsageError(f"--precision {config.precision} is not for {config.agent} so far: use --precision fp32")
+    for option, value in (("--prune", config.prune), ("--qat", config.qat)):
+        if value is not None:
+            raise UsageError(
+                f"{option} changes weights that are float32, and --precision {config.precision} has others: leave one "
+                "of them out"
+            )
+
+
 def _check_qat(config: Config) -> None:
     """That what acts is what the learner sees."""
     if config.qat is None:
@@ -234,7 +250,7 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         raise UsageError(f"{why}; use {', '.join(able)}")
     static, _ = split(recipe, config.hyper)
     try:
-        agent = recipe.assemble(static, obs, actions)
+        agent = _assembled(recipe, config, static, obs, actions)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
     layers = agent.network.layers
@@ -257,6 +273,14 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
             f"--actors {config.actors} is not for noisy=true: a student has no noise to explore with; use "
             "--actors int8, or --hyper noisy=false"
         )
+
+
+def _assembled(recipe: Recipe, config: Config, static: Any, obs: Any, actions: Any) -> Agent:
+    if config.precision == "fp32":
+        return recipe.assemble(static, obs, actions)
+    from .levers.precision.numerics import numerics
+
+    return recipe.assemble(static, obs, actions, numerics=numerics(PRECISIONS[config.precision]))
 
 
 def _prunable(agent: Agent, static: Any, hyper: Any) -> bool:

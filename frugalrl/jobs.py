@@ -22,7 +22,7 @@ from .catalog import UsageError
 from .config import split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
-from .errors import EngineFailed
+from .errors import EngineFailed, RunFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .levers.compress import engines, modes, quantise, shrink, students
@@ -30,6 +30,9 @@ from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
+from .levers.precision.modes import PRECISIONS, Precision
+from .levers.precision.numerics import Counts, counts, numerics, stored, watched
+from .levers.precision.scaling import COLLAPSED
 from .monitor import files
 from .monitor.machine import hardware, versions
 from .networks import Layers
@@ -59,7 +62,7 @@ def records(config: Config) -> Parts:
     recipe = catalog.recipe(config.agent)
     static, hyper = split(recipe, config.hyper)
     obs, space = catalog.spaces(config.env, options_for(config.env, config.env_options))
-    agent = assembled(recipe, static, obs, space, config.correct)
+    agent = assembled(recipe, static, obs, space, config)
     assert agent.network.layers is not None
     has = jax.eval_shape(lambda: agent.policy(agent.init(rng.key(0), hyper))).knobs
     greedy = {name: value for name, value in recipe.greedy(space).items() if name in has}
@@ -69,13 +72,16 @@ def records(config: Config) -> Parts:
     return Parts(recipe, agent, static, hyper, card, recipe.cadence(static))
 
 
-def assembled(recipe: Recipe, static: Any, obs: Box, space: Space, correct: str) -> Agent:
-    """An agent with its Corrector."""
-    values = values_of(recipe, static)
+def assembled(recipe: Recipe, static: Any, obs: Box, space: Space, config: Config) -> Agent:
+    """An agent with its precision and its Corrector."""
+    values, precision = values_of(recipe, static), PRECISIONS[config.precision]
+    lower: dict[str, Any] = {} if precision == Precision() else {"numerics": numerics(precision)}
     if values in CORRECTORS:
-        return recipe.assemble(static, obs, space, CORRECTORS[values][correct])
-    agent = recipe.assemble(static, obs, space)
-    return corrected(agent, truncated()) if correct == "tis" else agent
+        agent = recipe.assemble(static, obs, space, CORRECTORS[values][config.correct], **lower)
+    else:
+        agent = recipe.assemble(static, obs, space, **lower)
+        agent = corrected(agent, truncated()) if config.correct == "tis" else agent
+    return watched(agent, precision) if lower else agent
 
 
 def aware(agent: Agent, config: Config, cadence: Cadence, steps_per_update: float) -> Agent:
@@ -87,11 +93,39 @@ def aware(agent: Agent, config: Config, cadence: Cadence, steps_per_update: floa
     return quantisation_aware(agent, compressor, int(DELAY * updates))
 
 
+EXACT = {"xla_allow_excess_precision": False}  # what has 16 bits is rounded to them, also inside of a program
+
+
+def told(config: Config, report: Callable[[str], None]) -> None:
+    """Says what to expect of the precision."""
+    if config.precision.startswith("fp16") and jax.default_backend() == "cpu":
+        report(f"precision: {config.precision} on a CPU takes less memory, but not less time than fp32")
+
+
+def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -> None:
+    """Raises RunFailed if the scale of a loss has become so small that nothing is learned any more."""
+    scales = np.concatenate([np.atleast_1d(x.loss_scale) for x in of_seeds])
+    lost = [seed for seed, scale in zip(seeds, scales, strict=True) if scale < COLLAPSED]
+    if lost and step < config.steps:
+        raise RunFailed(
+            f"seed {lost[0]} has diverged, the scale of its loss has collapsed at step {step:,}: look at the rewards, "
+            "or train it anew with --precision fp32 or a smaller learning_rate", None,
+        )  # fmt: skip
+
+
+def precision_of(config: Config, of_seeds: list[Counts]) -> dict[str, Any]:
+    """What a receipt says of a learner of less than float32."""
+    if config.precision == "fp32":
+        return {}
+    each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
+    return {"precision": {"mode": config.precision, **dict(zip(Counts._fields, each, strict=True))}}
+
+
 def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:
     """What actor-learners compute gradients with; called in their processes."""
     set_up_jax()
     recipe = catalog.recipe(config.agent)
-    agent = assembled(recipe, static, card.obs, card.actions, config.correct)
+    agent = assembled(recipe, static, card.obs, card.actions, config)
     agent = aware(agent, config, recipe.cadence(static), _steps_per_update(plan))
     memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=1)
     return actor_learner.Parts(agent, memory, hyper)
@@ -110,11 +144,11 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
     return static._replace(buffer_size=min(static.buffer_size, config.first_steps + spare))
 
 
-def memory_of(recipe: Recipe, static: Any, card: Card, cadence: Cadence, **shape: int) -> Memory:
+def memory_of(recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str, **shape: int) -> Memory:
     """The memory of a run; a replay is told of how many frames an observation is made."""
     if not cadence.rollout:
         shape["stack"] = options_for(card.env, card.env_options).frame_stack
-    return recipe.memory(static, example(card), **shape)
+    return stored(partial(recipe.memory, static, **shape), example(card), PRECISIONS[precision])
 
 
 def example(card: Card) -> Transition:
@@ -139,13 +173,15 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     agent = aware(agent, config, cadence, per_iteration / updates)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
-    memory = memory_of(recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
+    memory = memory_of(recipe, static, card, cadence, config.precision, lanes=static.num_envs, unroll=unroll, streams=1)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
     seeds = jnp.arange(config.seeds) + config.seed
     hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
     players = on_twin(agent, env, EVAL_EPISODES)
     spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
+    low, of_seeds = config.precision != "fp32", []
+    told(config, report)
 
     def begin(seeds, hypers):
         return jax.vmap(run.init)(jax.vmap(rng.key)(seeds), hypers)
@@ -163,7 +199,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     def moments(restore: Restore | None) -> Iterator[Moment]:
         start = perf_counter()
         shapes = jax.eval_shape(begin, seeds, hypers)
-        programs = compiled.Programs(run, shapes)
+        programs = compiled.Programs(run, shapes, EXACT if low else {})
         found = remembered_way(config)
         options = compiled.ways(config.seeds, compiled.cores()) if found is None else [found]
         pool = ThreadPoolExecutor(2)
@@ -201,6 +237,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
             def state(tick=tick):
                 return shared(tick.state())
 
+            of_seeds[:] = [counts(state())] if low else []
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
                 {name: np.asarray(x) for name, x in tick.metrics.items()},
@@ -208,12 +245,15 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
                 tick.carry,
                 partial(_weights_per_seed, agent, state, config.seeds),
             )
+            if low:
+                sound(config, step_of(tick.iteration), list(range(config.seed, config.seed + config.seeds)), of_seeds)
 
     def account() -> dict[str, Any]:
         return {
             "compile_seconds": spent["compile"],
             "first_update_seconds": spent["first_update"],
             "batching": spent["batching"],
+            **precision_of(config, of_seeds),
         }
 
     return Job([Phase("all", range(config.seeds), moments)], card, account)
@@ -262,9 +302,11 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
     static = sized(static, cadence, config, spare)
     memory = memory_of(
-        recipe, static, card, cadence, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
+        recipe, static, card, cadence, config.precision, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
     )  # fmt: skip
-    ledger = Ledger(agent, card, plan, report)
+    ledger = Ledger(agent, card, plan, report, EXACT if config.precision != "fp32" else {})
+    told(config, report)
+    of_seeds: dict[int, Counts] = {}
     ledger.choose(config.actors)
     # a checkpoint holds what the mode asked for needs; what `auto` adds to that is made anew
     asked = FULL if config.actors == "auto" else modes.mode(config.actors)
@@ -272,7 +314,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     @cache
     def pruned(share: float) -> Agent:
         """The agent with that share of its units left."""
-        made = assembled(recipe, _narrowed(static, share), card.obs, card.actions, config.correct)
+        made = assembled(recipe, _narrowed(static, share), card.obs, card.actions, config)
         return aware(made, config, cadence, _steps_per_update(plan))
 
     def left(step: int) -> float:
@@ -326,6 +368,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                 with closing(cast(Generator, ticks)):
                     for tick in ticks:
                         carry = tick.carry
+                        if config.precision != "fp32":
+                            of_seeds[k] = counts(own(carry.state))
                         if config.prune is not None:
                             ledger.keep(tick)
                         if left(tick.step) != share:
@@ -340,6 +384,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                             lambda weights=weights: [weights()],
                             partial(_structures, agent, carry.state),
                         )
+                        if config.precision != "fp32":
+                            sound(config, tick.step, [config.seed + k], [of_seeds[k]])
                         if tick.step < config.steps and ledger.climb(tick.step):
                             raise Changed(carry)
             except EngineFailed as error:  # in this process: the Monitor's
@@ -359,7 +405,10 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
 
         return Phase(f"seed-{k}", range(k, k + 1), moments)
 
-    return Job([phase(k) for k in range(config.seeds)], card, ledger.account, shrink.of_one_shape)
+    def account() -> dict[str, Any]:
+        return ledger.account() | precision_of(config, [of_seeds[k] for k in sorted(of_seeds)])
+
+    return Job([phase(k) for k in range(config.seeds)], card, account, shrink.of_one_shape)
 
 
 class Changed(Exception):

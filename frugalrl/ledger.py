@@ -79,8 +79,12 @@ class Ledger:
     why: str  # it was
     session: Session  # of the Monitor
 
-    def __init__(self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None]):
+    def __init__(
+        self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None],
+        compiler: dict[str, Any] | None = None,
+    ):  # fmt: skip
         self.agent, self.card, self.plan, self.report = agent, card, plan, report
+        self.compiler = compiler or None  # its options for the Learner's programs
         self.timings: list[Rung] = []
         self.watch: modes.Watch | None = None  # where the mode is `auto`
         self.seed, self.switches = 0, []  # of the phase; what `auto` changed, and why
@@ -220,7 +224,7 @@ class Ledger:
         }  # fmt: skip
         lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
         with ThreadPoolExecutor() as pool:
-            done = dict(zip(jobs, pool.map(lambda x: x.compile(), lowered), strict=True))
+            done = dict(zip(jobs, pool.map(lambda x: x.compile(compiler_options=self.compiler), lowered), strict=True))
         self.compile_seconds += perf_counter() - start
         packet, _, shared = jax.eval_shape(learner.ship, carry.state)
         self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))

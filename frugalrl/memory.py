@@ -25,8 +25,8 @@ class Ring(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """How a transition becomes one row of 32-bit words, one of 16 bits and one of bytes (pixels), and back, bit for bit:
-    those of them that it needs.
+    """How a transition becomes a row of words of 32 bits, one of 16, and one of bytes (pixels), as it needs them, and
+    back, bit for bit.
     """
 
     pack: Callable[[Any], tuple]  # a record, leaves with leading axes -> rows [leading axes, width]

@@ -222,7 +222,8 @@ def at_once(net: Network) -> int | None:
 def network(layers: Layers, obs: Box) -> Network:
     """The network made of `layers`; `apply` takes one observation and ignores its key.
 
-    It computes in the dtype of its weights, save for the moments of a LayerNorm, and gives float32. Weights start orthogonal with each layer's gain (Saxe et al. 2014), those of a LayerNorm at one, biases at zero.
+    It computes in the dtype of its weights, save for the moments of a LayerNorm, and gives float32. Weights start
+    orthogonal with each layer's gain (Saxe et al. 2014), those of a LayerNorm at one, biases at zero.
     """
     import jax
     import jax.numpy as jnp

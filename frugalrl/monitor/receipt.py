@@ -143,6 +143,8 @@ def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "time split", ", ".join(f"{name} {percent(share)}" for name, _, share in shares)
     if receipt.get("qat"):
         yield "weights", f"trained for {receipt['qat']} bits in the second half of the updates"
+    if receipt.get("precision"):
+        yield "precision", _precision(receipt["precision"])
     if receipt.get("actors"):
         yield "actors", _actors(receipt["actors"])
 
@@ -194,6 +196,12 @@ def _wall(receipt: Mapping[str, Any]) -> str:
     ]
     wall = words.seconds(receipt.get("wall_seconds"))
     return f"{wall} ({', '.join(parts)})" if parts else wall
+
+
+def _precision(precision: Mapping[str, Any]) -> str:
+    skipped, scales = precision.get("skipped_updates") or [], precision.get("loss_scale") or []
+    counted = "applied although not finite" if min(scales, default=1) == 1 else "skipped as not finite"
+    return f"{precision.get('mode')}, {words.number(sum(skipped))} updates {counted}"
 
 
 def _actors(actors: Mapping[str, Any]) -> str:

@@ -200,10 +200,12 @@ def take(tree, part: slice):
 
 
 class Programs:
-    """The compiled `advance` of a run, one for each number of seeds mapped together. `carry` gives the shapes."""
+    """The compiled `advance` of a run, one for each number of seeds mapped together. `carry` gives the shapes,
+    `compiler` options for it.
+    """
 
-    def __init__(self, run: Run, carry: Carry):
-        self.run, self.carry, self.compiled = run, carry, {}
+    def __init__(self, run: Run, carry: Carry, compiler: dict[str, Any] | None = None):
+        self.run, self.carry, self.compiled, self.compiler = run, carry, {}, compiler or {}
 
     def prepare(self, width: int) -> None:
         """Compile the program for `width` seeds; may be called from several threads at once."""
@@ -214,9 +216,9 @@ class Programs:
         mapped = jax.jit(jax.vmap(self.run.advance, (0, None)), donate_argnums=0)
         # the other cores run other seeds, and small products only lose by being split; XLA splits wide ones all the
         # same
-        options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
+        options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
         lowered = mapped.lower(jax.tree.map(shape, self.carry), jnp.int32(1))
-        self.compiled[width] = lowered.compile(compiler_options=options)
+        self.compiled[width] = lowered.compile(compiler_options=(options | self.compiler) or None)
 
     def __call__(self, carry: Carry, iterations: int):
         width = carry.iteration.shape[0]

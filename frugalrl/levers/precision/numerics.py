@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,33 +95,35 @@ def guards(state: Any) -> list[Guard]:
     return [x for x in found if isinstance(x, Guard)]
 
 
-def account(state: Any) -> dict[str, Any]:
-    """For a receipt: gradients that were not finite, and the least scale of a loss; [seeds] each, or of one seed."""
-    found = guards(state)
-    return {
-        "skipped_updates": np.sum([x.skipped for x in found], 0).tolist(),
-        "loss_scale": np.min([x.scale for x in found], 0).tolist(),
-    }
+class Counts(NamedTuple):
+    """What the guards of a learner have found, [seeds] each, or of one seed."""
+
+    skipped_updates: Any  # of each network together; without compound scaling they were applied all the same
+    loss_scale: Any  # the least
 
 
-def watched(agent: Agent) -> Agent:
-    """The agent, assembled with `numerics` of less than float32, whose metrics tell of skipped updates and the scale
-    of its losses.
+def counts(state: Any) -> Counts:
+    """Of the state of an agent that was assembled with `numerics` of less than float32, as NumPy arrays."""
+    found = jax.device_get(guards(state))
+    return Counts(np.sum([x.skipped for x in found], 0), np.min([x.scale for x in found], 0))
+
+
+def watched(agent: Agent, precision: Precision) -> Agent:
+    """The agent, assembled with the `numerics` of `precision`, whose metrics tell how many of its gradients do not fit,
+    and the least scale of its losses.
     """
 
-    def grad(state: Any, batch, key):
+    def grad(state: Any, batch: Batch, key):
         grads, info = agent.grad(state, batch, key)
-        found = guards(state)
-        told = {
-            "skipped_updates": jnp.sum(jnp.stack([x.skipped for x in found])).astype(jnp.float32),
-            "loss_scale": jnp.min(jnp.stack([x.scale for x in found])),
-        }
+        bad = ~scaling.fits(grads, precision.dtype)
+        scale = jnp.min(jnp.stack([x.scale for x in guards(state)]))
+        told = {"skipped_updates": bad.astype(jnp.float32), "loss_scale": scale}
         return grads, info._replace(metrics=info.metrics | told)
 
     return agent._replace(grad=grad)
 
 
-def stored(build: Any, example: Transition, precision: Precision) -> Memory:
+def stored(build: Callable[[Transition], Memory], example: Transition, precision: Precision) -> Memory:
     """The memory that `build` makes of an example, with observations and actions that are floats kept in `dtype`.
 
     What goes in and comes out is float32. Numbers beyond the range of `dtype` are kept as its largest; pixels, rewards
