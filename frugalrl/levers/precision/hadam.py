@@ -14,7 +14,7 @@ from .rounding import narrow, wide
 class Moments(NamedTuple):
     """The state of `hadam`."""
 
-    count: jax.Array  # int32, steps so far
+    steps: jax.Array  # int32, so far
     m: Any  # the mean of gradients
     w: Any  # the root of the mean of their squares; the mean itself if `root` is false
     eps: jax.Array  # float32, in the units of the gradients
@@ -46,22 +46,22 @@ def hadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, root: bool = Tr
         zeros = jax.tree.map(jnp.zeros_like, params)
         return Moments(jnp.zeros((), jnp.int32), zeros, zeros, jnp.float32(eps))
 
-    def update(updates: Any, state: Moments, params: Any = None) -> tuple[Any, Moments]:
-        count = state.count + 1
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
+        steps = state.steps + 1
 
         def one(g, m, w):
             dtype, (g, m, w) = m.dtype, wide((g, m, w))
             m = b1 * m + (1 - b1) * g
             w = hypot(b2**0.5 * w, (1 - b2) ** 0.5 * jnp.abs(g)) if root else b2 * w + (1 - b2) * g * g
             m, w = narrow((m, w), dtype)
-            steps = count.astype(g.dtype)
-            unbiased = w.astype(g.dtype) / (1 - b2**steps) ** (0.5 if root else 1.0)
+            t = steps.astype(g.dtype)
+            unbiased = w.astype(g.dtype) / (1 - b2**t) ** (0.5 if root else 1.0)
             size = unbiased if root else jnp.sqrt(unbiased)
-            return m.astype(g.dtype) / (1 - b1**steps) / (size + state.eps.astype(g.dtype)), m, w
+            return m.astype(g.dtype) / (1 - b1**t) / (size + state.eps.astype(g.dtype)), m, w
 
         found = jax.tree.map(one, updates, state.m, state.w)
         direction, m, w = jax.tree.transpose(jax.tree.structure(state.m), jax.tree.structure((0, 0, 0)), found)
-        return direction, Moments(count, m, w, state.eps)
+        return direction, Moments(steps, m, w, state.eps)
 
     return optax.GradientTransformation(init, update)
 
@@ -70,7 +70,7 @@ def rescaled(state: Moments, factor: jax.Array, root: bool = True) -> Moments:
     """The state as it would be had all gradients, and eps, been `factor` times as large."""
 
     def times(tree: Any, factor: jax.Array) -> Any:
-        return jax.tree.map(lambda x: (x.astype(factor.dtype) * factor).astype(x.dtype), tree)
+        return jax.tree.map(lambda y, x: (y * factor.astype(y.dtype)).astype(x.dtype), wide(tree), tree)
 
     square = factor if root else factor * factor
-    return Moments(state.count, times(state.m, factor), times(state.w, square), state.eps * factor)
+    return Moments(state.steps, times(state.m, factor), times(state.w, square), state.eps * factor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import log, pi
 from typing import Any
 
@@ -24,12 +23,15 @@ def softplus(x: jax.Array) -> jax.Array:
     return jnp.logaddexp(x, jnp.zeros_like(x))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def stock_softplus(x: jax.Array, dtype: Any, threshold: float = STOCK_THRESHOLD) -> jax.Array:
     """log(1 + e^x) up to a threshold and x above it, as PyTorch has it: in float16 infinite from 11.1 to the threshold.
 
     Its slope is e^x / (1 + e^x), there not a number.
     """
+    return _stock_softplus(x, dtype, threshold)
+
+
+def _stock_value(x: jax.Array, dtype: Any, threshold: float) -> jax.Array:
     power = rounded(jnp.exp(x), dtype)
     return jnp.where(x > threshold, x, rounded(jnp.log(rounded(1 + power, dtype)), dtype))
 
@@ -40,7 +42,8 @@ def _stock_slope(dtype: Any, threshold: float, x: jax.Array, cotangent: jax.Arra
     return (jnp.where(x > threshold, cotangent, rounded(below, dtype)),)
 
 
-stock_softplus.defvjp(lambda x, dtype, threshold: (stock_softplus(x, dtype, threshold), x), _stock_slope)
+_stock_softplus: Any = jax.custom_vjp(_stock_value, nondiff_argnums=(1, 2))
+_stock_softplus.defvjp(lambda x, dtype, threshold: (_stock_value(x, dtype, threshold), x), _stock_slope)
 
 
 def normal_log_prob(u: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:

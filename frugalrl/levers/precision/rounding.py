@@ -6,7 +6,6 @@ nothing but a number in two parts, `split` after each step and `whole` before th
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` float32 or wider with the values that `dtype` has, of the dtype it was; so is its gradient.
 
@@ -22,6 +20,10 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     and what a sum has lost is then found to be zero (jax issue 23007). `lax.reduce_precision` it may not leave out, but
     that makes all values below the least normal number 0; of float16 they are kept here, as by hardware.
     """
+    return _rounded(x, dtype)
+
+
+def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
     kind = jnp.finfo(dtype)
     normal = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
     unit = float(kind.smallest_subnormal)
@@ -30,7 +32,8 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.abs(x) < float(kind.smallest_normal), jnp.round(x / unit) * unit, normal)
 
 
-rounded.defvjp(lambda x, dtype: (rounded(x, dtype), None), lambda dtype, _, cotangent: (rounded(cotangent, dtype),))
+_rounded: Any = jax.custom_vjp(_nearest, nondiff_argnums=(1,))
+_rounded.defvjp(lambda x, dtype: (_nearest(x, dtype), None), lambda dtype, _, cotangent: (_nearest(cotangent, dtype),))
 
 
 def wide(tree: Any) -> Any:
@@ -92,7 +95,7 @@ def kahan() -> optax.GradientTransformation:
     def init(params: Any) -> Lost:
         return Lost(jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: Any, state: Lost, params: Any = None) -> tuple[Any, Lost]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Lost]:
         if params is None:
             raise ValueError("kahan() adds to weights: call update(updates, state, params)")
 

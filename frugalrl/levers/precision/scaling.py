@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .rounding import wide
+
 START = 1e4  # scale
 PERIOD = 10_000  # good steps until it doubles
 MOST = 2.0**24  # of the scale: gradients that are all but zero would double it for ever
@@ -47,7 +49,7 @@ def value_and_grad(objective: Callable) -> Callable:
 def fits(tree: Any, dtype: Any, factor: float = 1.0) -> jax.Array:
     """Whether all of these floats, `factor` times as large, are finite numbers of `dtype`, by a margin."""
     most = float(jnp.finfo(dtype).max) / (MARGIN * factor)
-    leaves = [jnp.all(jnp.abs(x.astype(jnp.float32)) <= most) for x in jax.tree.leaves(tree)]
+    leaves = [jnp.all(jnp.abs(x) <= most) for x in jax.tree.leaves(wide(tree))]
     return jnp.all(jnp.stack(leaves))
 
 

@@ -1,0 +1,517 @@
+"""The numerics of a learner of 16 bits: each repair, what it repairs, and what the published form left broken."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import ACTIONS, HYPER, OBS, TORQUE, bits, compiled, random_batch
+
+from frugalrl.agents import dqn, sac
+from frugalrl.agents.descent import PLAIN
+from frugalrl.distributions import TanhNormal
+from frugalrl.levers.precision import log_probs, scaling
+from frugalrl.levers.precision.hadam import Moments, hadam, rescaled
+from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, Precision
+from frugalrl.levers.precision.numerics import counts, numerics, stored, watched
+from frugalrl.levers.precision.rounding import Split, kahan, narrow, rounded, split, whole
+from frugalrl.memory import uniform
+from frugalrl.types import Agent, Discrete, Linear, Transition, update
+
+KEY = jax.random.key(0)
+HALF = jnp.float16
+NAMES = {jnp.float16: "float16", jnp.bfloat16: "bfloat16"}
+
+
+def half(x) -> jax.Array:
+    return jnp.asarray(x, HALF)
+
+
+# rounding
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
+def test_rounding_is_that_of_the_dtype(dtype):
+    """Also in a compiled program, of numbers below the least normal one, and beyond the greatest."""
+    r = np.random.default_rng(0)
+    x = np.float32(r.standard_normal(10_000) * 10.0 ** r.uniform(-9, 6, 10_000))
+    with np.errstate(over="ignore"):
+        expected = x.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(lambda x: rounded(x, dtype))(x), expected)
+    np.testing.assert_array_equal(jax.jit(lambda x: narrow(x, dtype))(x).astype(jnp.float32), expected)
+
+
+def test_rounding_survives_the_compiler():
+    """A cast there and back does not: what it loses is found to be nothing, or something, as XLA likes."""
+    x = jnp.float32([0.1, 0.3, 1e-6])
+
+    @jax.jit
+    def lost(x):
+        return x - rounded(x, jnp.bfloat16)
+
+    np.testing.assert_array_equal(lost(x), x - x.astype(jnp.bfloat16).astype(jnp.float32))
+    assert (lost(x) != 0).all()
+    assert "reduce_precision" in str(jax.make_jaxpr(lost)(x))
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
+def test_a_number_in_two_parts_has_twice_the_digits(dtype):
+    """From the least weights to the largest: nothing overflows and nothing is lost, as 1e4 times a weight would be."""
+    r = np.random.default_rng(1)
+    x = np.float32(r.choice([-1, 1], 10_000) * 10.0 ** r.uniform(-4, 4.8, 10_000))
+    kept = jax.jit(lambda x: split(x, dtype))(x)
+    assert kept.value.dtype == kept.lost.dtype == dtype
+    digits = 2 * (jnp.finfo(dtype).nmant + 1)
+    np.testing.assert_allclose(whole(kept), x, rtol=2.0**-digits)
+    np.testing.assert_array_equal(kept.value, x.astype(dtype))
+
+
+def test_the_published_scale_of_targets_overflows_and_ours_does_not():
+    weight = half(7.0)
+    assert jnp.isinf(half(1e4) * weight)
+    lowered = numerics(PRECISIONS["fp16"])
+    kept = lowered.follow(lowered.target(weight), lowered.store(jnp.float32(60_000)), jnp.float32(0.5))
+    np.testing.assert_allclose(whole(kept), 30_003.5, rtol=1e-6)
+
+
+# Kahan
+
+
+def followed(precision: Precision, dtype, steps: int = 3_000) -> float:
+    """The target weight .04 after it has followed .05, with tau .005."""
+    lowered = numerics(precision._replace(dtype=NAMES[dtype], masters=False))
+    params = lowered.store(jnp.float32(0.05))
+
+    @jax.jit
+    def run(target):
+        return jax.lax.fori_loop(0, steps, lambda _, x: lowered.follow(x, params, jnp.float32(0.005)), target)
+
+    return float(lowered.full(run(lowered.target(jnp.float32(0.04)))))
+
+
+def test_kahan_momentum_reaches_what_it_follows():
+    """The figures of the exact average: .0500; float16 alone stalls at .0469."""
+    naive, repaired = (followed(PRECISIONS[name], HALF) for name in ("fp16-naive", "fp16"))
+    assert naive == pytest.approx(0.0469, abs=5e-5)
+    assert repaired == pytest.approx(0.05, abs=2e-5)
+
+
+def test_bfloat16_needs_kahan_even_more():
+    assert followed(PRECISIONS["fp16-naive"], jnp.bfloat16) == pytest.approx(0.04, abs=5e-4)
+    assert followed(PRECISIONS["fp16"], jnp.bfloat16) == pytest.approx(0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(HALF, 5e-4), (jnp.bfloat16, 4e-3)], ids=NAMES.values())
+def test_kahan_gradients_add_up(dtype, tolerance):
+    """A thousand steps of 1e-5 from .5, to .51; without, not one of them moves the weight."""
+    tx = optax.chain(optax.scale(1.0), kahan())
+    weight = jnp.asarray(0.5, dtype)
+
+    @jax.jit
+    def run(weight):
+        def step(_, c):
+            weight, state = c
+            updates, state = tx.update(jnp.asarray(1e-5, dtype), state, weight)
+            return optax.apply_updates(weight, updates), state
+
+        return jax.lax.fori_loop(0, 1_000, step, (weight, tx.init(weight)))
+
+    with jax.numpy_dtype_promotion("standard"):  # optax adds float32 to the weight, and rounds
+        moved, (_, state) = run(weight)
+    assert moved.dtype == dtype
+    assert float(moved) == pytest.approx(0.51, abs=tolerance)
+    step = float(np.asarray(1e-5, dtype))
+    total = float(whole(Split(moved, state.lost)))
+    assert total == pytest.approx(0.5 + 1_000 * step, abs=2e-6 if dtype == HALF else 1.5e-3)
+    naive = jax.lax.fori_loop(0, 1_000, lambda _, w: narrow(w.astype(jnp.float32) + step, dtype), weight)
+    assert float(naive) == 0.5
+
+
+def test_kahan_asks_for_the_weights():
+    tx = kahan()
+    with pytest.raises(ValueError, match="update\\(updates, state, params\\)"):
+        tx.update(half(1.0), tx.init(half(1.0)))
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_a_target_follows_exactly_at_both_ends(tau):
+    lowered = numerics(PRECISIONS["fp16"])
+    target, params = lowered.target(lowered.store(jnp.float32(0.3))), lowered.store(jnp.float32(0.7))
+    expected = params if tau else target
+    assert bits(lowered.follow(target, params, jnp.float32(tau))) == bits(expected)
+
+
+# hAdam
+
+
+def trajectory(tx: optax.GradientTransformation, gradients, dtype) -> jax.Array:
+    """The directions [steps, n] that an optimiser takes for gradients [steps, n]."""
+    start = tx.init(jnp.zeros(gradients.shape[1], dtype))
+
+    def step(state, g):
+        direction, state = tx.update(g, state)
+        return state, direction
+
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.jit(lambda g: jax.lax.scan(step, start, g)[1])(gradients)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_hadam_is_adam(root):
+    gradients = np.random.default_rng(2).standard_normal((300, 5)) * 10.0 ** np.arange(-6, 4, 2)
+    with jax.enable_x64(True):
+        expected = trajectory(optax.scale_by_adam(eps=0.0), gradients, jnp.float64)
+        got = trajectory(hadam(eps=0.0, root=root), gradients, jnp.float64)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def published(g: float, steps: int, eps: float) -> tuple[float, float]:
+    """(w, its exact value) of the authors' code in float16 after some gradients g: (1 - b1) |g| goes into the root."""
+    w, a, b2 = np.float16(0), np.float16(0.1 * g), np.float16(0.999**0.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(steps):
+            most, least = max(a, b2 * w), min(a, b2 * w)
+            ratio = np.float16(least / np.float16(most + np.float16(eps)))
+            w = np.float16(most * np.sqrt(np.float16(1 + ratio * ratio)))
+    exact = 0.1 * g * np.sqrt((1 - 0.999**steps) / (1 - 0.999))
+    return float(w), float(exact)
+
+
+def test_the_published_root_overflows_and_ours_does_not():
+    """Theirs is infinite for gradients that are finite, and the weight then still for ever."""
+    assert np.isinf(published(4e4, 400, eps=1e-4)[0])
+    g = jnp.full((400, 1), 4e4, HALF)
+    np.testing.assert_allclose(trajectory(hadam(eps=1e-4), g, HALF), 1.0, rtol=0.05)
+
+
+def test_the_published_root_of_small_gradients_is_too_small_and_ours_is_not():
+    w, exact = published(1e-4, 200, eps=1e-4)
+    assert w < exact / 4
+    g = jnp.full((200, 1), 1e-4, HALF)
+    np.testing.assert_allclose(trajectory(hadam(eps=0.0), g, HALF), 1.0, rtol=0.1)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 100.0, 2e4])
+def test_hadam_of_half_precision_moves_and_stays_finite(size):
+    """For every size of scaled gradients; Adam's own second moment is 0 below 5.5e-3 and infinite above 256."""
+    r = np.random.default_rng(3)
+    gradients = r.uniform(0.5, 1.5, (500, 8)) * r.choice([-1, 1], (500, 8), p=[0.2, 0.8]) * size
+    g = jnp.asarray(gradients, HALF)
+    with jax.enable_x64(True):
+        expected = trajectory(optax.scale_by_adam(eps=0.0), np.asarray(g, np.float64), jnp.float64)
+    got = trajectory(hadam(eps=0.0), g, HALF)
+    np.testing.assert_allclose(got[-1], expected[-1], rtol=0.2, atol=0.1)
+    stock = np.asarray(trajectory(hadam(eps=0.0, root=False), g, HALF))
+    broken = ~np.isfinite(stock[0]) | (stock[0] == 0)
+    assert broken.all() if size in (1e-4, 2e4) else not broken.any()
+
+
+def test_nothing_that_nobody_reads_is_kept():
+    """Two numbers a weight: the authors' code keeps a third."""
+    params = jnp.zeros(1_000, HALF)
+    kept = hadam().init(params)
+    assert sum(x.size for x in jax.tree.leaves(kept)) == 2_000 + 2
+
+
+# compound loss scaling
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_another_scale_changes_no_step(factor, root):
+    gradients = np.random.default_rng(4).standard_normal((20, 5))
+    tx = hadam(eps=1e-4, root=root)
+    with jax.enable_x64(True):
+        state = tx.init(jnp.zeros(5, jnp.float64))
+        for i, g in enumerate(gradients):
+            other = rescaled(state, jnp.float32(factor), root) if i else state
+            direction, state = tx.update(g, state)
+            if i:
+                again, _ = tx.update(factor * g, other)
+                assert bits(again) == bits(direction)
+
+
+def fresh(precision: str = "fp16", weight: float = 1.0):
+    """(numerics, tx, kept, moments) of a learner of one weight."""
+    lowered = numerics(PRECISIONS[precision])
+    kept, tx = lowered.store({"w": jnp.full(1, weight)}), lowered.adam()
+    return lowered, tx, kept, lowered.init(tx, kept)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    lowered, tx, kept, moments = fresh()
+    kept, moments = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+    for i, bad in enumerate((np.inf, np.nan, 64_000.0), 1):  # the last leaves the moments no margin
+        after, halved = lowered.descend(tx, kept, moments, {"w": half([bad])}, jnp.float32(0.1))
+        assert bits(after) == bits(kept)
+        assert halved.guard.scale == moments.guard.scale / 2
+        np.testing.assert_array_equal(halved.inner.m["w"], moments.inner.m["w"] / 2)
+        np.testing.assert_array_equal(halved.inner.w["w"], moments.inner.w["w"] / 2)
+        assert halved.inner.eps == moments.inner.eps / 2
+        assert halved.inner.steps == moments.inner.steps
+        assert halved.guard.skipped == i
+        assert halved.guard.good == 0
+        moments = halved
+    after, moments = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+    assert after.value["w"] < kept.value["w"]
+    assert counts(moments).skipped_updates == 3
+
+
+def test_the_scale_doubles_after_many_good_steps_if_the_moments_have_room():
+    for size, expected in ((3.0, 2e4), (40_000.0, 1e4)):
+        lowered, tx, kept, moments = fresh()
+        moments = moments._replace(guard=moments.guard._replace(good=jnp.int32(scaling.PERIOD)))
+        full = {"w": jnp.full_like(moments.inner.w["w"], size)}
+        moments = moments._replace(inner=moments.inner._replace(w=full, m=full))
+        _, after = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+        assert after.guard.scale == expected
+        assert after.guard.good == 0
+
+
+def test_gradients_stay_scaled_and_the_loss_is_not():
+    """Nor can it overflow: the scale is what flows back, and float16 never holds the scaled loss."""
+    value, grads = scaling.value_and_grad(lambda w: (jnp.sum(w * w), 5))(half([100.0]), jnp.float32(128))
+    assert (float(value[0]), value[1]) == (10_000.0, 5)
+    assert float(grads[0]) == 25_600.0
+    small = scaling.value_and_grad(lambda w: (1e-6 * jnp.sum(w.astype(jnp.float32)) * 1e-3, None))
+    assert float(small(half([1.0]), jnp.float32(1))[1][0]) == 0
+    assert float(small(half([1.0]), jnp.float32(1e4))[1][0]) == pytest.approx(1e-5, rel=1e-2)
+
+
+def test_the_norm_is_clipped_in_the_units_of_the_loss():
+    """And in float32: the squares of scaled gradients overflow float16."""
+    lowered, tx, kept, moments = fresh()
+    grads = {"w": half([3e4])}
+    _, after = lowered.descend(tx, kept, moments, grads, jnp.float32(0.1), jnp.float32(1.0))
+    np.testing.assert_allclose(after.inner.m["w"], 0.1 * 1e4, rtol=1e-3)
+    _, free = lowered.descend(tx, kept, moments, grads, jnp.float32(0.1), jnp.float32(10.0))
+    np.testing.assert_allclose(free.inner.m["w"], 0.1 * 3e4, rtol=1e-3)
+
+
+# log-probabilities
+
+BEFORE = np.linspace(-40, 40, 401, dtype=np.float32)  # of tanh
+STDS = np.exp(np.linspace(-5, 2, 8, dtype=np.float32))
+
+
+def gradients(draw, mean, log_std, noise, scale: float = 1.0):
+    """(log_prob, its gradients, times `scale`) for each triple [n]."""
+
+    def one(mean, log_std, noise):
+        def log_prob(mean, log_std):
+            return scale * draw(TanhNormal(mean, log_std), noise)[1]
+
+        return draw(TanhNormal(mean, log_std), noise)[1], *jax.grad(log_prob, (0, 1))(mean, log_std)
+
+    return jax.jit(jax.vmap(one))(mean[:, None], log_std[:, None], noise[:, None])
+
+
+def grid() -> tuple:
+    means, stds = (x.ravel() for x in np.meshgrid(BEFORE, STDS))
+    noise = np.random.default_rng(5).standard_normal(means.size).astype(np.float32)
+    return jnp.asarray(means), jnp.log(jnp.asarray(stds)), jnp.asarray(noise)
+
+
+def test_log_probabilities_in_half_precision_are_right_and_their_gradients_finite():
+    """For all that a mean in [-40, 40] and a deviation in [e^-5, e^2] give."""
+    expected = gradients(PLAIN.draw, *grid())
+    got = gradients(log_probs.sampler(HALF), *grid())
+    np.testing.assert_allclose(got[0], expected[0], rtol=2e-3, atol=0.05)
+    for ours, exact in zip(got[1:], expected[1:], strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, exact, rtol=2e-2, atol=2e-2)
+
+
+def test_without_softplus_fix_gradients_are_no_numbers():
+    """Where e^(-2u) overflows and the threshold of 20 is not reached: u from -10 to -5.6."""
+    mean = jnp.float32([-4.0, -6.0, -9.0, -11.0])
+    rest = jnp.zeros(4)
+    broken = gradients(log_probs.sampler(HALF, softplus_fix=False), mean, rest, rest)
+    assert np.isfinite(broken[0][:1]).all()
+    assert np.isnan(broken[1][1:3]).all()
+    assert np.isfinite(broken[1][::3]).all()
+    assert np.isfinite(gradients(log_probs.sampler(HALF), mean, rest, rest)[1]).all()
+
+
+def test_without_normal_fix_small_deviations_are_lost():
+    """(u - mean)^2 is 0 or of few digits, and so is the density: it is off by whole nats."""
+    noise = jnp.float32([0.02, 1.0, 1.5, 2.5])
+    mean, log_std = jnp.full(4, 4.0), jnp.full(4, -5.0)
+    exact, fixed, stock = (
+        np.asarray(gradients(draw, mean, log_std, noise)[0])
+        for draw in (PLAIN.draw, log_probs.sampler(HALF), log_probs.sampler(HALF, normal_fix=False))
+    )
+    np.testing.assert_allclose(fixed, exact, atol=0.02)
+    assert np.abs(stock - exact).max() > 0.3
+
+
+def test_the_published_form_of_the_normal_is_finite_where_the_stock_one_is_not():
+    """That is of an action which is given: of one that was just drawn, ours takes no difference at all."""
+    u, mean, log_std = jnp.float32(300.0), jnp.float32(0.0), jnp.float32(2.0)
+    assert jnp.isinf(log_probs.stock_normal_log_prob(u, mean, log_std, HALF))
+    expected = log_probs.normal_log_prob(u, mean, log_std)
+    np.testing.assert_allclose(log_probs.normal_log_prob(half(u), half(mean), half(log_std)), expected, rtol=5e-3)
+
+
+# agents
+
+MODULES = {"sac": sac, "dqn": dqn}
+STATICS = {"sac": {}, "dqn": {}, "rainbow": {"noisy": True, "dueling": True, "atoms": 5, "double": True}}
+STATICS |= {"iqn": {"atoms": 8, "distribution": "implicit"}, "rescaled": {"rescale_obs": True}}
+
+
+@cache
+def learner(name: str, precision: str) -> Agent:
+    module = MODULES.get(name, dqn)
+    static = module.Static(hidden=(16,), **STATICS[name])
+    chosen = PRECISIONS[precision]
+    lower = {} if precision == "fp32" else {"numerics": numerics(chosen)}
+    agent = module.assemble(static, OBS, TORQUE if module is sac else Discrete(ACTIONS), **lower)
+    return compiled(watched(agent, chosen) if lower else agent)
+
+
+def trained(name: str, precision: str, updates: int = 20):
+    """(state, metrics) after some updates on one batch."""
+    agent = learner(name, precision)
+    hyper = MODULES.get(name, dqn).Hyper(learning_rate=1e-2) if name == "sac" else HYPER
+    state, batch = agent.init(KEY, hyper), random_batch(continuous=name == "sac")
+    kinds = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for i in range(updates):
+        state, info = update(agent, state, batch, jax.random.key(i))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == kinds
+    return state, info.metrics
+
+
+def bytes_of(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+QUICK = {("sac", "fp16"), ("dqn", "bf16")}
+LEARNERS = [(name, precision) for name in STATICS for precision in ("bf16", "fp16")]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [x if x in QUICK else pytest.param(*x, marks=pytest.mark.long) for x in LEARNERS]
+)
+def test_a_learner_of_16_bits_learns_what_one_of_32_does(name, precision):
+    exact, _ = trained(name, "fp32")
+    state, metrics = trained(name, precision)
+    before = learner(name, "fp32").init(KEY, exact.hyper)
+    plain = learner(name, "fp32").policy
+    weights, other, first = (x.params for x in (learner(name, precision).policy(state), plain(exact), plain(before)))
+
+    def distance(one, two) -> float:
+        return np.mean([float(jnp.abs(x - y).mean()) for x, y in zip(*map(jax.tree.leaves, (one, two)), strict=True)])
+
+    assert distance(weights, other) < 0.1 * distance(other, first)
+    assert metrics["skipped_updates"] == 0
+    assert counts(state).skipped_updates == 0
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["dqn", pytest.param("sac", marks=pytest.mark.long)])
+def test_the_naive_arm_fails(name):
+    """Else an ablation would show nothing."""
+    state, metrics = trained(name, "fp16-naive")
+    policy = learner(name, "fp16-naive").policy(state).params
+    size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(policy))
+    assert not size < 10  # NaN, or far from what 20 steps of 0.01 can do
+    assert metrics["loss_scale"] == 1
+
+
+def test_what_is_kept_of_a_weight_has_twelve_bytes_or_less():
+    """Of a critic: value and lost part, two moments, and the target's two parts; in float32 it is 16."""
+    state, _ = trained("sac", "fp16", 1)
+    exact, _ = trained("sac", "fp32", 1)
+    weights = sum(x.size for x in jax.tree.leaves(exact.params.critic))
+    assert bytes_of((exact.params.critic, exact.optimizer.critic, exact.target)) == 16 * weights + 4
+    kept = bytes_of((state.params.critic, state.optimizer.critic, state.target))
+    assert 12 * weights < kept <= 12 * weights + 32
+
+
+def density(lowered, mean: float, log_std: float) -> float:
+    return float(lowered.draw(TanhNormal(jnp.float32([mean]), jnp.float32([log_std])), jnp.float32([1.5]))[1])
+
+
+KEPT = {  # what each repair is to change in the state or in the program, and what without it is there instead
+    "hadam": lambda n: n.adam().update(half([0.0078125]), n.adam().init(half([0.0])))[1].w[0] > 1e-4,
+    "compound_scaling": lambda n: float(n.init(n.adam(), n.store(jnp.zeros(1))).guard.scale) == 1e4,
+    "normal_fix": lambda n: abs(density(n, 4.0, -5.0) - density(PLAIN, 4.0, -5.0)) < 0.02,
+    "softplus_fix": lambda n: bool(
+        jnp.isfinite(jax.grad(lambda m: n.draw(TanhNormal(m, jnp.zeros(1)), jnp.zeros(1))[1])(jnp.float32([-7.0])))[0]
+    ),
+    "kahan_momentum": lambda n: isinstance(n.target(n.store(jnp.zeros(1))), Split),
+    "kahan_gradients": lambda n: isinstance(n.store(jnp.zeros(1)), Split),
+}
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_each_repair_is_a_switch_of_its_own(repair):
+    without = numerics(PRECISIONS[f"fp16-without-{repair.replace('_', '-')}"])
+    found = {name: bool(ask(without)) for name, ask in KEPT.items()}
+    assert found == {name: name != repair for name in REPAIRS}
+    assert all(ask(numerics(PRECISIONS["fp16"])) for ask in KEPT.values())
+
+
+def test_float32_takes_no_detour():
+    assert numerics(PRECISIONS["fp32"]) is PLAIN
+    for name in ("sac", "dqn"):
+        plain = learner(name, "fp32").init(KEY, HYPER if name == "dqn" else sac.Hyper())
+        found = jax.tree.leaves(plain, is_leaf=lambda x: isinstance(x, Split | Moments))
+        assert not [x for x in found if isinstance(x, Split | Moments)]
+
+
+def test_a_network_computes_in_the_dtype_of_its_weights():
+    net = learner("dqn", "fp32").network
+    weights = jax.tree.map(lambda x: x.astype(HALF), net.init(KEY))
+    program = str(jax.make_jaxpr(net.apply)(weights, jnp.zeros(4)))
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert products
+    assert all("f16[" in line.split("=")[0] for line in products)
+    assert net.apply(weights, jnp.zeros(4)).dtype == jnp.float32
+
+
+# memory
+
+
+def steps(obs) -> Transition:
+    """Transitions [time, 1 lane] of these observations."""
+    n = len(obs)
+    flag, number = jnp.zeros((n, 1), bool), jnp.zeros((n, 1))
+    return Transition(
+        obs[:, None], obs[:, None, :1], number + 0.1, flag, flag, obs[:, None] + 1, number, jnp.zeros((n, 1), jnp.int32)
+    )
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", HALF), ("bf16", jnp.bfloat16)])
+def test_observations_and_actions_are_kept_in_16_bits(precision, dtype):
+    obs = jnp.asarray(np.random.default_rng(6).standard_normal((4, 3)), jnp.float32).at[0, 0].set(1e6)
+    example = jax.tree.map(lambda x: x[0, 0], steps(obs))
+    sizes = {}
+    for name in ("fp32", precision):
+        memory = stored(lambda e: uniform(e, 4, 64, lanes=1, unroll=4), example, PRECISIONS[name])
+        kept = memory.add(memory.init(), steps(obs))
+        sizes[name] = bytes_of(kept.rows)
+        kept, draw = memory.deal(kept, KEY, None)
+        batch = draw(kept, KEY, 0)
+    assert sizes["fp32"] - sizes[precision] == 4 * 7 * 2
+    assert batch.data.obs.dtype == batch.data.action.dtype == jnp.float32
+    slot = np.asarray(batch.index)
+    expected = obs.astype(dtype).astype(jnp.float32)
+    expected = expected.at[0, 0].set(65504.0) if dtype == HALF else expected
+    np.testing.assert_array_equal(batch.data.obs[:, 0], expected[slot])
+    np.testing.assert_array_equal(batch.data.reward, jnp.full((64, 1), 0.1))
+
+
+def test_pixels_are_kept_as_they_are():
+    pixels = Linear(jnp.zeros((2, 2, 1), jnp.uint8), 0).w
+    example = jax.tree.map(lambda x: x[0, 0], steps(jnp.zeros((4, 3))))._replace(obs=pixels, next_obs=pixels)
+    built = []
+    stored(lambda e: built.append(e) or uniform(e, 4, 1, lanes=1, unroll=4), example, PRECISIONS["fp16"])
+    assert built[0].obs.dtype == jnp.uint8
+    assert built[0].action.dtype == HALF
