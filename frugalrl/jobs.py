@@ -144,7 +144,9 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
     return static._replace(buffer_size=min(static.buffer_size, config.first_steps + spare))
 
 
-def memory_of(recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str, **shape: int) -> Memory:
+def memory_of(
+    recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str = "fp32", **shape: int
+) -> Memory:
     """The memory of a run; a replay is told of how many frames an observation is made."""
     if not cadence.rollout:
         shape["stack"] = options_for(card.env, card.env_options).frame_stack

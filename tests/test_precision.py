@@ -9,17 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs import receipt
 from small import ACTIONS, HYPER, OBS, TORQUE, bits, compiled, random_batch
 
+from frugalrl import jobs
 from frugalrl.agents import dqn, sac
 from frugalrl.agents.descent import PLAIN
+from frugalrl.config import configure, read
 from frugalrl.distributions import TanhNormal
+from frugalrl.errors import RunFailed
 from frugalrl.levers.precision import log_probs, scaling
 from frugalrl.levers.precision.hadam import Moments, hadam, rescaled
 from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, Precision
-from frugalrl.levers.precision.numerics import counts, numerics, stored, watched
+from frugalrl.levers.precision.numerics import Counts, counts, numerics, stored, watched
 from frugalrl.levers.precision.rounding import Split, kahan, narrow, rounded, split, whole
 from frugalrl.memory import uniform
+from frugalrl.training import resume, train
 from frugalrl.types import Agent, Discrete, Linear, Transition, update
 
 KEY = jax.random.key(0)
@@ -515,3 +520,43 @@ def test_pixels_are_kept_as_they_are():
     stored(lambda e: built.append(e) or uniform(e, 4, 1, lanes=1, unroll=4), example, PRECISIONS["fp16"])
     assert built[0].obs.dtype == jnp.uint8
     assert built[0].action.dtype == HALF
+
+
+# runs
+
+TINY = {"hidden": (16,), "batch_size": 32, "learning_starts": 500}
+
+
+def test_a_run_says_what_its_precision_cost(tmp_path, capfd):
+    result = train("dqn", "CartPole-v1", steps=1_500, seeds=2, hyper=TINY, precision="fp16", out=tmp_path / "run")
+    told = capfd.readouterr().err.splitlines()
+    assert len([line for line in told if "fp16 on a CPU" in line]) == (jax.default_backend() == "cpu")
+    found = receipt(tmp_path / "run")["precision"]
+    assert found["mode"] == "fp16"
+    assert [len(found[name]) for name in ("skipped_updates", "loss_scale")] == [2, 2]
+    assert result.rows[-1]["loss_scale"] > 1
+    assert 0 <= result.rows[-1]["skipped_updates"] < 0.1
+    assert read(tmp_path / "run").precision == "fp16"
+    assert {x.dtype for weights in result.actor.weights for x in jax.tree.leaves(weights)} == {np.dtype("float32")}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["compiled", "actors"])
+def test_sac_runs_in_half_precision(runtime, tmp_path):
+    hyper = TINY | {"learning_starts": 100}
+    more = {"runtime": runtime, "hyper": hyper, "precision": "fp16", "out": tmp_path / "run", "quiet": True}
+    train("sac", "Pendulum-v1", steps=600, **more)
+    resume(tmp_path / "run", steps=900, quiet=True)
+    found = receipt(tmp_path / "run")
+    assert found["steps"] == 900
+    assert len(found["precision"]["skipped_updates"]) == 1
+    assert found["returns"]["iqm"] < 0
+
+
+def test_a_run_whose_scale_collapses_stops():
+    config = configure("dqn", "CartPole-v1", precision="fp16", seeds=2)
+    sound = [Counts(np.array([0, 30]), np.array([1e4, scaling.COLLAPSED]))]
+    jobs.sound(config, 100, [0, 1], sound)
+    with pytest.raises(RunFailed, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
+        jobs.sound(config, 100, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])
+    jobs.sound(config, config.steps, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])  # it is over
