@@ -528,8 +528,10 @@ TINY = {"hidden": (16,), "batch_size": 32, "learning_starts": 500}
 
 
 def test_a_run_says_what_its_precision_cost(tmp_path, capfd):
-    result = train("dqn", "CartPole-v1", steps=1_500, seeds=2, hyper=TINY, precision="fp16", out=tmp_path / "run")
-    told = capfd.readouterr().err.splitlines()
+    result = train(
+        "dqn", "CartPole-v1", steps=1_500, seeds=2, hyper=TINY, precision="fp16", out=tmp_path / "run", quiet=False
+    )
+    told = "".join(capfd.readouterr()).splitlines()
     assert len([line for line in told if "fp16 on a CPU" in line]) == (jax.default_backend() == "cpu")
     found = receipt(tmp_path / "run")["precision"]
     assert found["mode"] == "fp16"
