@@ -51,7 +51,7 @@ def test_rounding_is_that_of_the_dtype(dtype):
 
 
 def test_rounding_survives_the_compiler():
-    """A cast there and back need not: whether XLA leaves it out is XLA's choice (jax 0.10.2 on a CPU keeps this one), so
+    """A cast there and back need not: whether XLA leaves it out is XLA's choice (jax 0.10.2 on a CPU keeps it), so
     the program itself is looked at, too.
     """
     x = jnp.float32([0.1, 0.3, 1e-6])
