@@ -1,6 +1,6 @@
 """What does a study find? `frugal study NAME`, with a row for each arm and for each question.
 
-    python -m benchmarks.studies quarl [--env ENV ...] [--folder DIR] [--minutes M] [--out FILE] [--quick]
+    python -m benchmarks.studies quarl [--env ENV ...] [--arms ARM ...] [--folder DIR] [--minutes M] [--out FILE]
 
 The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
 go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. `policy_calls` is
@@ -66,15 +66,26 @@ def main() -> None:
     command = rows.parser(__doc__)
     command.add_argument("study", choices=STUDIES)
     command.add_argument("--env", nargs="+", default=[], help="only these tasks, or other environments instead")
+    command.add_argument("--arms", nargs="+", default=[], help="only these arms; others can follow")
     command.add_argument("--folder", type=Path, help="of the study; default runs/study-NAME")
     command.add_argument("--minutes", type=float, help="time box")
     args = command.parse_args()
     path = rows.destination(f"study_{args.study}", args)
     with tempfile.TemporaryDirectory() as temporary:
         if args.quick:
-            done = study(args.study, envs=tuple(args.env), out=Path(temporary, "study"), quiet=False, **QUICK)
+            done = study(
+                args.study,
+                envs=tuple(args.env),
+                arms=tuple(args.arms),
+                out=Path(temporary, "study"),
+                quiet=False,
+                **QUICK,
+            )
         else:
-            done = study(args.study, envs=tuple(args.env), out=args.folder, budget=args.minutes, quiet=False)
+            done = study(
+                args.study, envs=tuple(args.env), arms=tuple(args.arms), out=args.folder, budget=args.minutes,
+                quiet=False,
+            )  # fmt: skip
         found = report.load(done.folder)
         made = list(told(found))
     rows.write(path, made)

@@ -118,6 +118,7 @@ def parser() -> Parser:
     p.add_argument("--seeds", type=int, metavar="N", help="of each arm and task (default: what the study says)")
     p.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the steps of its trainings (default 1)")
     p.add_argument("--env", nargs="+", default=[], action="extend", metavar="ENV", help="only these, or others instead")
+    p.add_argument("--arms", nargs="+", default=[], action="extend", metavar="ARM", help="only these; more can follow")
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default runs/study-NAME)")
     _running(p)
 
@@ -256,7 +257,8 @@ def study(a: argparse.Namespace) -> int:
     from .studies.running import study as go
 
     done = go(
-        a.name, seeds=a.seeds, scale=a.scale, envs=tuple(a.env), out=a.out, budget=a.budget, quiet=a.quiet
+        a.name, seeds=a.seeds, scale=a.scale, envs=tuple(a.env), arms=tuple(a.arms), out=a.out, budget=a.budget,
+        quiet=a.quiet,
     )  # fmt: skip
     found = told.load(done.folder)
     if not a.quiet:

@@ -19,7 +19,7 @@ from .errors import BadFile, UsageError
 from .levers.compress import modes
 from .monitor import files
 from .networks import Dense
-from .types import Discrete, Recipe
+from .types import Agent, Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
@@ -234,13 +234,42 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         raise UsageError(f"{why}; use {', '.join(able)}")
     static, _ = split(recipe, config.hyper)
     try:
-        layers = recipe.assemble(static, obs, actions).network.layers
+        agent = recipe.assemble(static, obs, actions)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
+    layers = agent.network.layers
     if config.prune is not None and not all(isinstance(layer, Dense) for layer in layers or (None,)):
         raise UsageError(
             f"--prune is for networks of dense layers, and that of {config.agent} has others: leave it out"
         )
+    if config.prune is not None and not _prunable(agent, static, recipe.hyper):
+        raise UsageError(
+            "--prune is for weights that are learned as they are, not for noisy=true or distribution=implicit: leave "
+            "it out"
+        )
+    if config.qat is not None and not _acts_as_learned(agent, recipe.hyper):
+        raise UsageError(
+            "--qat is for weights that act as they are learned, not for noisy=true, dueling=true, "
+            "distribution=quantile or distribution=implicit: leave it out"
+        )
+    if agent.settled and config.actors != "auto" and modes.mode(config.actors).share < 1:
+        raise UsageError(
+            f"--actors {config.actors} is not for noisy=true: a student has no noise to explore with; use "
+            "--actors int8, or --hyper noisy=false"
+        )
+
+
+def _prunable(agent: Agent, static: Any, hyper: Any) -> bool:
+    """Whether units of the agent's networks can go. `recipe.assemble` has imported JAX already."""
+    from .levers.compress.shrink import prunable
+
+    return prunable(agent, hyper, static.hidden)
+
+
+def _acts_as_learned(agent: Agent, hyper: Any) -> bool:
+    from .levers.compress.aware import acts_as_learned
+
+    return acts_as_learned(agent, hyper)
 
 
 def _check_runtime(config: Config) -> None:

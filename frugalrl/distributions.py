@@ -81,6 +81,21 @@ def epsilon_greedy(outputs: Array, knobs: dict) -> EpsilonGreedy:
     return EpsilonGreedy(outputs, knobs["epsilon"])
 
 
+def distributional_greedy(outputs: Array, knobs: dict) -> EpsilonGreedy:
+    """The `head` of agents whose network gives, for each action, logits of its returns (Bellemare et al. 2017).
+
+    The returns lie evenly between `v_min` and `v_max`. knobs holds those, `epsilon`, and `actions` [actions], of which
+    only the length is read.
+    """
+    xp = _xp(outputs)
+    logits = outputs.reshape(*outputs.shape[:-1], len(knobs["actions"]), -1)
+    weights = xp.exp(logits - logits.max(-1, keepdims=True))
+    rank = xp.arange(logits.shape[-1], dtype=np.float32) / np.float32(logits.shape[-1] - 1)
+    mean = (weights @ rank) / weights.sum(-1)
+    low, high = (xp.asarray(knobs[name], np.float32) for name in ("v_min", "v_max"))
+    return EpsilonGreedy(low + (high - low) * mean, knobs["epsilon"])
+
+
 class Categorical(NamedTuple):
     """Probabilities are the softmax of the logits."""
 

@@ -36,7 +36,7 @@ from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
 from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
-from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition
+from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
@@ -151,7 +151,7 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
         return jax.vmap(run.init)(jax.vmap(rng.key)(seeds), hypers)
 
     def play(states, key):
-        return jax.vmap(lambda state: players(agent.policy(state), key))(states)
+        return jax.vmap(lambda state: players(best_policy(agent, state), key))(states)
 
     def shared(state: Any) -> Any:
         """The states that are evaluated and kept: of actor-learners the one they share."""
@@ -247,7 +247,7 @@ def _evaluate_on_twin(program: Future, state: Callable[[], Any], episodes: int) 
 
 
 def _weights_per_seed(agent: Agent, state: Callable[[], Any], seeds: int) -> list:
-    params = jax.device_get(jax.vmap(agent.policy)(state()).params)
+    params = jax.device_get(jax.vmap(partial(best_policy, agent))(state()).params)
     return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(seeds)]
 
 

@@ -24,7 +24,7 @@ from .monitor import quality
 from .monitor.receipt import given_up
 from .policy import Card
 from .runtime import actor, actors
-from .types import Agent, Session, Transition
+from .types import Agent, Session, Transition, best_policy
 
 FULL = Mode(1.0, "fp32")
 PROBE_SECONDS = 1.0  # at least, between two comparisons of the full and the compressed policy
@@ -69,7 +69,7 @@ def items_of(spec: actor.Spec) -> Transition:
 
 def host_weights(agent: Agent, state) -> tuple:
     """Those of the full policy."""
-    return jax.device_get(agent.policy(own(state)).params)
+    return jax.device_get(best_policy(agent, own(state)).params)
 
 
 class Ledger:
@@ -121,9 +121,9 @@ class Ledger:
         self._take(taken, why)
 
     def _ladder(self) -> list[Mode]:
-        """What `auto` chooses from: an actor-learner needs the network that it computes gradients of."""
+        """What `auto` chooses from: actor-learners need the network they learn with, and students have no noise."""
         found = [modes.mode(name) for name in modes.LADDER]
-        return [mode for mode in found if mode.share == 1 or not self.plan.gradients]
+        return [mode for mode in found if mode.share == 1 or not (self.plan.gradients or self.agent.settled)]
 
     def _measure(self, width: Mode, formats: list[str], among: Iterable[str] | None, failures: list[str]) -> list[Rung]:
         layers = narrowed(self.layers, width.share)

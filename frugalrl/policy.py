@@ -27,6 +27,7 @@ HEADS = {
     head.__name__: head
     for head in (
         distributions.epsilon_greedy,
+        distributions.distributional_greedy,
         distributions.categorical,
         distributions.normal,
         distributions.tanh_normal,

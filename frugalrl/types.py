@@ -65,6 +65,7 @@ class Batch(NamedTuple):
     weight: Any  # [batch]; prioritised replay and `levers.correct.corrected` both multiply it
     index: Any  # [batch]; where the windows came from, for Memory.update
     extra: Tree = ()  # [batch, time, ...]; what Agent.prepare made of the rollouts, if the memory deals in them
+    chance: Any = 1.0  # [batch]; in proportion to how likely each was drawn; a number if all were alike
 
 
 class Trace(NamedTuple):
@@ -170,12 +171,19 @@ class Agent(NamedTuple):
     # normalises them; and back
     fold: Callable[[Tree, Tree], Tree] = _weights
     unfold: Callable[[Tree, Tree], Tree] = _weights
+    # state -> the state whose policy has no noise in its weights; None if no policy has any
+    settled: Callable[[Tree], Tree] | None = None
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:
     """One learner update: `apply` after `grad`."""
     grads, info = agent.grad(state, batch, key)
     return agent.apply(state, grads), info
+
+
+def best_policy(agent: Agent, state: Tree) -> Policy:
+    """The policy to evaluate and to keep: without noise in its weights."""
+    return agent.policy(agent.settled(state) if agent.settled else state)
 
 
 class Memory(NamedTuple):

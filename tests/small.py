@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frugalrl import rng
+from frugalrl import catalog, rng
 from frugalrl.agents import d4pg, ddpg, sac, td3
 from frugalrl.agents.dqn import Hyper, dqn
 from frugalrl.envs.cartpole import cartpole
-from frugalrl.memory import uniform
+from frugalrl.memory import evenly, uniform
 from frugalrl.networks import mlp, network
 from frugalrl.runtime.compiled import Plan, Run, run
 from frugalrl.types import Agent, Batch, Box, Discrete, Env, Transition
@@ -38,6 +38,13 @@ def small(name: str, continuous: bool = True, **static: Any) -> Agent:
     return compiled(module.assemble(module.Static(hidden=(16,), **static), OBS, actions))
 
 
+@cache
+def small_family(name: str, **static: Any) -> Agent:
+    """An agent of DQN's family as small as `small_dqn`, with its own switches."""
+    recipe = catalog.recipe(name)
+    return compiled(recipe.assemble(recipe.static._replace(hidden=(16,), **static), OBS, Discrete(ACTIONS)))
+
+
 def compiled(agent: Agent) -> Agent:
     """The agent, each part compiled: operation by operation tests would be slow."""
     parts = ("init", "policy", "dist", "grad", "apply", "prepare")
@@ -50,12 +57,12 @@ def pushed() -> Env:
     return env._replace(step=lambda s, a, key: env.step(s, (a[0] > 0).astype(jnp.int32), key), actions=TORQUE)
 
 
-def small_run(agent: Agent, window: int = 1, plan: Plan = PLAN, continuous: bool = False) -> Run:
+def small_run(agent: Agent, window: int = 1, plan: Plan = PLAN, continuous: bool = False, choice: Any = evenly) -> Run:
     """A run of `agent` on CartPole with a memory that is full, and turns over, after 50 iterations."""
     obs, zero, flag = jnp.zeros(4), jnp.float32(0), jnp.bool_(False)
     action = jnp.zeros(TORQUE.shape) if continuous else jnp.int32(0)
     example = Transition(obs, action, zero, flag, flag, obs, zero, jnp.int32(0))
-    memory = uniform(example, 200, 32, lanes=plan.num_envs, unroll=plan.unroll, window=window)
+    memory = uniform(example, 200, 32, lanes=plan.num_envs, unroll=plan.unroll, window=window, choice=choice)
     return run(agent, pushed() if continuous else cartpole(), memory, plan)
 
 

@@ -26,6 +26,7 @@ OBS = Box((4,))
 CARD = policy.Card("dqn", "CartPole-v1", OBS, Discrete(2), mlp((64, 64), 2), "epsilon_greedy", {"epsilon": 0.0})
 LOW, HIGH = [-1.0, -2.0], [1.0, 0.5]
 KNOBS = {"epsilon": 0.0, "low": LOW, "high": HIGH, "log_std": [0.0, 0.0], "random": 0.0, "noise": 0.0}
+KNOBS |= {"v_min": 0.0, "v_max": 1.0, "actions": [0.0] * 4}
 CONTINUOUS = ("normal", "squashed_normal", "clipped_normal", "tanh_normal")
 
 
@@ -169,7 +170,7 @@ def test_observations_of_long_play_are_spread_over_all_of_it():
 @pytest.mark.parametrize("head", policy.HEADS)
 def test_the_code_of_a_card_chooses_the_greedy_action(head, format, tmp_path, monkeypatch):
     actions = Box((2,), low=tuple(LOW), high=tuple(HIGH)) if head in CONTINUOUS else Discrete(4)
-    outputs = 2 if head in CONTINUOUS and head != "tanh_normal" else 4
+    outputs = {"tanh_normal": 4, "distributional_greedy": 12}.get(head, 2 if head in CONTINUOUS else 4)
     card = policy.Card("x", "nowhere:Thing-v0", Box((5,)), actions, mlp((8,), outputs), head, KNOBS)
     run = kept(tmp_path / "run", card)
     _, path = deploy(run, usable(format), episodes=0)

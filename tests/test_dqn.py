@@ -92,6 +92,37 @@ def test_double_changes_only_where_the_networks_disagree():
 PARTS = ("init", "policy", "dist", "grad", "apply")
 
 
+BOUNDED = Box((4,), low=-2.0, high=(1.0, 2.0, 6.0, np.inf))
+
+
+def test_rescaled_observations_are_learned_from_as_if_they_came_so():
+    """From -2 to 1, 2 and 6 to -1 to 1, the last as it is; actors take them as they are, in a plain network."""
+    plain, agent = (assemble(Static(hidden=(16,), rescale_obs=on), BOUNDED, Discrete(2)) for on in (False, True))
+    state, batch = random_state(agent), random_batch(window=3)
+
+    def seen(obs):
+        obs = np.asarray(obs)
+        return np.float32((obs - np.float32([-0.5, 0, 2, 0])) / np.float32([1.5, 2, 4, 1]))
+
+    data = batch.data._replace(obs=seen(batch.data.obs), next_obs=seen(batch.data.next_obs))
+    got, expected = agent.grad(state, batch, KEY), plain.grad(state, batch._replace(data=data), KEY)
+    close(got, expected, atol=1e-5)
+    acting, obs = agent.policy(state), batch.data.obs[0, 0]
+    close(agent.dist(acting, obs, KEY).values, plain.dist(plain.policy(state), seen(obs), KEY).values, atol=1e-5)
+    close(agent.fold(state, state.params), acting.params)
+    close(agent.unfold(state, acting.params), state.params)
+    assert bits(agent.init(KEY, HYPER)) == bits(plain.init(KEY, HYPER))
+
+
+def test_rescaling_is_beneath_all_other_parts():
+    """Of all that is learned the first layer of the network takes the observation, and not that of an embedding."""
+    everything = {"dueling": True, "noisy": True, "atoms": 5, "distribution": "implicit", "hidden": (16,)}
+    on, off = (assemble(Static(rescale_obs=rescale, **everything), BOUNDED, Discrete(2)) for rescale in (True, False))
+    state, obs = random_state(on)._replace(noise=()), jnp.float32([0.3, -1.0, 4.0, 7.0])
+    seen = (obs - jnp.float32([-0.5, 0, 2, 0])) / jnp.float32([1.5, 2, 4, 1])
+    close(on.dist(on.policy(state), obs).values, off.dist(off.policy(state), seen).values, atol=1e-4)
+
+
 def programs(agent: Agent, window: int = 1) -> dict[str, str]:
     """The jaxpr of each part."""
     state, batch = jax.eval_shape(agent.init, KEY, HYPER), random_batch(window=window)
@@ -104,8 +135,17 @@ def programs(agent: Agent, window: int = 1) -> dict[str, str]:
 SWITCHES = {  # a choice in Static -> the parts it may change, and must
     "double": (True, {"grad"}),
     "loss": ("mse", {"grad"}),
+    "dueling": (True, {"init", "policy", "grad", "apply"}),  # an actor's network stays what it is
+    "noisy": (True, {"init", "policy", "grad", "apply"}),
+    "noisy_std": (0.1, set()),  # without noise
+    "atoms": (51, set(PARTS)),
+    "distribution": ("quantile", set()),  # of one atom
+    "prioritized": (True, {"grad"}),
+    "munchausen": (True, {"grad"}),
+    "optimizer_eps": (0.1, {"apply"}),
     "optimizer": ("rmsprop", {"init", "policy", "grad", "apply"}),  # the state they take holds other moments
     "n_step": (3, set()),  # the window of the memory, and nothing in the agent
+    "rescale_obs": (True, {"policy", "grad"}),
     "buffer_size": (7, set()),
     "train_freq": (8, set()),
     "gradient_steps": (2, set()),
@@ -125,6 +165,26 @@ def test_every_choice_is_in_the_table():
 def test_a_switch_changes_its_parts_and_no_other(name):
     value, expected = SWITCHES[name]
     before, after = (programs(assemble(s, OBS, Discrete(2))) for s in (Static(), Static()._replace(**{name: value})))
+    assert {part for part in PARTS if before[part] != after[part]} == expected
+
+
+IN_CONTEXT = {  # what does something beside another switch only
+    "noisy_std": ({"noisy": True}, 0.1, {"init"}),
+    "distribution": ({"atoms": 51}, "quantile", {"policy", "dist", "grad"}),
+    "dueling": ({"atoms": 51}, True, {"init", "policy", "grad", "apply"}),
+    "prioritized": ({"noisy": True, "atoms": 51}, True, {"grad"}),
+    "double": ({"atoms": 51, "distribution": "quantile"}, True, {"grad"}),
+    "loss": ({"atoms": 51}, "mse", set()),
+}
+
+
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_a_switch_beside_another_changes_its_parts_and_no_other(name):
+    beside, value, expected = IN_CONTEXT[name]
+    before, after = (
+        programs(assemble(s, OBS, Discrete(2)))
+        for s in (Static()._replace(**beside), Static()._replace(**beside, **{name: value}))
+    )
     assert {part for part in PARTS if before[part] != after[part]} == expected
 
 
@@ -275,6 +335,7 @@ def test_choices_that_do_not_exist_are_refused_by_name():
         (Static(loss="hinge"), OBS, Discrete(2), "loss='hinge' does not exist; there are: huber, mse"),
         (Static(optimizer="sgd"), OBS, Discrete(2), "optimizer='sgd' does not exist; there are: adam, rmsprop"),
         (Static(), OBS, Box((2,)), "discrete actions"),
+        (Static(rescale_obs=True), Box((10, 10, 4)), Discrete(2), "rescale_obs=true is for observations that are vec"),
     ):
         with pytest.raises(ValueError, match=message):
             assemble(static, obs, actions)

@@ -16,7 +16,7 @@ from small import bits
 from frugalrl import catalog, cli, jobs, memory, training
 from frugalrl.agents import dqn
 from frugalrl.envs.make import options_for
-from frugalrl.memory import stacked, uniform
+from frugalrl.memory import by_priority, evenly, stacked, uniform
 from frugalrl.policy import Card
 from frugalrl.types import Memory, Transition
 
@@ -80,14 +80,15 @@ class Life:
 
 
 @cache
-def made(case: Case, places: int, batch: int = 64) -> tuple[Memory, Memory]:
+def made(case: Case, places: int, batch: int = 64, choice: Any = evenly) -> tuple[Memory, Memory]:
     """The plain memory and the one under test, compiled; with a first frame for so many steps."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(memory, "PLACES", places)
     obs = jnp.zeros((*case.frame[:-1], case.frame[-1] * case.stack), case.dtype)
     zero, flag = jnp.float32(0), jnp.bool_(False)
     example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
-    how = {"lanes": case.lanes, "unroll": case.unroll, "window": case.window, "streams": case.streams}
+    how: dict[str, Any] = {"lanes": case.lanes, "unroll": case.unroll, "window": case.window, "streams": case.streams}
+    how |= {"choice": choice}
     both = (
         uniform(example, case.capacity, batch, **how),
         stacked(example, case.capacity, batch, stack=case.stack, **how),
@@ -98,9 +99,8 @@ def made(case: Case, places: int, batch: int = 64) -> tuple[Memory, Memory]:
 
 def compiled(mem: Memory) -> Memory:
     sample = jax.jit(lambda ring, key: mem.deal(ring, key, lambda rollout: ())[1](ring, key, 0))
-    return mem._replace(
-        add=jax.jit(mem.add), cut=jax.jit(mem.cut), deal=lambda ring, key, prepare: (ring, lambda r, k, i: sample(r, k))
-    )
+    jitted = {name: jax.jit(getattr(mem, name)) for name in ("add", "update", "cut")}
+    return mem._replace(deal=lambda ring, key, prepare: (ring, lambda r, k, i: sample(r, k)), **jitted)
 
 
 def sample(mem: Memory, ring: Any, key: int) -> Any:
@@ -132,11 +132,14 @@ def test_batches_are_those_of_whole_stacks(name, ends):
             assert bits(plain.weight) == bits(ours.weight)
 
 
+@pytest.mark.parametrize("choice", [evenly, by_priority])
 @pytest.mark.parametrize(("ends", "each"), [(0.2, 8), (1.0, 10**6)])
-def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(ends, each):
-    """Against brute force: a step is dealt as it was, or not at all once frames of its time are gone."""
+def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(ends, each, choice):
+    """Against brute force: a step is dealt as it was, or not at all once frames of its time are gone; with priorities
+    it may be dealt once more, with no weight.
+    """
     case = Case(capacity=256, window=2)
-    (_, mem), life = made(case, each, 512), Life(case, 3, ends)
+    (_, mem), life = made(case, each, 512, choice), Life(case, 3, ends)
     ring, told, began, sizes = mem.init(), [], [], []
     places = max(case.steps * case.lanes // each, (case.window + case.stack + case.unroll) * case.lanes)
     over = np.full(case.lanes, True)
@@ -148,13 +151,20 @@ def test_where_episodes_are_short_fewer_steps_are_remembered_and_each_is_whole(e
             began += [i * case.unroll + t] * int(over.sum())
             over = told[-1].terminated[t] | told[-1].truncated[t]
         truth = Transition(*(np.concatenate(x) for x in zip(*told, strict=True)))
-        data = jax.tree.map(np.asarray, sample(mem, ring, i).data)
+        batch = jax.tree.map(np.asarray, sample(mem, ring, i))
+        gone = began[-places - 1] + case.stack if len(began) > places else 0
+        oldest = max(life.steps - case.steps, gone, 0)
+        lost = batch.weight == 0
+        np.testing.assert_array_equal(lost, batch.data.reward[:, 0] < oldest)
+        if lost.any():
+            assert choice is by_priority
+            ring, rid = mem.update(ring, batch.index, jnp.ones(512)), set(batch.index[lost].tolist())
+            assert not rid & set(np.asarray(sample(mem, ring, -i - 1).index).tolist())
+        data = jax.tree.map(lambda x, kept=~lost: x[kept], batch.data)
         when = data.reward.astype(int)
         assert (when[:, 1] == when[:, 0] + 1).all()
         for field, real in zip(data, truth, strict=True):
             np.testing.assert_array_equal(field, real[when, data.action])
-        gone = began[-places - 1] + case.stack if len(began) > places else 0
-        oldest = max(life.steps - case.steps, gone, 0)
         assert when.min() == oldest
         assert when.max() == life.steps - 1
         sizes.append(life.steps - oldest)

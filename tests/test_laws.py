@@ -11,7 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import HYPER, MODULES, OBS, bits, random_batch, random_state, small, small_dqn, small_run, start
+from small import (
+    HYPER,
+    MODULES,
+    OBS,
+    bits,
+    random_batch,
+    random_state,
+    small,
+    small_dqn,
+    small_family,
+    small_run,
+    start,
+)
 
 from frugalrl import checkpoint, rng
 from frugalrl.distributions import Categorical, draw
@@ -19,6 +31,8 @@ from frugalrl.levers.compress import quantise
 from frugalrl.levers.compress.engines import engine
 from frugalrl.levers.compress.simulate import compressed
 from frugalrl.levers.correct import corrected, none, truncated
+from frugalrl.memory import by_priority, evenly
+from frugalrl.networks import NoisyLinear
 from frugalrl.runtime import actor, compiled, link
 from frugalrl.runtime.actors import arrays_of
 from frugalrl.types import Agent, Batch, Linear, Policy, update
@@ -34,9 +48,10 @@ class Learner(NamedTuple):
     window: int
     hyper: Any = HYPER
     continuous: bool = False
+    choice: Any = evenly
 
     def run(self) -> compiled.Run:
-        return small_run(self.agent, self.window, continuous=self.continuous)
+        return small_run(self.agent, self.window, continuous=self.continuous, choice=self.choice)
 
     def batch(self) -> Batch:
         return random_batch(window=self.window, continuous=self.continuous)
@@ -56,6 +71,7 @@ class Lever(NamedTuple):
 
 
 AGENTS = {"dqn": Learner(small_dqn(), 1), "dqn, 3 steps": Learner(small_dqn(), 3)}
+AGENTS |= {"rainbow": Learner(small_family("rainbow"), 3, choice=by_priority), "miqn": Learner(small_family("miqn"), 1)}
 AGENTS |= {"sac": other("sac"), "sac, discrete": other("sac", continuous=False)}
 AGENTS |= {"td3, 3 steps": other("td3", 3), "d4pg, 3 steps": other("d4pg", 3)}
 LEVERS = {
@@ -69,6 +85,7 @@ LEVERS = {
 CELLS = [(name, lever) for name in AGENTS for lever in LEVERS]
 # Cells that every test session looks at: all of DQN's, and one in which the others have most to lose.
 QUICK = {cell for cell in CELLS if cell[0].startswith("dqn")}
+QUICK |= {("rainbow", "none"), ("rainbow", "both"), ("miqn", "truncated ratios")}
 QUICK |= {("sac", "none"), ("sac, discrete", "fp32 actors"), ("td3, 3 steps", "truncated ratios")}
 
 
@@ -138,7 +155,7 @@ def test_a_neutral_lever_gives_the_same_numbers(name, lever):
     state = before.state()
     batch = on_policy(before, state)
     expected, got = (update(learner.agent, state, batch, KEY) for learner in (before, after))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(numbers(got), numbers(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert bits(before.agent.policy(state)) == bits(after.agent.policy(state))
 
@@ -220,8 +237,9 @@ def test_resumed_equals_never_stopped(name, lever, tmp_path):
 def test_two_seeds_differ_in_every_weight(name):
     learner = AGENTS[name]
     params = jax.vmap(lambda seed: learner.agent.init(rng.key(seed), learner.hyper).params)(jnp.arange(2))
-    layers = [x for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Linear)) if isinstance(x, Linear)]
-    assert len(layers) == (2 if name.startswith("dqn") else 4)
+    kinds = Linear | NoisyLinear
+    layers = [x for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
+    assert len(layers) == {"dqn": 2, "dqn, 3 steps": 2, "rainbow": 2, "miqn": 3}.get(name, 4)
     for layer in layers:
         assert (layer.w[0] != layer.w[1]).all()
         assert (layer.b == 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from scipy import stats
 from small import bits
 
-from frugalrl.memory import packing, uniform
+from frugalrl.memory import BRANCH, by_priority, evenly, packing, uniform
 from frugalrl.types import Batch, Memory, Transition
 
 UNLIKELY = 1e-3  # seeds are fixed, so a test either passes for ever or fails for ever
@@ -51,12 +52,14 @@ CASES = {
 
 
 @cache
-def memory(case: Case, batch: int = 512) -> Memory:
+def memory(case: Case, batch: int = 512, choice: Any = evenly) -> Memory:
     """The memory of a case, its functions compiled once for all tests."""
     capacity, *shape = case
-    mem = uniform(EXAMPLE, capacity, batch, **dict(zip(("lanes", "unroll", "window", "streams"), shape, strict=True)))
+    how = dict(zip(("lanes", "unroll", "window", "streams"), shape, strict=True))
+    mem = uniform(EXAMPLE, capacity, batch, **how, choice=choice)
     sample = jax.jit(lambda ring, key, i: mem.deal(ring, key, lambda rollout: ())[1](ring, key, i))
-    return mem._replace(add=jax.jit(mem.add), deal=lambda ring, key, prepare: (ring, sample), cut=jax.jit(mem.cut))
+    compiled = {name: jax.jit(getattr(mem, name)) for name in ("add", "update", "cut")}
+    return mem._replace(deal=lambda ring, key, prepare: (ring, sample), **compiled)
 
 
 def sample(mem: Memory, ring: Any, key: jax.Array) -> Batch:
@@ -113,11 +116,14 @@ FILLS = [(name, fill) for name, case in CASES.items() for fill in (
 )]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "unrolls"), FILLS)
-def test_samples_are_the_windows_that_are_held(name, unrolls):
+@pytest.mark.parametrize(
+    ("name", "unrolls", "choice"),
+    [(*fill, evenly) for fill in FILLS] + [(*fill, by_priority) for fill in dict(FILLS).items()],  # the last of each
+)
+def test_samples_are_the_windows_that_are_held(name, unrolls, choice):
     """Against brute force: no window crosses the write head, none is missing, none was overwritten."""
     case = CASES[name]
-    mem, ring = fill(case, unrolls)
+    mem, ring = fill(case, unrolls, memory(case, choice=choice))
     expected, seen = windows(case, unrolls), set()
     for i in range(4):
         batch = sample(mem, ring, jax.random.key(i))
@@ -160,7 +166,80 @@ def test_index_names_the_row_a_window_starts_at():
 
 def test_an_empty_update_leaves_the_ring():
     mem, ring = fill(CASES["lanes"], (4,))
-    assert mem.update(ring, jnp.arange(3), jnp.ones(3)) is ring
+    assert bits(mem.update(ring, jnp.arange(3), jnp.ones(3))) == bits(ring)
+
+
+def index_of(case: Case, stream: int, lane: int, first: int) -> int:
+    return (stream * case.slots + first % case.slots) * case.lanes + lane
+
+
+def prioritised(name: str, unrolls: tuple[int, ...], seed: int = 0):
+    """A memory whose windows were all given a priority: (memory, ring, windows, priorities)."""
+    case = CASES[name]
+    mem, ring = fill(case, unrolls, memory(case, choice=by_priority))
+    held = windows(case, unrolls)
+    priority = np.random.default_rng(seed).gamma(0.5, size=len(held)).astype(np.float32) + 0.01
+    ring = mem.update(ring, jnp.array([index_of(case, *w) for w in held]), jnp.asarray(priority))
+    return mem, ring, held, priority
+
+
+@pytest.mark.parametrize(("name", "unrolls"), [("windows", (30,)), ("streams", (9, 2, 4)), ("lanes", (4,))])
+def test_windows_are_drawn_in_proportion_to_their_priorities(name, unrolls):
+    mem, ring, held, priority = prioritised(name, unrolls)
+    place, share = {window: i for i, window in enumerate(held)}, priority.astype(np.float64) / priority.sum(dtype=float)
+    counts = np.zeros(len(held))
+    for i in range(40):
+        batch = sample(mem, ring, jax.random.key(i))
+        drawn = [place[window] for window in sampled(batch)]
+        np.testing.assert_array_equal(batch.chance, priority[drawn])
+        one = np.bincount(drawn, minlength=len(held))
+        counts += one
+        # a stretch of places gets a draw for each of its strata, one more or less at its ends; within a branch of the
+        # lowest level draws are free. In this memory windows lie in their order, from the first place on.
+        if name == "lanes":
+            for first in range(0, len(held), BRANCH):
+                part = slice(first, first + BRANCH)
+                assert abs(one[part].sum() - 512 * share[part].sum()) < 2
+    assert stats.chisquare(counts, share * counts.sum()).pvalue > UNLIKELY
+    assert stats.chisquare(counts).pvalue < 1e-9
+
+
+def test_what_is_new_has_the_greatest_priority_that_ever_was():
+    case = CASES["windows"]
+    mem, ring, held, priority = prioritised("windows", (9,))
+    most = max(priority.max(), 1.0)
+    for i in (9, 10):
+        ring = mem.add(ring, steps(case, 0, i * case.unroll), jnp.int32(0))
+        ring = mem.update(ring, jnp.array([index_of(case, *held[-1])]), jnp.float32([0.02]))
+    leaves = np.asarray(ring.chances.levels[0])
+    newest = 11 * case.unroll
+    fresh = [(0, lane, first) for first in range(held[-1][2] + 1, newest - case.window + 1) for lane in range(3)]
+    assert len(fresh) == 2 * case.unroll * case.lanes
+    assert all(leaves[index_of(case, *w)] == most for w in fresh)
+
+
+@pytest.mark.parametrize(("name", "unrolls"), [("windows", (30,)), ("streams", (9, 2, 4))])
+def test_every_level_is_the_sums_of_the_one_below(name, unrolls):
+    mem, ring, held, _ = prioritised(name, unrolls)
+    for i in range(10):
+        batch = sample(mem, ring, jax.random.key(i))
+        ring = mem.update(ring, batch.index, jnp.float32(np.random.default_rng(i).random(512)) + 0.1)
+    levels = jax.device_get(ring.chances.levels)
+    assert (levels[0] > 0).sum() == len(held)  # and not one more
+    for below, above in pairwise(levels):
+        sums = below.reshape(-1, BRANCH).sum(-1)
+        np.testing.assert_allclose(above[: len(sums)], sums, rtol=1e-6)
+        assert (above[len(sums) :] == 0).all()
+    assert len(levels) > 1
+    assert levels[-1].shape[0] <= BRANCH
+
+
+def test_an_empty_memory_has_no_chances_to_give():
+    mem = memory(CASES["windows"], choice=by_priority)
+    ring = mem.init()
+    batch = sample(mem, ring, jax.random.key(0))
+    assert (np.asarray(batch.chance) == 0).all()
+    assert bits(mem.update(ring, batch.index, jnp.ones(512)).chances.levels) == bits(ring.chances.levels)
 
 
 ODD = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3.4e38], np.float32)

@@ -28,6 +28,7 @@ from frugalrl.networks import (
     orthogonal,
     out_features,
     out_shape,
+    planes_cnn,
     small_cnn,
     torso,
     weighted,
@@ -194,6 +195,7 @@ def test_known_parameter_counts():
     """Worked out by hand from the papers' figures; Nature's is the 1,687,206 of every Atari DQN with six actions."""
     assert count(mlp((64, 64), 2), Box((4,))) == (4 + 1) * 64 + (64 + 1) * 64 + (64 + 1) * 2
     assert count(minatar_cnn(6), Box((10, 10, 4))) == (9 * 4 + 1) * 16 + (8 * 8 * 16 + 1) * 128 + 129 * 6
+    assert count(planes_cnn(6), Box((10, 10, 4))) == (9 * 4 + 1) * 16 + (1600 + 1) * 6
     assert count(nature_cnn(6), FRAMES) == 8_224 + 32_832 + 36_928 + 1_606_144 + 3_078 == 1_687_206
     stacks = [(9 * a + 1) * b + 4 * (9 * b + 1) * b for a, b in ((4, 16), (16, 32), (32, 32))]
     assert count(impala_resnet(6), FRAMES) == sum(stacks) + (11 * 11 * 32 + 1) * 256 + 257 * 6 == 1_090_774

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from probes import BOWL, GAMMA, PROBES
 
-from frugalrl import rng
+from frugalrl import catalog, rng
 from frugalrl.agents import d4pg, ddpg, sac, td3
 from frugalrl.agents.actor_critic import critic, unit
 from frugalrl.agents.dqn import Hyper, Static, assemble
 from frugalrl.levers.correct import corrected, truncated
 from frugalrl.memory import uniform
 from frugalrl.runtime.compiled import Plan, run
-from frugalrl.types import Transition
+from frugalrl.types import Transition, best_policy
 
 ITERATIONS = 1000
 HYPER = Hyper(learning_rate=1e-2, gamma=GAMMA, target_update_interval=80, total_steps=4 * ITERATIONS)
@@ -49,13 +49,39 @@ def test_dqn_learns_the_known_values(name, variant):
     np.testing.assert_allclose(learn(rng.key(0)), list(values.values()), atol=0.05)
 
 
+SLOW = pytest.mark.long
+FAMILY = {
+    ("rainbow", "reward of both"): (), ("rainbow", "reward after two steps"): SLOW,
+    ("rainbow", "cut off at once"): SLOW,
+    ("qrdqn", "cut off at once"): SLOW, ("qrdqn", "reward of both"): SLOW,
+    ("iqn", "reward of both"): (), ("iqn", "reward after two steps"): SLOW, ("miqn", "cut off at once"): SLOW,
+    ("mdqn", "reward after two steps"): SLOW, ("mdqn", "reward of both"): (), ("miqn", "reward of both"): SLOW,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "probe"), [pytest.param(*case, marks=marks) for case, marks in FAMILY.items()])
+def test_dqns_family_learns_the_known_values(name, probe):
+    recipe, (env, values) = catalog.recipe(name), PROBES[probe]
+    static = recipe.static._replace(hidden=(16,), buffer_size=1000, batch_size=32)
+    agent = recipe.assemble(static, env.obs, env.actions)
+    obs, zero, flag = jnp.zeros(1), jnp.float32(0), jnp.bool_(False)
+    example = Transition(obs, jnp.int32(0), zero, flag, flag, obs, zero, jnp.int32(0))
+    runs = run(agent, env, recipe.memory(static, example, lanes=4, unroll=1), Plan(4, 1, 1, 30))
+    state = learned(runs, ITERATIONS, rng.key(0), HYPER._replace(v_min=-3.0, v_max=3.0))
+    policy, seen = best_policy(agent, state), jnp.array(list(values), jnp.float32)[:, None]
+    found = jax.vmap(lambda x: agent.dist(policy, x, None).values)(seen)
+    expected = np.array(list(values.values()))
+    if static.munchausen:  # the log-probability of the worse action, here all of the gap, is clipped to -1
+        expected = np.where(expected < expected.max(-1, keepdims=True), expected - HYPER.munchausen_alpha, expected)
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+
 AGENTS = {  # with next to no temperature, so that the values are those of returns alone
     "sac": (sac, {"ent_coef": 1e-3}, {"auto_ent_coef": False}),
     "td3": (td3, {"action_noise": 0.3, "target_policy_noise": 0.02}, {}),
     "ddpg": (ddpg, {"action_noise": 0.3}, {}),
     "d4pg": (d4pg, {"action_noise": 0.3, "v_min": -9.0, "v_max": 3.0}, {"atoms": 25, "n_step": 1}),
 }
-SLOW = pytest.mark.long
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})

@@ -13,10 +13,10 @@ from small import MODULES, OBS, TORQUE, bits, random_batch, random_state, small
 
 import frugalrl
 from frugalrl.agents import d4pg, sac, td3
-from frugalrl.agents.d4pg import project
 from frugalrl.config import configure
 from frugalrl.distributions import LOG_STD
 from frugalrl.errors import UsageError
+from frugalrl.losses import project
 from frugalrl.policy import HEADS, load
 from frugalrl.types import Agent, Batch, Box, Discrete, update
 

@@ -358,5 +358,6 @@ def test_a_compressor_that_breaks_half_way_costs_no_return(monkeypatch):
     broken = training.train("dqn", "CartPole-v1", **words, actors="auto")
     switches = broken.receipt["actors"]["switches"]
     assert sorted(switch["seed"] for switch in switches) == list(range(5))
-    assert all(switch["to"] == "fp32" and 20_000 < switch["step"] < 35_000 for switch in switches)
+    # exploration is at 0.6 after 16,800 steps; the Monitor looks once a second, and has to see it twice
+    assert all(switch["to"] == "fp32" and 16_800 < switch["step"] < 50_000 for switch in switches)
     assert broken.returns["high"] >= plain["low"]

@@ -112,6 +112,9 @@ def go(out: Path, train=None, **options):
 # the plan
 
 
+RUNTIMES = {"quarl": {"compiled"}, "rainbow": {"compiled", "actors"}, "optimizers": {"compiled", "actors"}}
+
+
 @pytest.mark.parametrize("name", catalog.STUDIES)
 def test_every_run_of_every_study_is_one_that_train_takes(name):
     about = catalog.study(name)
@@ -121,12 +124,70 @@ def test_every_run_of_every_study_is_one_that_train_takes(name):
     assert made.configs.keys() == about.tasks.keys()
     for task, arms in made.configs.items():
         assert list(arms) == list(about.tasks[task].get("arms", about.arms))
-        assert {config.runtime for config in arms.values()} == {"compiled" if name == "quarl" else "actors"}
+        assert {config.runtime for config in arms.values()} <= RUNTIMES.get(name, {"actors"})
 
 
 @pytest.mark.parametrize("about", [SMALL, *map(catalog.study, catalog.STUDIES)], ids=lambda about: about.name)
 def test_findings_are_of_arms_that_are_there(about):
-    assert {arm for finding in about.findings for arm in (finding.ours, finding.base)} <= set(about.arms)
+    for finding in about.findings:
+        arms = {finding.ours, finding.base}
+        assert arms <= set(about.arms)
+        of = finding.tasks or [task for task in about.tasks if arms <= set(about.tasks[task].get("arms", about.arms))]
+        assert of  # somebody can answer it
+        for task in of:
+            assert arms <= set(about.tasks[task].get("arms", about.arms))
+    assert {arm for arms in about.figures.values() for arm in arms} <= set(about.arms)
+
+
+def changed(config, other) -> set[str]:
+    """The hyper-parameters in which two runs differ."""
+    assert config._replace(hyper={}, agent="") == other._replace(hyper={}, agent="")
+    return {name for name in config.hyper if config.hyper[name] != other.hyper[name]}
+
+
+def test_an_arm_of_rainbow_differs_in_its_component_alone():
+    switch = {"n-step": "n_step", "distributional": "atoms"}
+    alpha, seldom = {"prioritized_replay_alpha"}, {"exploration_initial_eps", "exploration_fraction"}
+    for task, configs in plan(catalog.study("rainbow")).configs.items():
+        for name in ("double", "prioritized", "dueling", "n-step", "distributional", "noisy"):
+            noisy = seldom if name == "noisy" and task.startswith("MinAtar/") else set()
+            about = {switch.get(name, name)} | noisy
+            assert changed(configs[f"+ {name}"], configs["DQN"]) == about
+            scale = alpha if name == "distributional" else set()  # priorities are of errors then
+            assert changed(configs[f"- {name}"], configs["Rainbow"]) == about | scale
+        assert changed(configs["QRainbow"], configs["Rainbow"]) == {"distribution"}
+        others = {"atoms", "distribution", "n_step", "munchausen", "learning_rate", "train_freq"} | alpha
+        for arm in ("QR-DQN", "IQN", "M-DQN", "M-IQN"):
+            assert changed(configs[arm], configs["DQN"]) <= others | {
+                "munchausen_tau",
+                "munchausen_alpha",
+                "munchausen_clip",
+            }
+        both = changed(configs["Rainbow"], configs["DQN"])
+        six = {"double", "prioritized", "dueling", "n_step", "atoms", "noisy"}
+        assert six <= both <= six | alpha | seldom | {"learning_rate", "train_freq"}
+
+
+def test_an_arm_of_optimizers_differs_in_its_optimizer_and_loss_alone():
+    for configs in plan(catalog.study("optimizers")).configs.values():
+        first = configs["Adam + Huber"]
+        assert changed(configs["Adam + MSE"], first) == {"loss"}
+        rate = {"learning_rate"} if first.hyper["learning_rate"] != 2.5e-4 else set()
+        assert changed(configs["RMSProp + Huber"], first) == {"optimizer", "optimizer_eps"} | rate
+        assert changed(configs["RMSProp + MSE"], configs["RMSProp + Huber"]) == {"loss"}
+    assert changed(configs["Adam + MSE"], plan(catalog.study("rainbow")).configs[first.env]["DQN"]) == {
+        "loss", "prioritized_replay_alpha"
+    }  # fmt: skip
+
+
+def test_an_arm_may_have_what_is_its_own_on_a_task():
+    own = {"quick": {"hyper": {"learning_rate": 0.5}}, "slow": {}}
+    tasks = {"CartPole": {"env": "CartPole-v1", "arms": own}, "Acrobot": {"env": "Acrobot-v1"}}
+    made = plan(SMALL._replace(tasks=tasks)).configs
+    assert {arm: config.hyper["learning_rate"] for arm, config in made["CartPole"].items()} == {
+        "quick": 0.5, "slow": 1e-4
+    }  # fmt: skip
+    assert made["Acrobot"]["quick"].hyper["learning_rate"] == 1e-3
 
 
 def test_the_words_of_a_run_say_what_its_arguments_say():
@@ -288,7 +349,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path, 
 def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, capsys):
     go(tmp_path, seeds=2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for options in ({"seeds": 3}, {"seeds": 2, "scale": 0.5}, {"seeds": 2, "envs": ("CartPole-v1",)}):
+    for options in ({"seeds": 3}, {"seeds": 2, "scale": 0.5}):
         with pytest.raises(UsageError, match="--seeds 2 --out"):
             go(tmp_path, **options)
     assert cli.main(["study", "small", "--seeds", "3", "--out", str(tmp_path)]) == 2
@@ -296,6 +357,40 @@ def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, cap
     assert "holds a study of other seeds (2 there, 3 asked for)" in said
     assert said.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def told(folder: Path) -> str:
+    """The command that goes on with the study in a folder."""
+    return folders.command(folders.settings(folder) or {}, folder)
+
+
+def test_a_study_may_be_run_part_by_part(tmp_path, capsys):
+    first = Trainer()
+    assert go(tmp_path, first, envs=("Acrobot",), arms=("slow",)).done == 3
+    assert len(first.calls) == 3
+    assert told(tmp_path).endswith(f"--env Acrobot --arms slow --out {tmp_path}")
+    go(tmp_path, envs=("Acrobot", "CartPole"), arms=("quick", "slow"))
+    assert told(tmp_path).endswith(f"--env Acrobot CartPole --arms slow quick --out {tmp_path}")
+    nothing = Trainer()
+    done = go(tmp_path, nothing)
+    assert (done.done, nothing.calls) == (8, [])
+    whole = report.load(tmp_path)
+    assert (whole.expected, len(whole.rows)) == (12, 12)
+    assert told(tmp_path) == f"frugal study small --seeds 3 --out {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--arms", "quik"], "--arms 'quik' does not exist: did you mean quick?"),
+        (["--env", "HalfCheetah-v5 2048x3", "--arms", "auto"], "none of the --arms auto is for HalfCheetah-v5 2048x3"),
+    ],
+)
+def test_arms_that_are_not_there_are_refused(words, said, tmp_path, capsys):
+    name = "small" if "quik" in words else "accerl"
+    assert cli.main(["study", name, *words, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_whose_arms_have_changed_since_is_refused(tmp_path, monkeypatch):
@@ -429,6 +524,28 @@ def test_better_is_decided_over_all_tasks():
     assert "0.5 [0.5, 0.5]" in mixed.found
 
 
+def curved(areas, **more) -> list[dict]:
+    return [row | {"area": area} for row, area in zip(some([0.0] * len(areas), **more), areas, strict=True)]
+
+
+def test_curves_are_compared_by_their_mean():
+    high, low = [curved(HIGH)], [curved(LOW)]
+    assert findings.learns_better()(high, low).verdict == REPRODUCED
+    assert findings.learns_better()(low, high).verdict == NOT
+    assert findings.learns_better()(high, high).verdict == UNDECIDED
+    assert findings.learns_better()([curved(HIGH[:2])], low).verdict == UNDECIDED
+
+
+def test_one_task_on_which_it_hurts_is_enough_not_to_help_everywhere():
+    high, low, wide = ([curved(x, task=t) for t in "abc"] for x in (HIGH, LOW, WIDE))
+    test = findings.not_everywhere()
+    answer = test([high[0], low[1], wide[2]], [low[0], high[1], high[2]])
+    assert answer.verdict == REPRODUCED
+    assert answer.found == "worse on b; better on a"
+    assert test(high, low).verdict == NOT
+    assert test([*high[:2], wide[2]], [*low[:2], high[2]]).verdict == UNDECIDED
+
+
 def at_bits(**by_bits) -> list[dict]:
     """Rows with returns at numbers of bits, b8=[...] say."""
     each = zip(*by_bits.values(), strict=True)
@@ -478,6 +595,32 @@ def test_amdahls_bound_is_of_the_work_without_waiting():
     assert "38% of the work of fp32: without any, 0.62 times" in findings.amdahl([some(HIGH)], [some(HIGH)])
     nothing = some(HIGH, time_split={"environment": None, "inference": None, "learner": None, "other": None})
     assert findings.amdahl([nothing], [nothing]) == ""
+
+
+def test_questions_are_asked_of_their_tasks_and_together_of_those_that_ran(tmp_path, monkeypatch):
+    mine = Finding("Of one?", "quick", "slow", findings.better(), tasks=("Acrobot",))
+    asked = SMALL._replace(findings=(*SMALL.findings, mine))
+    monkeypatch.setattr(catalog, "study", lambda name: asked)
+    go(tmp_path, Trainer(stop_after=3))
+    found = [(finding.question, task, answer) for finding, task, answer in report.answers(report.load(tmp_path))]
+    assert [(question, task) for question, task, _ in found] == [
+        ("Faster?", "CartPole"), ("Faster?", "Acrobot"), ("Better?", "1 of 2 tasks"), ("Of one?", "Acrobot")
+    ]  # fmt: skip
+    assert found[2][2].verdict == REPRODUCED
+    assert found[3][2].found == "not run yet"
+    go(tmp_path)
+    assert [task for finding, task, _ in report.answers(report.load(tmp_path)) if finding.together] == ["all tasks"]
+
+
+def test_figures_have_the_arms_that_the_study_says(tmp_path, monkeypatch):
+    drawn = SMALL._replace(figures={"The slow one": ("slow",), "Both": ("quick", "slow")})
+    monkeypatch.setattr(catalog, "study", lambda name: drawn)
+    go(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    told = [text.split(f'id="curves-0-{n}-desc">')[1].split("</desc>")[0] for n in (0, 1)]
+    assert ["quick ends at" in said for said in told] == [False, True]
+    assert all("slow ends at" in said for said in told)
+    assert "The slow one: return of greedy episodes on CartPole" in Page(text).text
 
 
 @pytest.mark.parametrize(("part", "verdict"), [(0.8, REPRODUCED), (0.99, NOT)])

@@ -93,11 +93,14 @@ SWITCHES = [
     for loss in LOSSES
     for optimizer in OPTIMIZERS
     for n in (1, 3)
+] + [
+    Static(hidden=(8,), n_step=3, double=True, dueling=True, noisy=True, atoms=5, prioritized=True),
+    Static(hidden=(8,), dueling=True, atoms=4, distribution="implicit", munchausen=True),
 ]
 
 
 @pytest.mark.parametrize("env_id", [name for name in TWINS if isinstance(twin(name).actions, Discrete)])
-@pytest.mark.parametrize("static", SWITCHES, ids=lambda s: f"{s.loss}-{s.optimizer}-{s.n_step}")
+@pytest.mark.parametrize("static", SWITCHES, ids=lambda s: f"{s.loss}-{s.optimizer}-{s.n_step}-{s.atoms}")
 def test_a_run_promotes_no_dtype_and_no_rank(static, env_id):
     env = twin(env_id)
     agent = compressed(corrected(assemble(static, env.obs, env.actions), truncated()), int8())

@@ -29,7 +29,8 @@ class Static(NamedTuple):
 
     algorithm: str = "actor-critic"  # or "one-step-q", "one-step-sarsa", "n-step-q"
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
-    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
+    # or "mlp", "minatar", "planes", "small", "nature", "impala"; on pixels actor and critic share it
+    network: str = "auto"
     workers: int = 2  # actor-learners: processes, or copies that take turns in the compiled runtime
     base_width: int = 0  # layers with more inputs learn at base_width / inputs of the learning rate; 0: all alike
     num_envs: int = 4  # of each actor-learner

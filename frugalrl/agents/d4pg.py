@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..memory import in_turns, replay
@@ -13,6 +12,7 @@ from .actor_critic import actor as actor_network
 from .actor_critic import bounds
 from .actor_critic import critic as critic_network
 from .ddpg import as_it_is
+from .returns import categorical, expectation
 from .td3 import Critic, greedy, td3
 
 
@@ -42,41 +42,24 @@ class Hyper(NamedTuple):
     v_max: Any = 100.0  # the most
 
 
-def project(support: jax.Array, probs: jax.Array, onto: jax.Array) -> jax.Array:
-    """Probabilities [atoms] at `support` [atoms] as probabilities at the evenly spaced `onto` [n].
-
-    Each atom is clipped to the ends of `onto` and shared by its two neighbours, linearly (Bellemare et al. 2017, arXiv
-    1707.06887, equation 7).
-    """
-    apart = jnp.abs(jnp.clip(support, onto[0], onto[-1])[None, :] - onto[:, None])
-    share = jnp.clip(1 - apart / (onto[1] - onto[0]), 0.0, 1.0)
-    return share @ probs
-
-
 def distributional(network: Network, atoms: int) -> Critic:
     """One critic whose outputs are logits of returns, evenly spaced from v_min to v_max.
 
     Its loss is the cross-entropy from the projected target (Barth-Maron et al. 2018, section 3 and appendix A).
     """
-
-    def support(hyper) -> jax.Array:
-        steps = jnp.arange(atoms, dtype=jnp.float32) / (atoms - 1)
-        return hyper.v_min + (hyper.v_max - hyper.v_min) * steps
+    returns = categorical(atoms)
 
     def logits(params, obs, action):
         return network.apply(params, jnp.concatenate([obs, action], -1), None)
 
     def value(params, hyper, obs, action):
-        return jnp.sum(jax.nn.softmax(logits(params, obs, action)) * support(hyper))
+        return expectation(logits(params, obs, action), returns.at(hyper, None))
 
     def target(params, hyper, ret, next_obs, next_action):
-        probs, z = jax.nn.softmax(logits(params, next_obs, next_action)), support(hyper)
-        return project(ret.reward + ret.discount * z, probs, z)
+        return returns.target(ret.reward, ret.discount, logits(params, next_obs, next_action), returns.at(hyper, None))
 
     def loss(params, hyper, obs, action, target):
-        outputs = logits(params, obs, action)
-        cross_entropy = -jnp.sum(target * jax.nn.log_softmax(outputs))
-        return cross_entropy, cross_entropy, jnp.sum(jax.nn.softmax(outputs) * support(hyper))
+        return returns.loss(logits(params, obs, action), returns.at(hyper, None), target)
 
     return Critic(network.init, value, target, loss)
 

@@ -18,7 +18,7 @@ import optax
 from .. import distributions
 from ..losses import backward, before_and_after, lambda_return
 from ..memory import by_rollouts, in_epochs, rollouts
-from ..networks import Dense, Layers, at_once, out_features, torso
+from ..networks import Dense, Layers, absorbed, at_once, out_features, released, torso
 from ..networks import network as build_network
 from ..types import (
     Agent,
@@ -27,7 +27,6 @@ from ..types import (
     Corrector,
     Discrete,
     Info,
-    Linear,
     Memory,
     Network,
     Policy,
@@ -199,16 +198,10 @@ def actor_critic(
 
     def fold(state: State, weights: tuple) -> tuple:
         """The weights that take raw observations and give what `weights` give on normalised ones."""
-        if not normalize_obs:
-            return weights
-        first, scale = weights[0], state.obs.scale()
-        return (Linear(first.w * scale[:, None], first.b - (state.obs.mean * scale) @ first.w), *weights[1:])
+        return absorbed(weights, state.obs.mean, state.obs.scale()) if normalize_obs else weights
 
     def unfold(state: State, weights: tuple) -> tuple:
-        if not normalize_obs:
-            return weights
-        first, scale = weights[0], state.obs.scale()
-        return (Linear(first.w / scale[:, None], first.b + state.obs.mean @ first.w), *weights[1:])
+        return released(weights, state.obs.mean, state.obs.scale()) if normalize_obs else weights
 
     def both(state: State, params: Params) -> tuple[tuple, tuple]:
         return fold(state, params.actor), fold(state, params.critic) if model.critic_sees else params.critic
@@ -319,7 +312,8 @@ class PPO(NamedTuple):
     """Numbers and names that shape the program of `ppo`."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers, of actor and critic each
-    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"; on pixels actor and critic share it
+    # or "mlp", "minatar", "planes", "small", "nature", "impala"; on pixels actor and critic share it
+    network: str = "auto"
     base_width: int = 0  # layers with more inputs learn at base_width / inputs of the learning rate; 0: all alike
     num_envs: int = 8  # of all actors together
     n_steps: int = 128  # of each environment in a rollout

@@ -29,7 +29,7 @@ class Static(NamedTuple):
     """Numbers and names that shape the program."""
 
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
-    network: str = "auto"  # or "mlp", "minatar", "small", "nature", "impala"
+    network: str = "auto"  # or "mlp", "minatar", "planes", "small", "nature", "impala"
     layer_norm: bool = True  # before each ReLU: what stands in for a target network
     num_envs: int = 32  # of all actors together
     n_steps: int = 32  # of each environment in a rollout

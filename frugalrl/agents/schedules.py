@@ -26,6 +26,15 @@ def learning_rate(state: Any) -> jax.Array:
     return h.learning_rate * (1 - h.anneal_lr * jnp.clip(steps(state) / h.total_steps, 0.0, 1.0))
 
 
+def importance_exponent(state: Any) -> jax.Array:
+    """How much of the importance weights of prioritised samples counts: rises linearly to 1 at the end of training
+    (Schaul et al. 2016, section 3.4).
+    """
+    h = state.hyper
+    progress = jnp.clip(steps(state) / h.total_steps, 0.0, 1.0)
+    return h.prioritized_replay_beta + progress * (1 - h.prioritized_replay_beta)
+
+
 def target_due(state: Any, version: jax.Array) -> jax.Array:
     """Whether the target network moves after update `version`: once in `target_update_interval` environment steps."""
     h = state.hyper

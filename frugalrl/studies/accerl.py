@@ -12,7 +12,7 @@ from .study import Finding, Study
 
 # settings of ours; each step is learned from once
 _CHEETAH = {
-    "env": "HalfCheetah-v5", "steps": 100_000,
+    "env": "HalfCheetah-v5", "steps": 200_000,
     "hyper": {
         "num_envs": 4, "n_steps": 16, "optimizer": "adam", "learning_rate": 1e-3, "base_width": 64, "gae_lambda": 0.95,
         "ent_coef": 0.0, "log_std_init": -0.5, "bounds_coef": 0.003, "sum_loss": False, "max_grad_norm": 0.5,

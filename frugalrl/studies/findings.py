@@ -62,6 +62,36 @@ def better(at_least: float = 0.5, bits: int | None = None) -> Test:
     return test
 
 
+def learns_better() -> Test:
+    """Whether a run of ours has more often than not a higher return than one of base, over all of its evaluations."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        found = _area_improvement(ours, base)
+        said = f"a higher mean of the curve with probability {words.interval(found)}"
+        return Answer(decided(found, ours, base, least=0.5), said)
+
+    return test
+
+
+def not_everywhere() -> Test:
+    """Whether there is a task on which ours learns worse than base, and so helps not on all of them."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        each = {b[0]["task"]: ([a], [b]) for a, b in zip(ours, base, strict=True)}
+        verdicts = {task: decided(_area_improvement(*runs), *runs, least=0.5) for task, runs in each.items()}
+        worse, helped = ([task for task, one in verdicts.items() if one == verdict] for verdict in (NOT, REPRODUCED))
+        said = f"worse on {', '.join(worse) or 'none'}; better on {', '.join(helped) or 'none'}"
+        if worse:
+            return Answer(REPRODUCED, said)
+        return Answer(NOT if len(helped) == len(verdicts) else UNDECIDED, said)
+
+    return test
+
+
+def _area_improvement(ours: Runs, base: Runs) -> Interval:
+    return statistics.improvement([values(each, "area") for each in ours], [values(each, "area") for each in base])
+
+
 def equal_return() -> Test:
     """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one."""
 

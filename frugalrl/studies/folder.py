@@ -14,10 +14,11 @@ from ..monitor.files import read_json
 from .study import FORMAT, Plan, Row, Run
 
 LOCK = ".lock"
+GROWS = ("envs", "arms")  # of the settings: a study may be run part by part
 
 
 def check(folder: Path, made: Plan) -> None:
-    """Raises UsageError if a folder holds anything but this study with these settings."""
+    """Raises UsageError if a folder holds anything but this study, perhaps of other tasks and arms."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file: use another folder")
     there = settings(folder)
@@ -26,12 +27,34 @@ def check(folder: Path, made: Plan) -> None:
             raise UsageError(f"--out {folder} is not empty and holds no study: use another folder")
         return
     for name, value in made.settings().items():
-        if there.get(name) != value:
-            what = "" if name == "arguments" else f" ({_brief(there.get(name))} there, {_brief(value)} asked for)"
+        if name == "arguments":
+            same, what = _agree(there[name], value), ""
+        else:
+            same = name in GROWS or there.get(name) == value
+            what = f" ({_brief(there.get(name))} there, {_brief(value)} asked for)"
+        if not same:
             raise UsageError(
                 f"--out {folder} holds a study of other {name}{what}: go on with `{command(there, folder)}`, or use "
                 "another folder"
             )
+
+
+def _agree(there: dict[str, Any], more: dict[str, Any]) -> bool:
+    """Whether two say the same of every task and arm that both have."""
+    return all(
+        there.get(task, {}).get(arm, asked) == asked for task, arms in more.items() for arm, asked in arms.items()
+    )
+
+
+def joined(there: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a folder that holds `there`, when `more` is run in it too: tasks and arms of both."""
+    if there is None:
+        return more
+    was, now = there["arguments"], more["arguments"]
+    grown = {name: [*dict.fromkeys((*there[name], *more[name]))] for name in GROWS if there.get(name) and more[name]}
+    # where one of them has no list it has them all
+    tasks = {task: was.get(task, {}) | now.get(task, {}) for task in was | now}
+    return more | {name: grown.get(name, []) for name in GROWS} | {"arguments": tasks}
 
 
 def settings(folder: Path) -> dict[str, Any] | None:
@@ -58,6 +81,7 @@ def command(there: dict[str, Any], folder: Path) -> str:
     said = ["frugal", "study", there["study"], "--seeds", str(there["seeds"])]
     said += ["--scale", f"{there['scale']!r}"] if there["scale"] != 1 else []
     said += ["--env", *there["envs"]] if there["envs"] else []
+    said += ["--arms", *there["arms"]] if there.get("arms") else []
     return shlex.join([*said, "--out", str(folder)])
 
 

@@ -77,11 +77,15 @@ def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
     """Each finding with the tasks that it was asked of."""
     arguments = found.settings["arguments"]
     for finding in found.study.findings:
-        able = [task for task in found.tasks if {finding.ours, finding.base} <= arguments[task].keys()]
-        for tasks in [able] if finding.together and able else [[task] for task in able]:
+        arms, asked = {finding.ours, finding.base}, finding.tasks or found.tasks
+        able = [task for task in found.tasks if task in asked and arms <= arguments[task].keys()]
+        there = [task for task in able if all(found.runs(task, arm) for arm in arms)]
+        for tasks in [there] if finding.together and able else [[task] for task in able]:
             ours, base = ([found.runs(task, arm) for task in tasks] for arm in (finding.ours, finding.base))
-            answer = finding.test(ours, base) if all(ours) and all(base) else Answer(UNDECIDED, "not run yet")
-            yield finding, "all tasks" if finding.together else tasks[0], answer
+            ran = tasks and all(ours) and all(base)
+            answer = finding.test(ours, base) if ran else Answer(UNDECIDED, "not run yet")
+            every = "all tasks" if len(tasks) == len(found.tasks) else f"{len(tasks)} of {len(found.tasks)} tasks"
+            yield finding, every if finding.together else tasks[0], answer
 
 
 def told(found: Found) -> Iterator[str]:
@@ -142,13 +146,16 @@ def _task(found: Found, i: int, task: str) -> str:
 
 def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
     known = {arm: charts.curve(lines) for arm, there in runs.items() if (lines := _lines(there))}
-    curves = [(_colour(found, arm), arm, curve) for arm, curve in known.items() if curve.x]
-    if curves:
-        chart = charts.compared(curves, f"curves-{i}", "return")
-        caption = (
-            f"Return of greedy episodes on {task}: interquartile mean over seeds with its 95 % bootstrap interval."
-        )
-        yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
+    for n, (name, arms) in enumerate((found.study.figures or {"": found.study.arms}).items()):
+        shown = {arm: known[arm] for arm in arms if arm in known and known[arm].x}
+        curves = [(index % page.COLOURS, arm, curve) for index, (arm, curve) in enumerate(shown.items())]
+        if curves:
+            chart = charts.compared(curves, f"curves-{i}-{n}", "return")
+            caption = (
+                f"{name}{': return' if name else 'Return'} of greedy episodes on {task}, interquartile mean over seeds "
+                "with its 95 % bootstrap interval."
+            )
+            yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
 
 
 def _bits(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:

@@ -26,7 +26,7 @@ from ..monitor.files import replace
 from ..signals import Stop
 from ..statistics import area
 from ..training import FINAL_EPISODES
-from .folder import check, held, place, read
+from .folder import check, held, joined, place, read, settings
 from .report import report
 from .study import Row, Run, Study, plan, runs, words
 
@@ -53,6 +53,7 @@ def study(
     seeds: int | None = None,
     scale: float = 1.0,
     envs: tuple[str, ...] = (),
+    arms: tuple[str, ...] = (),
     out: str | Path | None = None,
     budget: float | None = None,
     quiet: bool = True,
@@ -61,18 +62,19 @@ def study(
     """Run what is left of a study, in `out` (default runs/study-NAME), and write its report.
 
     Options are those of `frugal study`; `budget` is in minutes; `train` runs one `frugal train` or `resume`. Stops at a
-    signal or a spent budget, with every run saved; the same call goes on. A run that fails is left for the next call.
+    signal or a spent budget, with every run saved; the same call goes on, and one for other tasks or arms adds them. A
+    run that fails is left for the next call.
     Raises UsageError for a wrong call, or a folder of other settings, before anything is written.
     """
     if budget is not None and not budget > 0:
         raise UsageError(f"--budget must be more than 0 minutes, got {budget:g}")
-    made = plan(catalog.study(name), seeds, scale, envs)
+    made = plan(catalog.study(name), seeds, scale, envs, arms)
     folder = Path("runs", f"study-{name}") if out is None else Path(out)
     check(folder, made)
     todo, failed, stopped = list(runs(made)), [], None
     with Stop(budget) as stop, held(folder) as lock:
         check(folder, made)  # nobody else can have begun another study here since
-        replace(folder / "study.json", json.dumps(made.settings(), indent=1) + "\n")
+        replace(folder / "study.json", json.dumps(joined(settings(folder), made.settings()), indent=1) + "\n")
         report(folder)
         for number, run in enumerate(todo, start=1):
             if not _missing(folder, run):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import training
+from ..catalog import nearest
 from ..config import Config
 from ..errors import UsageError
 from ..monitor.files import plain
@@ -36,19 +37,25 @@ class Finding(NamedTuple):
     ours: str  # arms
     base: str
     test: Callable[[Runs, Runs], Answer]  # (runs of ours, of base)
-    together: bool = False  # asked once of all tasks; else of each by itself
+    together: bool = False  # asked once of all its tasks; else of each by itself
+    tasks: tuple[str, ...] = ()  # that it is asked of; none for all that have both arms
 
 
 class Study(NamedTuple):
-    """A claim as an experiment. A run's arguments are those of `base`, of its task and of its arm, the latter first."""
+    """A claim as an experiment.
+
+    A run's arguments are those of `base`, of its task, of its arm, and of that arm on that task, the latter first.
+    """
 
     name: str
     claim: str  # one sentence, with its source
     base: Arguments
-    tasks: Mapping[str, Arguments]  # each with its `env`, and `arms`, their names, if not all arms are for it
+    # each with its `env`, and `arms`: their names, if not all are for it, or for each what is its own on this task
+    tasks: Mapping[str, Arguments]
     arms: Mapping[str, Arguments]  # the first is the one that the others are compared with
     findings: tuple[Finding, ...]
     seeds: int = 5
+    figures: Mapping[str, tuple[str, ...]] = {}  # of curves: name -> arms; none for one of all arms
     bits: tuple[int, ...] = ()  # to which the weights of a finished run are rounded, to see what it returns then
 
 
@@ -69,6 +76,7 @@ class Plan(NamedTuple):
     seeds: int
     scale: float  # of the steps
     envs: tuple[str, ...]  # as they were asked for; none for the study's own
+    arms: tuple[str, ...]  # the same
     arguments: dict[str, dict[str, dict[str, Any]]]  # task -> arm -> of `frugalrl.train`
     configs: dict[str, dict[str, Config]]  # that they make
 
@@ -77,34 +85,46 @@ class Plan(NamedTuple):
         return plain(
             {
                 "format": FORMAT, "study": self.study.name, "seeds": self.seeds, "scale": self.scale,
-                "envs": self.envs, "arguments": self.arguments,
+                "envs": self.envs, "arms": self.arms, "arguments": self.arguments,
                 **({"bits": self.study.bits} if self.study.bits else {}),
             }
         )  # fmt: skip
 
 
-def plan(study: Study, seeds: int | None = None, scale: float = 1.0, envs: Sequence[str] = ()) -> Plan:
+def plan(
+    study: Study, seeds: int | None = None, scale: float = 1.0, envs: Sequence[str] = (), arms: Sequence[str] = ()
+) -> Plan:
     """Fill in the settings of a study and check every run of it. Raises UsageError; writes nothing.
 
     `scale` shortens training, the steps before learning starts along with the rest. Of `envs`, those that the study has
-    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults.
+    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults. `arms`, if
+    there are any, are those of its arms that are run.
     """
     seeds = study.seeds if seeds is None else seeds
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     if not 0 < scale < math.inf:
         raise UsageError(f"--scale must be more than 0, got {scale:g}")
+    for arm in arms:
+        if arm not in study.arms:
+            raise UsageError(f"--arms {arm!r} does not exist: {nearest(arm, study.arms, 'there are')}")
     arguments, configs = {}, {}
     for task, about in chosen(study.tasks, envs).items():
         made, about = {}, dict(about)
-        for arm in about.pop("arms", study.arms):
+        own = about.pop("arms", tuple(study.arms))
+        for arm, there in (own if isinstance(own, Mapping) else {arm: {} for arm in own}).items():
+            if arms and arm not in arms:
+                continue
             try:
-                made[arm] = scaled(merged(study.base, about, study.arms[arm]), scale)
+                made[arm] = scaled(merged(study.base, about, study.arms[arm], there), scale)
             except UsageError as error:
                 raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
-        arguments[task] = {arm: found for arm, (found, _) in made.items()}
-        configs[task] = {arm: found for arm, (_, found) in made.items()}
-    return Plan(study, seeds, float(scale), tuple(envs), arguments, configs)
+        if made:
+            arguments[task] = {arm: found for arm, (found, _) in made.items()}
+            configs[task] = {arm: found for arm, (_, found) in made.items()}
+    if not arguments:
+        raise UsageError(f"none of the --arms {', '.join(arms)} is for {', '.join(envs)}: leave one of the two out")
+    return Plan(study, seeds, float(scale), tuple(envs), tuple(arms), arguments, configs)
 
 
 def chosen(tasks: Mapping[str, Arguments], envs: Sequence[str]) -> dict[str, Arguments]:

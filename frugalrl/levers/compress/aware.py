@@ -40,3 +40,12 @@ def quantisation_aware(agent: Agent, compressor: Compressor, delay: Any) -> Agen
         grad=lambda state, batch, key: agent.grad(seen(state), batch, key),
         prepare=lambda state, rollout: agent.prepare(seen(state), rollout),
     )
+
+
+def acts_as_learned(agent: Agent, hyper: Any) -> bool:
+    """Whether the weights that act are those that are learned. Where they are made of them, by noise or by a mean over
+    quantiles, rounding the learned ones does not round those that act.
+    """
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), hyper))
+    learned = getattr(state.params, "actor", state.params)
+    return jax.eval_shape(lambda state: agent.policy(state).params, state) == learned

@@ -23,6 +23,13 @@ _BEST = "return int(outputs.argmax())"
 _STRETCHED = "return (high + low) / 2 + (high - low) / 2 * np.tanh({})"
 HEADS = {
     "epsilon_greedy": ("The outputs are the values of the actions. The action is the index of the largest.", _BEST),
+    "distributional_greedy": (
+        "The outputs are, for one action after the other, logits of its returns, which lie evenly from the least to "
+        "the greatest. The action is that of the greatest mean.",
+        "logits = outputs.reshape({actions}, -1)\n"
+        "weights = np.exp(logits - logits.max(-1, keepdims=True))\n"
+        "return int((weights @ np.arange(logits.shape[-1]) / weights.sum(-1)).argmax())",
+    ),
     "categorical": (
         "The outputs are logits, their softmax the probabilities of the actions. The action is the likeliest.", _BEST
     ),
@@ -83,9 +90,9 @@ def code(facts: Facts) -> str:
     imports, opening, call = _OPEN[facts["file"]["format"]]
     dtype = "uint8" if facts["observations"]["dtype"] in ("uint8", "bool") else "float32"
     body = HEADS[facts["head"]][1]
-    names = {"name": facts["file"]["name"], "dtype": dtype}
+    names = {"name": facts["file"]["name"], "dtype": dtype, "actions": facts["actions"].get("n")}
     bounds = [f"{k} = np.array({_bound(facts, k)}, np.float32)" for k in ("low", "high") if "low" in body]
-    inner = "\n".join([call.format(**names), body]).replace("\n", "\n    ")
+    inner = "\n".join([call, body]).format(**names).replace("\n", "\n    ")
     top = "\n".join([opening.format(**names), *bounds])
     return f"import numpy as np\n{imports}\n\n{top}\n\n\ndef act(obs):\n    {inner}\n"
 

@@ -40,6 +40,15 @@ def widths(hidden: tuple[int, ...], share: float) -> tuple[int, ...]:
     return hidden if share == 1 else tuple(rounded(units * share, units, LANES) for units in hidden)
 
 
+def prunable(agent: Agent, hyper: Any, hidden: tuple[int, ...]) -> bool:
+    """Whether `smaller` takes the agent's states."""
+    try:
+        jax.eval_shape(lambda: smaller(agent.init(jax.random.key(0), hyper), hidden))
+    except ValueError:
+        return False
+    return True
+
+
 def smaller(state: Any, hidden: tuple[int, ...]) -> Any:
     """An agent's state whose networks have the widths `hidden`, the most salient of their units.
 

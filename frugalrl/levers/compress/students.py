@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from ...agents.descent import by_width, descend
-from ...distributions import clipped_normal, epsilon_greedy
+from ...distributions import clipped_normal, distributional_greedy, epsilon_greedy
 from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
 from .prune import kept, narrowed, sliced
@@ -24,8 +24,9 @@ from .prune import kept, narrowed, sliced
 SHARE = 4  # one in so many of a batch's observations is distilled on
 LEAST = 32  # observations of an update, if the batch has as many
 LEARNING_RATE, BASE_WIDTH = 1e-3, 64  # see `by_width`
-# heads whose divergence has no useful gradient: the outputs themselves, values or actions before tanh, are compared
-BY_OUTPUTS = (epsilon_greedy, clipped_normal)
+# heads whose divergence has no useful gradient: the outputs themselves, values, logits of returns or actions before
+# tanh, are compared
+BY_OUTPUTS = (epsilon_greedy, distributional_greedy, clipped_normal)
 
 
 class Taught(NamedTuple):

@@ -1,0 +1,209 @@
+"""Revisiting Rainbow: what each component does to DQN, and what Rainbow is without it (Obando-Ceron and Castro 2021).
+
+Settings are those of the paper's code (arXiv 2011.14826), with constant hyper-parameters as in its figures. Where that
+code has faults or other rules, this is what it meant: noise is drawn anew (it drew one for ever), a time-out is no
+termination and bootstraps from the last observation, rewards are not clipped. Importance exponents rise to 1 instead of
+staying at 0.5, weights start orthogonal instead of uniform, and velocities without bounds are not rescaled.
+CartPole-v1 ends after 500 steps (the paper's after 200), MountainCar-v0 after 200 (600 in its code). MinAtar's games
+run for a tenth of the paper's steps, with its six actions (v0). Returns are those of greedy episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .findings import equal_return, learns_better, not_everywhere
+from .study import Arguments, Finding, Study
+
+
+class Rate(NamedTuple):
+    """What the paper chose for each agent and task."""
+
+    learning_rate: float
+    train_freq: int  # environment steps for an update
+
+
+class Setting(NamedTuple):
+    steps: int
+    hyper: dict[str, Any]  # of all agents
+    epsilon: dict[str, float]  # of those without noise
+    dqn: Rate  # also of agents made of it, and of M-DQN
+    rainbow: Rate  # also with quantiles
+    quantile: Rate  # of QR-DQN, IQN and M-IQN
+
+
+_MLP = {
+    "hidden": (512, 512), "rescale_obs": True, "batch_size": 128, "buffer_size": 50_000, "learning_starts": 500,
+}  # fmt: skip
+_GAME_STEPS = 1_000_000
+_CNN = {"network": "planes", "batch_size": 32, "buffer_size": 100_000, "learning_starts": 1_000}
+# chances of a random action: from the first step on, also where noise explores; and at first always
+_SELDOM = {"exploration_initial_eps": 0.01, "exploration_final_eps": 0.01, "exploration_fraction": 0.0}
+_LESS_AND_LESS = {**_SELDOM, "exploration_initial_eps": 1.0, "exploration_fraction": 250_000 / _GAME_STEPS}
+_ALL = {  # 1e6: gradients are not shortened
+    "num_envs": 4, "gradient_steps": 1, "gamma": 0.99, "tau": 1.0, "optimizer_eps": 3.125e-4, "max_grad_norm": 1e6,
+    "noisy_std": 0.1, "prioritized_replay_beta": 0.5,
+}  # fmt: skip
+
+
+def _range(most: float) -> dict[str, float]:
+    return {"v_min": -most, "v_max": most}
+
+
+_OFTEN = {**_MLP, "target_update_interval": 100}
+_GAME = Setting(
+    _GAME_STEPS, {**_CNN, "target_update_interval": 1000, **_range(100.0)}, _LESS_AND_LESS, Rate(2.5e-4, 4),
+    Rate(1e-4, 4), Rate(1e-4, 4),
+)  # fmt: skip
+CARTPOLE, ACROBOT, CAR, LANDER = "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3"
+CLASSIC = (CARTPOLE, ACROBOT, CAR, LANDER)
+GAMES = tuple(f"MinAtar/{name}-v0" for name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"))
+FREEWAY, SEAQUEST = GAMES[2], GAMES[3]
+SETTINGS = {
+    CARTPOLE: Setting(30_000, {**_OFTEN, **_range(200.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
+    ACROBOT: Setting(30_000, {**_OFTEN, **_range(200.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
+    CAR: Setting(30_000, {**_OFTEN, **_range(100.0)}, _SELDOM, Rate(1e-2, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
+    LANDER: Setting(
+        120_000, {**_MLP, "target_update_interval": 300, **_range(300.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-3, 4),
+        Rate(1e-3, 4),
+    ),
+    **dict.fromkeys(GAMES, _GAME),
+}  # fmt: skip
+# its priorities are the root of the loss: of mean returns that is about the error, of distributions the root of theirs
+_ERRORS, _LOSSES = {"prioritized_replay_alpha": 1.0}, {"prioritized_replay_alpha": 0.5}
+_ON = {
+    "double": {"double": True},
+    "prioritized": {"prioritized": True},
+    "dueling": {"dueling": True},
+    "n-step": {"n_step": 3},
+    "distributional": {"atoms": 51, "distribution": "categorical"},
+    "noisy": {"noisy": True},
+}
+_OFF = {
+    "double": {"double": False}, "prioritized": {"prioritized": False}, "dueling": {"dueling": False},
+    "n-step": {"n_step": 1}, "distributional": {"atoms": 1, **_ERRORS},
+    "noisy": {"noisy": False, "exploration_fraction": 0.2},
+}  # fmt: skip
+_WHOLE = {name: value for part in _ON.values() for name, value in part.items()} | _LOSSES
+_PLAIN = {"n_step": 1, "double": False, "loss": "huber", **_ERRORS}  # where DQN's own defaults are others
+
+
+def _dqn(**hyper: Any) -> Arguments:
+    return {"agent": "dqn", "hyper": {**_PLAIN, **hyper}}
+
+
+def _rainbow(**hyper: Any) -> Arguments:
+    return {"agent": "rainbow", "hyper": {**_WHOLE, **hyper}}
+
+
+ADDED = {f"+ {name}": _dqn(**hyper) for name, hyper in _ON.items()}
+REMOVED = {f"- {name}": _rainbow(**hyper) for name, hyper in _OFF.items()}
+_OTHERS = {
+    "QR-DQN": {"agent": "qrdqn", "hyper": {"n_step": 1, "atoms": 51}},
+    "QRainbow": _rainbow(distribution="quantile"),
+    "IQN": {"agent": "iqn", "hyper": {"n_step": 1, "atoms": 32}},
+    "IRainbow": _rainbow(distribution="implicit", atoms=32),
+    "M-DQN": {"agent": "mdqn", "hyper": {"n_step": 1, "loss": "huber"}},
+    "M-IQN": {"agent": "miqn", "hyper": {"n_step": 1, "atoms": 32, "munchausen_tau": 0.03, "munchausen_clip": 1.0}},
+}
+_SIZES = {
+    "DQN, batch 32": _dqn(batch_size=32), "Rainbow, batch 32": _rainbow(batch_size=32),
+    "DQN, 64x64": _dqn(hidden=(64, 64)), "DQN, one layer": _dqn(hidden=(512,)),
+}  # fmt: skip
+_RATES = {"a tenth of the rate": 0.1, "ten times the rate": 10.0}
+_AT_RATES = {
+    f"{name}, {rate}": _dqn(**hyper) for rate in _RATES for name, hyper in (("DQN", {}), ("+ noisy", _ON["noisy"]))
+}
+ARMS = {"DQN": _dqn(), **ADDED, "Rainbow": _rainbow(), **REMOVED, **_OTHERS, **_SIZES, **_AT_RATES}
+
+
+def _own(task: str, arm: str) -> Arguments:
+    """What is an arm's own on a task: how fast it learns, how it explores, and what Munchausen's bonus is made of."""
+    setting = SETTINGS[task]
+    if arm in REMOVED or "Rainbow" in arm:
+        rate = setting.rainbow
+    else:
+        rate = setting.quantile if arm in ("QR-DQN", "IQN", "M-IQN") else setting.dqn
+    times = next((by for name, by in _RATES.items() if arm.endswith(name)), 1.0)
+    hyper = {"learning_rate": times * rate.learning_rate, "train_freq": rate.train_freq}
+    hyper |= _SELDOM if ARMS[arm]["hyper"].get("noisy") else setting.epsilon
+    if arm == "M-DQN":
+        hard = {"munchausen_tau": 0.03, "munchausen_alpha": 0.9, "munchausen_clip": 1.0}
+        hyper |= (
+            hard if task in GAMES else {"munchausen_tau": 100.0, "munchausen_alpha": 1.0, "munchausen_clip": 1000.0}
+        )
+    if arm == "M-IQN":
+        hyper["munchausen_alpha"] = 0.9 if task in GAMES else 1.0
+    return {"hyper": hyper}
+
+
+def task(name: str, arms: Mapping[str, Arguments] | Iterable[str]) -> dict[str, Any]:
+    """A task at the paper's settings, `arms` each with what is its own there."""
+    setting, own = SETTINGS[name], arms if isinstance(arms, Mapping) else {arm: _own(name, arm) for arm in arms}
+    return {"env": name, "steps": setting.steps, "hyper": {**_ALL, **setting.hyper, **setting.epsilon}, "arms": own}
+
+
+_EVERYWHERE = ("DQN", *ADDED, "Rainbow", *REMOVED, *_OTHERS)
+_OF = {CARTPOLE: (*_EVERYWHERE, *_SIZES, *_AT_RATES), ACROBOT: (*_EVERYWHERE, *_SIZES)}
+_BETTER = learns_better()
+
+
+def _asked(question: str, ours: str, base: str, *tasks: str) -> Finding:
+    return Finding(question, ours, base, _BETTER, tasks=tasks)
+
+
+STUDY = Study(
+    name="rainbow",
+    claim="All components together are the best agent, and none helps everywhere (Revisiting Rainbow, Obando-Ceron and "
+    "Castro 2021, arXiv 2011.14826).",
+    base={},
+    tasks={name: task(name, _OF.get(name, _EVERYWHERE)) for name in SETTINGS},
+    arms=ARMS,
+    figures={
+        "DQN and each component": ("DQN", *ADDED, "Rainbow"),
+        "Rainbow without each component": ("Rainbow", *REMOVED, "DQN"),
+        "Quantiles and Munchausen": ("DQN", "Rainbow", *_OTHERS),
+        "Batches, layers and learning rates": ("DQN", *_SIZES, *_AT_RATES),
+    },
+    findings=(
+        Finding("1. Is all of them together better than none?", "Rainbow", "DQN", _BETTER, together=True),
+        *(
+            Finding("1. Is Rainbow worse without a component?", "Rainbow", arm, _BETTER, together=True)
+            for arm in REMOVED
+        ),
+        *(
+            Finding("1. Does a component make DQN worse on some task?", arm, "DQN", not_everywhere(), together=True)
+            for arm in ADDED
+        ),
+        _asked("2. Is DQN better without distributions alone?", "DQN", "+ distributional", ACROBOT, FREEWAY),
+        _asked("2. Is Rainbow better without distributions?", "- distributional", "Rainbow", CAR, SEAQUEST),
+        _asked("2. Does the lander need distributions?", "+ distributional", "DQN", LANDER),
+        _asked("2. Does the lander need distributions?", "Rainbow", "- distributional", LANDER),
+        _asked("3. Does noise help where rewards are rare?", "+ noisy", "DQN", ACROBOT, CAR),
+        *(
+            _asked(f"3. Does noise help DQN at {rate}?", f"+ noisy, {rate}", f"DQN, {rate}", CARTPOLE)
+            for rate in _RATES
+        ),
+        _asked("5. Do the other components help quantiles too?", "QRainbow", "QR-DQN"),
+        *(
+            finding
+            for arm in ("QRainbow", "IRainbow")
+            for finding in (
+                _asked("5. Are atoms better than quantiles in Rainbow?", "Rainbow", arm, *CLASSIC, FREEWAY),
+                _asked(
+                    "5. Are quantiles better than atoms in Rainbow?", arm, "Rainbow",
+                    *(name for name in GAMES if name != FREEWAY),
+                ),
+            )
+        ),
+        Finding("5. Is nothing lost without Munchausen?", "DQN", "M-DQN", equal_return(), tasks=CLASSIC),
+        _asked("5. Does Munchausen help DQN?", "M-DQN", "DQN", *GAMES),
+        Finding("5. Is nothing lost without Munchausen?", "IQN", "M-IQN", equal_return()),
+        _asked("6. Is DQN worse with small batches?", "DQN", "DQN, batch 32"),
+        Finding("6. Does Rainbow lose nothing with small batches?", "Rainbow, batch 32", "Rainbow", equal_return()),
+        _asked("6. Are narrow layers worse?", "DQN", "DQN, 64x64"),
+        _asked("6. Is one layer worse than two?", "DQN", "DQN, one layer"),
+    ),
+    seeds=10,
+)  # fmt: skip
