@@ -81,11 +81,17 @@ def _narrow(x: Array, dtype: Any) -> Array:
 def int8() -> Compressor:
     """Weights in int8, biases in float32: about a quarter of the bytes.
 
+    A first layer that reads a vector stays in float32, see `whole`.
+
     Symmetric, one scale per output channel, the scale its largest weight over 127, rounding to nearest even: the
     rule of Krishnamoorthi 2018 (arXiv 1806.08342). A weight is off by at most half its scale. Needs no data. Takes
     and gives a tuple of `Linear`; `knobs` are sent as they are.
     """
-    return _layerwise("int8", quantise, dequantise)
+    return Compressor(
+        "int8",
+        lambda policy: Packet(quantised(policy.params), policy.knobs),
+        lambda packet: Policy(_each(dequantise, packet.weights), packet.knobs),
+    )
 
 
 def int8_static() -> Compressor:
@@ -108,17 +114,39 @@ def int8_static() -> Compressor:
 def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], Linear]) -> Compressor:
     """The Compressor that changes each layer by itself; ranges are sent as they are."""
 
-    def each(change: Callable, weights: tuple) -> tuple:
-        return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
-
     return Compressor(
         name,
-        lambda policy: Packet(each(there, policy.params), policy.knobs),
-        lambda packet: Policy(each(back, packet.weights), packet.knobs),
+        lambda policy: Packet(_each(there, policy.params), policy.knobs),
+        lambda packet: Policy(_each(back, packet.weights), packet.knobs),
     )
 
 
+def _each(change: Callable, weights: tuple) -> tuple:
+    return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
+
+
 COMPRESSORS = {"fp32": fp32, "bf16": bf16, "int8": int8, "int8-static": int8_static}  # by the engines' modes
+
+
+def whole(number: int, dimensions: int) -> bool:
+    """Whether the layer of that number stays in float32: the first, if its weights are a matrix.
+
+    Engines round what an int8 layer reads with one step for all of an observation, and those of a vector may differ a
+    hundredfold: of HalfCheetah-v5 velocities reach 40 and joints 0.5. All in int8, a trained policy of 1024x1024x1024
+    was off by 0.04 in each action, and by 0.002 like this, for a hundredth of its products.
+    """
+    return number == 0 and dimensions == 2
+
+
+def quantised(weights: tuple) -> tuple:
+    """The layers of a network in int8, those that are in it already as they are; see `whole`."""
+
+    def one(number: int, part: Any) -> Any:
+        if isinstance(part, Ranges | QuantLinear):
+            return part
+        return _of_matrix(lambda w: w, part) if whole(number, part.w.ndim) else quantise(part)
+
+    return tuple(one(number, part) for number, part in enumerate(weights))
 
 
 def quantise(weights: Linear) -> Linear | QuantLinear:
