@@ -1,8 +1,9 @@
 """Writes a network as a LiteRT model (a flatbuffer), without TensorFlow, and puts new weights into it where they lie.
 
 Built with the object API that ships with `ai_edge_litert`. In mode "int8" the weights, but for a first layer that reads
-a vector (`quantise.whole`), are int8 with one scale per output and everything else is float32: LiteRT then quantises the activations of each observation when it runs
-("dynamic range"), so nothing needs calibrating and a row never depends on the other rows of its batch.
+a vector (`quantise.whole`), are int8 with one scale per output and everything else is float32: LiteRT then quantises
+the activations of each observation when it runs ("dynamic range"), so nothing needs calibrating and a row never depends
+on the other rows of its batch.
 
 In mode "int8-static" activations are int8 too, from the first int8 layer to the outputs, with a scale and a
 zero point for each tensor that come from the packet's `Ranges` (Jacob et al. 2018, arXiv 1712.05877): products add up
