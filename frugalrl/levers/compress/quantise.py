@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def bf16() -> Compressor:
 
     Rounding is to nearest even. Engines compute in bf16 where that is faster, else in float32.
     """
-    return _layerwise("bf16", lambda layer: _of_matrix(lambda w: _narrow(w, bfloat16), layer), dequantise)
+    return _compressor("bf16", partial(_each, lambda layer: _of_matrix(lambda w: _narrow(w, bfloat16), layer)))
 
 
 def rounded(bits: int) -> Compressor:
@@ -57,7 +58,7 @@ def rounded(bits: int) -> Compressor:
         with np.errstate(invalid="ignore"):
             return xp.rint(w / step) * step
 
-    return _layerwise(f"rounded-{bits}", lambda layer: _of_matrix(change, layer), dequantise)
+    return _compressor(f"rounded-{bits}", partial(_each, lambda layer: _of_matrix(change, layer)))
 
 
 def through(compressor: Compressor, weights: tuple) -> tuple:
@@ -87,11 +88,7 @@ def int8() -> Compressor:
     rule of Krishnamoorthi 2018 (arXiv 1806.08342). A weight is off by at most half its scale. Needs no data. Takes
     and gives a tuple of `Linear`; `knobs` are sent as they are.
     """
-    return Compressor(
-        "int8",
-        lambda policy: Packet(quantised(policy.params), policy.knobs),
-        lambda packet: Policy(_each(dequantise, packet.weights), packet.knobs),
-    )
+    return _compressor("int8", quantised)
 
 
 def int8_static() -> Compressor:
@@ -111,17 +108,17 @@ def int8_static() -> Compressor:
     return Compressor("int8-static", encode, plain.decode)
 
 
-def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], Linear]) -> Compressor:
-    """The Compressor that changes each layer by itself; ranges are sent as they are."""
-
+def _compressor(name: str, there: Callable[[tuple], tuple]) -> Compressor:
+    """The Compressor that changes the weights of a network; `dequantise` is the way back for each layer."""
     return Compressor(
         name,
-        lambda policy: Packet(_each(there, policy.params), policy.knobs),
-        lambda packet: Policy(_each(back, packet.weights), packet.knobs),
+        lambda policy: Packet(there(policy.params), policy.knobs),
+        lambda packet: Policy(_each(dequantise, packet.weights), packet.knobs),
     )
 
 
 def _each(change: Callable, weights: tuple) -> tuple:
+    """Each layer changed by itself; ranges stay as they are."""
     return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
 
 
@@ -131,9 +128,8 @@ COMPRESSORS = {"fp32": fp32, "bf16": bf16, "int8": int8, "int8-static": int8_sta
 def whole(number: int, dimensions: int) -> bool:
     """Whether the layer of that number stays in float32: the first, if its weights are a matrix.
 
-    Engines round what an int8 layer reads with one step for all of an observation, and those of a vector may differ a
-    hundredfold: of HalfCheetah-v5 velocities reach 40 and joints 0.5. All in int8, a trained policy of 1024x1024x1024
-    was off by 0.04 in each action, and by 0.002 like this, for a hundredth of its products.
+    Engines round what an int8 layer reads with one step for all of an observation, and the entries of a vector may
+    differ a hundredfold, joints and velocities say: the small ones would not be seen. Few products are in that layer.
     """
     return number == 0 and dimensions == 2
 

@@ -21,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ....networks import Conv, Dense, Flatten, LayerNorm, Layers, MaxPool, Relu, Residual, Scale, out_shape
 from ....types import Box, QuantLinear, Ranges
 from ..quantise import whole
-from .shared import input_dtype, with_cast
+from .shared import INT8, input_dtype, with_cast
 
 _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
@@ -173,7 +173,7 @@ class _Graph:
     """A model in the making. Tensors are known by their index."""
 
     def __init__(self, mode: str):
-        self.quantises, self.static = mode in ("int8", "int8-static"), mode == "int8-static"
+        self.quantises, self.static = mode in INT8, mode == "int8-static"
         self.weights: list[tuple[int, int, int]] = []  # tensors (x, w, b) of each layer that has weights
         self.groups: list[_Group] = []
         self.points: dict[int, int] = {}  # of what layers make: which entry of Ranges says how far it reaches

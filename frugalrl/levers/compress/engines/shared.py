@@ -19,7 +19,7 @@ _MATRICES = {
     "int8": (QuantLinear, np.dtype(np.int8)),
     "int8-static": (QuantLinear, np.dtype(np.int8)),
 }
-INT8 = ("int8", "int8-static")
+INT8 = ("int8", "int8-static")  # of these, the modes with int8 weights
 
 
 def needs(hint: str, *packages: str) -> Callable[[], str | None]:
@@ -60,8 +60,9 @@ def received(weights: tuple, mode: str) -> tuple:
     static = mode == "int8-static"
 
     def fits(number: int, layer: tuple) -> bool:
-        of = _MATRICES["fp32" if mode in INT8 and whole(number, np.ndim(layer[0])) else mode]
-        return np.ndim(layer[0]) < 2 or (isinstance(layer, of[0]) and layer[0].dtype == of[1])
+        dimensions = np.ndim(layer[0])
+        kind, dtype = _MATRICES["fp32" if mode in INT8 and whole(number, dimensions) else mode]
+        return dimensions < 2 or (isinstance(layer, kind) and layer[0].dtype == dtype)
 
     kind, dtype = _MATRICES[mode]
     found = all(fits(*each) for each in enumerate(layers))
