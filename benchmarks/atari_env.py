@@ -57,12 +57,12 @@ def main() -> None:
         )
         for name, rate in rates.items()
     ]  # fmt: skip
-    path = rows.destination(NAME, args)
-    rows.write(path, measured)
-    for each in measured:
-        rate, ratio = each["steps_per_second"]["median"], each["times_python"]["median"]
-        print(f"  {each['backend']:10}{rate:10,.0f} steps/s{ratio:8.2f}x")
-    print(rows.said(path, measured))
+    rows.finish(NAME, args, measured, line)
+
+
+def line(row: rows.Row) -> str:
+    rate, ratio = row["steps_per_second"]["median"], row["times_python"]["median"]
+    return f"  {row['backend']:10}{rate:10,.0f} steps/s{ratio:8.2f}x"
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ def main() -> None:
         )
         for (threads, size), values in rates.items()
     ]  # fmt: skip
-    path = rows.destination(NAME, args)
-    rows.write(path, made)
-    for each in made:
-        print(f"{each['threads']} threads, {each['size']:5} x {each['size']:<5}{each['gflops']['median']:8.1f} GFLOP/s")
-    print(rows.said(path, made))
+    rows.finish(NAME, args, made, line)
+
+
+def line(row: rows.Row) -> str:
+    return f"{row['threads']} threads, {row['size']:5} x {row['size']:<5}{row['gflops']['median']:8.1f} GFLOP/s"
 
 
 if __name__ == "__main__":

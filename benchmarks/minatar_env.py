@@ -105,12 +105,12 @@ def main() -> None:
             seconds="of the processor", threads="bound to one core" if BOUND else "one",
         )  # fmt: skip
         measured_rows.append(row | {"versions": row["versions"] | (versions if library == "gymnax" else {})})
-    path = rows.destination(NAME, args)
-    rows.write(path, measured_rows)
-    for each in measured_rows:
-        median, ratio = each["steps_per_second"]["median"], each["times_package"]["median"]
-        print(f"  {each['game']:14}{each['library']:10}{each['lanes']:6}{median:12,.0f} steps/s{ratio:8.1f}x")
-    print(rows.said(path, measured_rows))
+    rows.finish(NAME, args, measured_rows, line)
+
+
+def line(row: rows.Row) -> str:
+    rate, ratio = row["steps_per_second"]["median"], row["times_package"]["median"]
+    return f"  {row['game']:14}{row['library']:10}{row['lanes']:6}{rate:12,.0f} steps/s{ratio:8.1f}x"
 
 
 if __name__ == "__main__":

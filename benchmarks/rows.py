@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -102,6 +102,15 @@ def read(path: Path | None) -> list[Row]:
 def said(path: Path | None, rows: Sequence[Row]) -> str:
     """The last line of a benchmark."""
     return f"{len(rows)} rows in {path}" if path else f"{len(rows)} rows, not kept (--quick without --out)"
+
+
+def finish(name: str, args: argparse.Namespace, made: Sequence[Row], line: Callable[[Row], str]) -> None:
+    """Keep the rows of benchmark `name`, and print a line for each and the last one."""
+    path = destination(name, args)
+    write(path, made)
+    for each in made:
+        print(line(each))
+    print(said(path, made))
 
 
 def boxed(todo: Iterable[T], minutes: float) -> Iterator[T]:

@@ -378,8 +378,9 @@ def read(folder: Path) -> Config:
         config = Config(**found)
         hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
         options = catalog.parse_env_options(config.env_options or {}) or None
-        config = config._replace(hyper=catalog.parse_hyper(config.agent, hyper), env_options=options)
-        config = config._replace(prune_at=tuple(config.prune_at))
+        config = config._replace(
+            hyper=catalog.parse_hyper(config.agent, hyper), env_options=options, prune_at=tuple(config.prune_at)
+        )
         check(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"

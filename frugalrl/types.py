@@ -226,8 +226,8 @@ class Recipe(NamedTuple):
 class Packet(NamedTuple):
     """A policy on the wire."""
 
-    # a Linear or a QuantLinear for each layer with weights, in order; only a matrix is quantised. Then, if the policy
-    # was calibrated, its Ranges.
+    # a Linear or a QuantLinear for each layer with weights, in order; only a matrix is quantised, and not a first one
+    # that reads a vector. Then, if the policy was calibrated, its Ranges.
     weights: tuple
     knobs: Tree
 

@@ -63,7 +63,7 @@ def parts(env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidd
         env_id=env_id, env_options=None, num_envs=numbers.num_envs, unroll=numbers.unroll, seed=(0,), folder="",
         slab="", slots=numbers.slots, action=actor.Field((), "int32"), obs=obs, layers=layers,
         engine=engines.module(engine), mode=mode, head=epsilon_greedy, packet=(), knobs=("epsilon",),
-        kinds=("QuantLinear" if mode == "int8" else "Linear",) * sum(1 for _ in weighted(layers, obs.shape)),
+        kinds=("Linear", *["QuantLinear" if mode == "int8" else "Linear"] * (len([*weighted(layers, obs.shape)]) - 1)),
     )  # fmt: skip
     carry = jax.jit(learner.init)(rng.key(0), Hyper(total_steps=1000.0))
     return Parts(learner, numbers, spec, carry, memory)
@@ -681,7 +681,8 @@ def test_packets_that_are_not_finite_are_replaced_by_fp32(monkeypatch):
         if not policy.knobs:  # where engines are measured
             return packet
         bad = jnp.where(policy.knobs["epsilon"] < 0.5, jnp.nan, 1.0).astype(jnp.float32)
-        return packet._replace(weights=tuple(w._replace(scale=w.scale * bad) for w in packet.weights))
+        *others, last = packet.weights
+        return packet._replace(weights=(*others, last._replace(scale=last.scale * bad)))
 
     monkeypatch.setitem(quantise.COMPRESSORS, "int8", lambda: whole._replace(encode=encode))
     result = training.train("dqn", "fake_env:Walk-v0", **SMALL, actors="int8")

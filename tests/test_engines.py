@@ -199,18 +199,31 @@ def test_packets_of_another_mode_are_refused(name, mode):
 
 def test_static_ranges_decide():
     """What lies outside of them is cut off there, and a narrow one is finer than a wide one."""
-    obs, layers = Box((1,)), (Dense(1, relu=False),)
-    w = Linear(np.float32([[1.27]]), np.zeros(1, np.float32))
+    obs, layers = Box((1,)), (Dense(1, relu=False), Dense(1, relu=False))  # the first is not rounded
+    one, w = (Linear(np.float32([[by]]), np.zeros(1, np.float32)) for by in (1, 1.27))
 
     def outputs(high: float, x: list[float]) -> np.ndarray:
         s = engine("litert").build(layers, obs, len(x), "int8-static")
-        within = Ranges(np.float32([-high, -2 * high]), np.float32([high, 2 * high]))
-        s.load(quantise.int8_static().encode(Policy((w, within), ())).weights)
+        within = Ranges(np.float32([-high, -high, -2 * high]), np.float32([high, high, 2 * high]))
+        s.load(quantise.int8_static().encode(Policy((one, w, within), ())).weights)
         return s.run(np.float32(x)[:, None])[:, 0]
 
     np.testing.assert_allclose(outputs(1.0, [0.5, 1, 5, -5]), [0.635, 1.27, 1.27, -1.27], atol=0.02)
     assert len(set(outputs(1.0, [0.5, 0.55]))) == 2
     assert len(set(outputs(100.0, [0.5, 0.55]))) == 1
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_is_small_in_an_observation_is_seen_beside_what_is_great(name):
+    """Joints beside velocities: one step of int8 for all of an observation would be 0.3 here."""
+    if engine(name).missing():
+        pytest.skip(engine(name).missing())
+    obs, layers = Box((2,)), (Dense(32), Dense(1, relu=False))
+    first = Linear(np.repeat(np.float32([[1], [0]]), 32, 1), np.zeros(32, np.float32))
+    last = Linear(np.full((32, 1), 1 / 32, np.float32), np.zeros(1, np.float32))
+    s = engine(name).build(layers, obs, 2, "int8")
+    s.load(quantise.int8().encode(Policy((first, last), ())).weights)
+    np.testing.assert_allclose(s.run(np.float32([[0.05, 40], [0.1, 40]]))[:, 0], [0.05, 0.1], rtol=0.02)
 
 
 @pytest.mark.parametrize("small", [0.0, 1e-9, 1e-20])

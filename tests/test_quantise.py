@@ -10,7 +10,7 @@ import pytest
 from frugalrl.levers.compress.quantise import bf16, fp32, int8, int8_static, rounded
 from frugalrl.types import Linear, Packet, Policy, QuantLinear, Ranges
 
-SHAPES = [(17, 64), (64, 6), (8, 8, 4, 32), (3, 3, 16, 16)]
+SHAPES = [(8, 8, 4, 32), (3, 3, 16, 16), (17, 64), (64, 6)]
 
 
 def policy(seed: int = 0) -> Policy:
@@ -64,6 +64,16 @@ def test_a_normalisation_stays_in_float32():
             np.testing.assert_array_equal(layer.b, b)
 
 
+def test_what_reads_a_vector_stays_in_float32():
+    dense = Policy(policy().params[2:], ())
+    for compressor, more in ((int8(), ()), (int8_static(), (Ranges(np.zeros(3), np.ones(3)),))):
+        packet = compressor.encode(dense._replace(params=(*dense.params, *more)))
+        first, second, *_ = packet.weights
+        assert (type(first), type(second)) == (Linear, QuantLinear)
+        np.testing.assert_array_equal(first.w, dense.params[0].w)
+    assert [type(layer) for layer in int8().encode(policy()).weights] == [QuantLinear] * 4  # of pictures
+
+
 def test_int8_again_changes_no_integer():
     once = int8().encode(policy())
     twice = int8().encode(int8().decode(once))
@@ -74,12 +84,12 @@ def test_int8_again_changes_no_integer():
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-40])  # 1e-40 is subnormal: XLA may flush it to zero, NumPy does not
 def test_a_channel_of_zeros(tiny):
-    w = np.ones((5, 3), np.float32)
-    w[:, 1] = tiny
+    w = np.ones((1, 1, 5, 3), np.float32)
+    w[..., 1] = tiny
     before = Policy((Linear(w, np.zeros(3, np.float32)),), ())
     for encode in (int8().encode, jax.jit(int8().encode)):
         (small,) = encode(before).weights
-        np.testing.assert_array_equal(np.asarray(small.q)[:, 1], 0)
+        np.testing.assert_array_equal(np.asarray(small.q)[..., 1], 0)
         assert np.asarray(small.scale)[1] == 1
 
 
@@ -170,6 +180,6 @@ def test_static_int8_is_int8_with_ranges():
 
 def test_half_precision_parameters_are_taken():
     w = jnp.asarray(policy().params[0].w / 1e4, jnp.float16)
-    (small,) = int8().encode(Policy((Linear(w, jnp.zeros(64, jnp.float16)),), ())).weights
+    (small,) = int8().encode(Policy((Linear(w, jnp.zeros(32, jnp.float16)),), ())).weights
     assert small.scale.dtype == jnp.float32
     assert small.b.dtype == jnp.float32

@@ -222,7 +222,8 @@ def test_d4pg_is_the_reference(window):
     def loss(p):
         return -(aim * special.log_softmax(forward(p, inputs), -1)).sum(-1)
 
-    close(info.priority, loss(params.critic))
+    least = -special.xlogy(aim, aim).sum(-1)  # of the cross-entropy: priorities are divergences
+    close(info.priority, loss(params.critic) - least)
     slopes_along(lambda p: loss(p).mean(), params.critic, grads.critic)
 
     def climb(p):
@@ -427,7 +428,7 @@ def test_spaces_it_cannot_handle_are_refused():
             "td3",
             "CartPole-v1",
             {},
-            "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, pqn, ppo",
+            "CartPole-v1 has discrete actions, and td3 takes continuous ones; use dqn, rainbow, qrdqn",
         ),
         (
             "dqn",

@@ -508,8 +508,8 @@ def test_less_time_is_reproduced_when_the_whole_interval_says_so(ours, base, ver
 @pytest.mark.parametrize(
     ("ours", "base", "verdict"),
     [
-        (HIGH, LOW, REPRODUCED), (LOW, HIGH, NOT), (HIGH, HIGH, REPRODUCED), (WIDE, HIGH, REPRODUCED),
-        (HIGH[:2], LOW, UNDECIDED), ([10.0, None, 11.0], LOW, UNDECIDED),
+        (HIGH, LOW, REPRODUCED), (LOW, HIGH, NOT), (HIGH, HIGH, REPRODUCED), (WIDE, HIGH, UNDECIDED),
+        (HIGH, WIDE, REPRODUCED), (HIGH[:2], LOW, UNDECIDED), ([10.0, None, 11.0], LOW, UNDECIDED),
     ],
 )  # fmt: skip
 def test_nothing_is_lost_when_the_intervals_overlap_or_ours_is_higher(ours, base, verdict):

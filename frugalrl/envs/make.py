@@ -158,6 +158,9 @@ def make(
     return made
 
 
+LESSON = ("clip_reward", "timeout_as_terminal")  # the options that `lesson` is for
+
+
 def lesson(o: EnvOptions, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
     """Of steps, what an agent learns from: rewards, and whether they terminated or truncated their episodes.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..types import Env
 from . import brax, minatar_games
-from .make import EnvOptions
+from .make import LESSON, EnvOptions
 
 TWINS = {  # Gymnasium id -> "module:builder", a module of this package
     "Acrobot-v1": "acrobot:acrobot",
@@ -17,7 +17,6 @@ TWINS = {  # Gymnasium id -> "module:builder", a module of this package
 }
 FAMILIES = (brax, minatar_games)  # each with `ids`, `twin`, and OPTIONS: what its twins can be told
 OPTIONS = ("time_limit",)  # the same of TWINS
-LEARNER = ("clip_reward", "timeout_as_terminal")  # options that are not of an environment, see `make.lesson`
 
 
 def has_twin(env_id: str) -> bool:
@@ -27,7 +26,7 @@ def has_twin(env_id: str) -> bool:
 
 def unknown(env_id: str, options: EnvOptions) -> dict[str, Any]:
     """What the options change that a twin cannot."""
-    known, plain = (*_options(env_id), *LEARNER), EnvOptions()._asdict()
+    known, plain = (*_options(env_id), *LESSON), EnvOptions()._asdict()
     return {name: value for name, value in options._asdict().items() if name not in known and value != plain[name]}
 
 

@@ -93,14 +93,19 @@ def _area_improvement(ours: Runs, base: Runs) -> Interval:
 
 
 def equal_return() -> Test:
-    """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one."""
+    """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one.
+
+    Where they overlap, but our return itself is below the interval of base, too few seeds can tell: undecided.
+    """
 
     def test(ours: Runs, base: Runs) -> Answer:
         mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
         said = f"return {words.interval(mine)} against {words.interval(theirs)}"
         if not _enough(ours, base) or mine.high is None or theirs.low is None:
             return Answer(UNDECIDED, said)
-        return Answer(REPRODUCED if mine.high >= theirs.low else NOT, said)
+        if mine.high < theirs.low:
+            return Answer(NOT, said)
+        return Answer(REPRODUCED if mine.point >= theirs.low else UNDECIDED, said)
 
     return test
 

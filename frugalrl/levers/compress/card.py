@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from ...envs.make import EnvOptions, namespace
+from ...envs.make import LESSON, EnvOptions, namespace
 from ...monitor import words
 from ...statistics import Interval
 
@@ -134,7 +134,7 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     """What has to be done to the environment's observations, actions and rules; how it was stepped is not."""
     plain, atari = EnvOptions()._asdict(), namespace(facts["env"]) == "ALE"
     for name, value in facts["env_options"].items():
-        training = name in ("clip_reward", "timeout_as_terminal", "terminal_on_life_loss", "backend")
+        training = name in (*LESSON, "terminal_on_life_loss", "backend")
         if not training and (value != plain[name] or (atari and value)):
             yield name, value
 

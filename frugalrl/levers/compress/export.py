@@ -12,7 +12,7 @@ import numpy as np
 from ...networks import Layers
 from ...types import Box, Linear, QuantLinear
 from .engines import engine
-from .quantise import dequantise, quantise
+from .quantise import dequantise, quantised
 
 Weights = tuple[Linear | QuantLinear, ...]
 Call = Callable[[np.ndarray], np.ndarray]  # obs [batch, ...] -> outputs [batch, n] float32
@@ -113,13 +113,10 @@ def check(format: str, mode: str) -> None:
 
 def in_mode(weights: Weights, mode: str) -> Weights:
     """The weights as NumPy arrays and as a file of that mode stores them."""
-    return tuple(_as(type(layer)(*map(np.asarray, layer)), mode) for layer in weights)
-
-
-def _as(layer: Linear | QuantLinear, mode: str) -> Linear | QuantLinear:
+    arrays = tuple(type(layer)(*map(np.asarray, layer)) for layer in weights)
     if mode == "fp32":
-        return Linear(*(part.astype(np.float32) for part in dequantise(layer)))
-    return layer if isinstance(layer, QuantLinear) else quantise(layer)
+        return tuple(Linear(*(part.astype(np.float32) for part in dequantise(layer))) for layer in arrays)
+    return quantised(arrays)
 
 
 def together(files: Mapping[Path, bytes]) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def bf16() -> Compressor:
 
     Rounding is to nearest even. Engines compute in bf16 where that is faster, else in float32.
     """
-    return _layerwise("bf16", lambda layer: _of_matrix(lambda w: _narrow(w, bfloat16), layer), dequantise)
+    return _compressor("bf16", partial(_each, lambda layer: _of_matrix(lambda w: _narrow(w, bfloat16), layer)))
 
 
 def rounded(bits: int) -> Compressor:
@@ -57,7 +58,7 @@ def rounded(bits: int) -> Compressor:
         with np.errstate(invalid="ignore"):
             return xp.rint(w / step) * step
 
-    return _layerwise(f"rounded-{bits}", lambda layer: _of_matrix(change, layer), dequantise)
+    return _compressor(f"rounded-{bits}", partial(_each, lambda layer: _of_matrix(change, layer)))
 
 
 def through(compressor: Compressor, weights: tuple) -> tuple:
@@ -81,11 +82,13 @@ def _narrow(x: Array, dtype: Any) -> Array:
 def int8() -> Compressor:
     """Weights in int8, biases in float32: about a quarter of the bytes.
 
+    A first layer that reads a vector stays in float32, see `whole`.
+
     Symmetric, one scale per output channel, the scale its largest weight over 127, rounding to nearest even: the
     rule of Krishnamoorthi 2018 (arXiv 1806.08342). A weight is off by at most half its scale. Needs no data. Takes
     and gives a tuple of `Linear`; `knobs` are sent as they are.
     """
-    return _layerwise("int8", quantise, dequantise)
+    return _compressor("int8", quantised)
 
 
 def int8_static() -> Compressor:
@@ -105,20 +108,41 @@ def int8_static() -> Compressor:
     return Compressor("int8-static", encode, plain.decode)
 
 
-def _layerwise(name: str, there: Callable[[Linear], Any], back: Callable[[Any], Linear]) -> Compressor:
-    """The Compressor that changes each layer by itself; ranges are sent as they are."""
-
-    def each(change: Callable, weights: tuple) -> tuple:
-        return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
-
+def _compressor(name: str, there: Callable[[tuple], tuple]) -> Compressor:
+    """The Compressor that changes the weights of a network; `dequantise` is the way back for each layer."""
     return Compressor(
         name,
-        lambda policy: Packet(each(there, policy.params), policy.knobs),
-        lambda packet: Policy(each(back, packet.weights), packet.knobs),
+        lambda policy: Packet(there(policy.params), policy.knobs),
+        lambda packet: Policy(_each(dequantise, packet.weights), packet.knobs),
     )
 
 
+def _each(change: Callable, weights: tuple) -> tuple:
+    """Each layer changed by itself; ranges stay as they are."""
+    return tuple(part if isinstance(part, Ranges) else change(part) for part in weights)
+
+
 COMPRESSORS = {"fp32": fp32, "bf16": bf16, "int8": int8, "int8-static": int8_static}  # by the engines' modes
+
+
+def whole(number: int, dimensions: int) -> bool:
+    """Whether the layer of that number stays in float32: the first, if its weights are a matrix.
+
+    Engines round what an int8 layer reads with one step for all of an observation, and the entries of a vector may
+    differ a hundredfold, joints and velocities say: the small ones would not be seen. Few products are in that layer.
+    """
+    return number == 0 and dimensions == 2
+
+
+def quantised(weights: tuple) -> tuple:
+    """The layers of a network in int8, those that are in it already as they are; see `whole`."""
+
+    def one(number: int, part: Any) -> Any:
+        if isinstance(part, Ranges | QuantLinear):
+            return part
+        return _of_matrix(lambda w: w, part) if whole(number, part.w.ndim) else quantise(part)
+
+    return tuple(one(number, part) for number, part in enumerate(weights))
 
 
 def quantise(weights: Linear) -> Linear | QuantLinear:

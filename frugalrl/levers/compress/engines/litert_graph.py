@@ -1,10 +1,11 @@
 """Writes a network as a LiteRT model (a flatbuffer), without TensorFlow, and puts new weights into it where they lie.
 
-Built with the object API that ships with `ai_edge_litert`. In mode "int8" the weights are int8 with one scale per
-output and everything else is float32: LiteRT then quantises the activations of each observation when it runs
-("dynamic range"), so nothing needs calibrating and a row never depends on the other rows of its batch.
+Built with the object API that ships with `ai_edge_litert`. In mode "int8" the weights, but for a first layer that reads
+a vector (`quantise.whole`), are int8 with one scale per output and everything else is float32: LiteRT then quantises
+the activations of each observation when it runs ("dynamic range"), so nothing needs calibrating and a row never depends
+on the other rows of its batch.
 
-In mode "int8-static" activations are int8 too, from the first layer with weights to the outputs, with a scale and a
+In mode "int8-static" activations are int8 too, from the first int8 layer to the outputs, with a scale and a
 zero point for each tensor that come from the packet's `Ranges` (Jacob et al. 2018, arXiv 1712.05877): products add up
 in int32 and leave as int8, ReLU included. Outputs thus lie on 256 steps, which all of them share.
 """
@@ -19,7 +20,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ....networks import Conv, Dense, Flatten, LayerNorm, Layers, MaxPool, Relu, Residual, Scale, out_shape
 from ....types import Box, QuantLinear, Ranges
-from .shared import input_dtype, with_cast
+from ..quantise import whole
+from .shared import INT8, input_dtype, with_cast
 
 _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
@@ -171,7 +173,7 @@ class _Graph:
     """A model in the making. Tensors are known by their index."""
 
     def __init__(self, mode: str):
-        self.quantises, self.static = mode in ("int8", "int8-static"), mode == "int8-static"
+        self.quantises, self.static = mode in INT8, mode == "int8-static"
         self.weights: list[tuple[int, int, int]] = []  # tensors (x, w, b) of each layer that has weights
         self.groups: list[_Group] = []
         self.points: dict[int, int] = {}  # of what layers make: which entry of Ranges says how far it reaches
@@ -216,19 +218,19 @@ class _Graph:
 
     def linear(self, code: int, x: int, w_shape: tuple[int, ...], shape, options: Any) -> int:
         """An operator with weights: zeros, to be filled later."""
-        out = w_shape[0]
-        if not self.quantises:
+        out, plain = w_shape[0], not self.quantises or whole(len(self.weights), len(w_shape))
+        if plain:
             w = self.tensor(w_shape, np.float32, np.zeros(w_shape, np.float32))
         else:
             w = self.tensor(w_shape, np.int8, np.zeros(w_shape, np.int8), np.ones(out, np.float32))
-        if self.static:
+        if self.static and not plain:
             x, y = self.as_int8(x), self.quantised(shape, self.reached + 1, len(self.weights))
             b = self.tensor((out,), np.int32, np.zeros(out, np.int32), np.ones(out, np.float32))
             self.weights.append((x, w, b))
             return self.op(code, [x, w, b], shape, options, _STATIC_VERSION[code], y)
         x, b = self.as_float(x), self.tensor((out,), np.float32, np.zeros(out, np.float32))
         self.weights.append((x, w, b))
-        return self.op(code, [x, w, b], shape, options, _INT8_VERSION[code] if self.quantises else 1)
+        return self.op(code, [x, w, b], shape, options, 1 if plain else _INT8_VERSION[code])
 
     def quantised(self, shape, point: int | None, source: int | None = None) -> int:
         """A new int8 tensor, of a group of its own."""

@@ -10,7 +10,7 @@ from ml_dtypes import bfloat16
 
 from ....networks import Layers, Residual, Scale
 from ....types import Box, Linear, QuantLinear, Ranges
-from ..quantise import dequantise
+from ..quantise import dequantise, whole
 
 # what matrices a packet of each mode holds
 _MATRICES = {
@@ -19,6 +19,7 @@ _MATRICES = {
     "int8": (QuantLinear, np.dtype(np.int8)),
     "int8-static": (QuantLinear, np.dtype(np.int8)),
 }
+INT8 = ("int8", "int8-static")  # of these, the modes with int8 weights
 
 
 def needs(hint: str, *packages: str) -> Callable[[], str | None]:
@@ -56,9 +57,15 @@ def received(weights: tuple, mode: str) -> tuple:
     Ranges come last in mode "int8-static" and are left out in the others, which have no use for them.
     """
     layers = [layer for layer in weights if not isinstance(layer, Ranges)]
-    kind, dtype = _MATRICES[mode]
     static = mode == "int8-static"
-    found = all(isinstance(layer, kind) and layer[0].dtype == dtype for layer in layers if np.ndim(layer[0]) > 1)
+
+    def fits(number: int, layer: tuple) -> bool:
+        dimensions = np.ndim(layer[0])
+        kind, dtype = _MATRICES["fp32" if mode in INT8 and whole(number, dimensions) else mode]
+        return dimensions < 2 or (isinstance(layer, kind) and layer[0].dtype == dtype)
+
+    kind, dtype = _MATRICES[mode]
+    found = all(fits(*each) for each in enumerate(layers))
     if not found or (static and not isinstance(weights[-1], Ranges)):
         what = f"a tuple of {kind.__name__} in {dtype}{', and Ranges at its end' if static else ''}"
         raise ValueError(f"a session of mode '{mode}' loads {what}: use the compressor '{mode.replace('-', '_')}()'")
