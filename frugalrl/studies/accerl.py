@@ -10,13 +10,14 @@ from __future__ import annotations
 from .findings import amdahl, better, both, equal_return, methods, saves, times
 from .study import Finding, Study
 
-# settings of ours; each step is learned from once
+# settings of ours; each step is learned from once. With a gamma of 0.99 seeds of fp32 end anywhere from 60 to 3,700,
+# and no loss could be seen
 _CHEETAH = {
     "env": "HalfCheetah-v5", "steps": 200_000,
     "hyper": {
-        "num_envs": 4, "n_steps": 16, "optimizer": "adam", "learning_rate": 1e-3, "base_width": 64, "gae_lambda": 0.95,
-        "ent_coef": 0.0, "log_std_init": -0.5, "bounds_coef": 0.003, "sum_loss": False, "max_grad_norm": 0.5,
-        "normalize_obs": True, "normalize_reward": True,
+        "num_envs": 4, "n_steps": 16, "optimizer": "adam", "learning_rate": 1e-3, "base_width": 64, "gamma": 0.95,
+        "gae_lambda": 0.95, "ent_coef": 0.0, "log_std_init": -0.5, "bounds_coef": 0.003, "sum_loss": False,
+        "max_grad_norm": 0.5, "normalize_obs": True, "normalize_reward": True,
     },
 }  # fmt: skip
 
