@@ -35,7 +35,8 @@ _GAIN = 1.1  # by how much a mode must be faster than fp32 for "auto" to take it
 
 # Calls to which a load is reckoned. What takes long to load is loaded rarely, and an actor then acts with an old
 # policy: with 32 ms a load IMPALA's actors of a 1024x1024x1024 network were 25 updates behind, and it learned nothing.
-CALLS = 200
+# Between two loads those actors make about 40 calls; slower learners and replay leave more.
+CALLS = 50
 
 
 class Timing(NamedTuple):

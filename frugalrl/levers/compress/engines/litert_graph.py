@@ -39,6 +39,7 @@ _LEAST = -128
 _STEPS = 255  # between the least and the greatest int8
 _FINEST = 1 / 128  # of the step of a product's inputs is the finest of its outputs: XNNPACK refuses 1/256
 _LARGEST_BIAS = 2**30  # in steps of int32: half of what there is
+_STRIP, _LINE = 64, 64  # rows that are turned at a time, and bytes of a cache line
 
 
 class Activation(NamedTuple):
@@ -84,13 +85,27 @@ def fill(model: Template, weights: tuple) -> None:
     if model.activations:
         _calibrate(model, layers, weights[-1])
     for slot, layer in zip(model.slots, layers, strict=True):
-        np.copyto(slot.w, np.moveaxis(layer[0], -1, 0))  # ours have the outputs last, LiteRT's first
+        _turned(layer[0], slot.w)
         if slot.scale is not None:
             np.copyto(slot.scale, layer.scale)
         if slot.step is None:
             np.copyto(slot.b, layer.b)
         else:
             np.copyto(slot.b, np.rint(layer.b / slot.step), casting="unsafe")
+
+
+def _turned(w: np.ndarray, into: np.ndarray) -> None:
+    """Copies weights with their outputs last, as ours have them, to where they come first, as LiteRT has them.
+
+    Strip by strip, each row of a strip a cache line longer than that of `w`: rows of 1024 numbers are a power of two
+    apart, where all of a column falls into the same few places of the cache, and the copy takes five times as long.
+    """
+    rows, columns = w.reshape(-1, w.shape[-1]), into.reshape(w.shape[-1], -1)
+    strip = np.empty((_STRIP, w.shape[-1] + _LINE // w.itemsize), w.dtype)[:, : w.shape[-1]]
+    for start in range(0, len(rows), _STRIP):
+        part = rows[start : start + _STRIP]
+        np.copyto(strip[: len(part)], part)
+        np.copyto(columns[:, start : start + _STRIP], strip[: len(part)].T)
 
 
 def _calibrate(model: Template, layers: list, ranges: Ranges) -> None:
