@@ -3,8 +3,8 @@
     python -m benchmarks.studies quarl [--env ENV ...] [--arms ARM ...] [--folder DIR] [--minutes M] [--out FILE]
 
 The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
-go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. `policy_calls` is
-their share of the work of actors and learner.
+go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. `policy_share` is
+that of policy calls and packets in the work of actors and learner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks import rows
 from frugalrl.catalog import STUDIES
 from frugalrl.statistics import bootstrap
 from frugalrl.studies import report
-from frugalrl.studies.findings import calls, costs, returns
+from frugalrl.studies.findings import costs, policies, returns
 from frugalrl.studies.running import study
 
 NAME = "studies"
@@ -42,7 +42,7 @@ def told(found: report.Found) -> Iterator[rows.Row]:
                 yield rows.row(
                     NAME, kind="arm", **common, task=task, arm=arm, train=runs[0]["command"], steps=runs[0]["steps"],
                     final_return=_interval(returns(runs)), rounded={n: _interval(returns(runs, n)) for n in bits},
-                    **{name: _spread(costs(runs, name)) for name in COSTS}, policy_calls=calls([runs]),
+                    **{name: _spread(costs(runs, name)) for name in COSTS}, policy_share=policies([runs]),
                     energy_method=runs[0]["energy_method"], accelerator=runs[0]["hardware"]["accelerator"],
                 )  # fmt: skip
     for finding, task, answer in report.answers(found):

@@ -479,7 +479,7 @@ def test_the_report_shows_returns_against_bits(bits, tmp_path):
 def some(returns, seconds=None, **more) -> list[dict]:
     """Rows of one arm on one task."""
     seconds = seconds or [10.0] * len(returns)
-    split = {"environment": 1.0, "inference": 3.0, "learner": 4.0, "other": 90.0}
+    split = {"environment": 1.0, "inference": 2.0, "compressor": 1.0, "learner": 4.0, "other": 90.0}
     base = {"arm": "fp32", "seeds_together": 1, "energy_method": "estimated: so", "time_split": split}
     return [
         base | {"seed": i, "final_return": r, "training_seconds": s, "energy_joules": s} | more
@@ -625,7 +625,7 @@ def test_figures_have_the_arms_that_the_study_says(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("part", "verdict"), [(0.8, REPRODUCED), (0.99, NOT)])
 def test_a_part_of_what_free_policies_would_save(part, verdict):
-    """Calls are 3/8 of the work: with 0.64 of the time, 96 % of what they would save is saved."""
+    """Calls and packets are 3/8 of the work: with 0.64 of the time, 96 % of what they would save is saved."""
     base = some(HIGH, training_seconds=100.0)
     ours = some(HIGH, training_seconds=64.0)
     answer = findings.saves(part)([ours], [base])

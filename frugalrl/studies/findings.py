@@ -149,25 +149,27 @@ def saves(part: float, measure: str = "training_seconds") -> Test:
     """Whether ours saves at least `part` of what a policy that costs nothing would save of base's."""
 
     def test(ours: Runs, base: Runs) -> Answer:
-        return times(measure, 1 - part * calls(base), amdahl)(ours, base)
+        return times(measure, 1 - part * policies(base), amdahl)(ours, base)
 
     return test
 
 
 def amdahl(ours: Runs, base: Runs) -> str:
     """What a policy that costs nothing would save of base's work: the bound of all compression of actors."""
-    share = calls(base)
+    share = policies(base)
     if not share:
         return ""
     arm = base[0][0]["arm"]
-    return f"policy calls are {share:.0%} of the work of {arm}: without any, {1 - share:.2f} times is left (Amdahl)"
+    work = f"policy calls and packets are {share:.0%} of the work of {arm}"
+    return f"{work}: without any, {1 - share:.2f} times is left (Amdahl)"
 
 
-def calls(runs: Runs) -> float:
-    """The share of policy calls in the work of actors and learner."""
+def policies(runs: Runs) -> float:
+    """The share of policy calls, and of making and taking packets, in the work of actors and learner."""
     splits = [row["time_split"] or {} for each in runs for row in each]
     work = sum(value or 0.0 for split in splits for name, value in split.items() if name != "other")
-    return sum(split.get("inference") or 0.0 for split in splits) / work if work else 0.0
+    spent = sum(split.get(name) or 0.0 for split in splits for name in ("inference", "compressor"))
+    return spent / work if work else 0.0
 
 
 def methods(ours: Runs, base: Runs) -> str:
