@@ -17,7 +17,7 @@ from frugalrl import cli
 from frugalrl.training import Result, configure, train
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "RESULTS.md"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("    ")]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -69,7 +69,7 @@ def test_names_exist():
     assert {line.split()[1] for line in SHELL if line.startswith("make ")} <= targets
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(\w+\.jsonl)`", README))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.jsonl)`", README + RESULTS))))
 def test_rows_that_claims_rest_on_are_there(name):
     assert name == "rows.jsonl" or (ROOT / "benchmarks" / "results" / name).read_text()
 
