@@ -421,7 +421,8 @@ def _free(base: Path) -> Path:
 
 
 COMMANDS = {
-    "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study, "report": report,
+    "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study,
+    "report": report,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 

@@ -29,8 +29,8 @@ from .levers.compress import engines, modes, quantise, shrink, students
 from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
-from .levers.population import evolution, search
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
+from .levers.population import evolution, search
 from .levers.precision.modes import PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
 from .levers.precision.scaling import COLLAPSED

@@ -177,7 +177,8 @@ class Agent(NamedTuple):
     unfold: Callable[[Tree, Tree], Tree] = _weights
     # state -> the state whose policy has no noise in its weights; None if no policy has any
     settled: Callable[[Tree], Tree] | None = None
-    # (state, donor) -> a state that acts as `donor` does, and otherwise is as it was: of an agent without critics, donor
+    # (state, donor) -> a state that acts as `donor` does and is otherwise as it was; `donor`, where all that is learned
+    # acts
     graft: Callable[[Tree, Tree], Tree] = _donor
 
 

@@ -119,51 +119,52 @@ def _steps(line: Line, x: _Axis, y: _Axis, kind: str) -> str:
 
 
 def family(
-    members: Sequence[int], steps: Sequence[int], moves: Sequence[tuple[int, int, int]], bold: Sequence[int], name: str,
+    members: Sequence[int],
+    steps: Sequence[int],
+    moves: Sequence[tuple[int, int, int]],
+    bold: Sequence[int],
+    name: str,
     title: str,
-) -> str:  # fmt: skip
-    """A row for each member, in the colours of first ancestors, and a link for each move (step, member, its new parent).
+) -> str:
+    """A row for each member, in the colours of first ancestors, and a link for each move (step, member, new parent).
 
     `steps` are those of the evaluations; `bold` is the member to draw bold up to each of them, or empty.
     """
     gap = max(9, min(26, 420 // max(1, len(members))))
-    height, bottom = TOP + gap * len(members) + BOTTOM, TOP + gap * len(members)
+    bottom = TOP + gap * len(members)
     x = _axes([float(step) for step in steps], [0.0])[0]
     y = {member: TOP + gap * (i + 0.5) for i, member in enumerate(members)}
     root = {member: member for member in members}
-    part = {member: i % page.COLOURS for i, member in enumerate(members)}
+
+    def line(at: tuple[float, float], rows: tuple[int, int], best: bool, kind: str, text: str) -> str:
+        ends = f'x1="{x(at[0]):.1f}" x2="{x(at[1]):.1f}" y1="{y[rows[0]]:.1f}" y2="{y[rows[1]]:.1f}"'
+        colour = f"line-{members.index(root[rows[1]]) % page.COLOURS}"
+        return f'<line class="branch {"best" if best else kind} {colour}" {ends}><title>{text}</title></line>'
+
     marks = [_x_tick(x, value, bottom) for value in x.ticks]
     marks += [
         f'<text class="tick" x="{LEFT - 8}" y="{y[m] + 4:.1f}" text-anchor="end">{m}</text>'
         for m in members
         if gap >= 12 or m % 5 == 0
     ]
-    before = 0
-    for i, step in enumerate(steps):
+    path = dict(zip(steps, bold, strict=False))
+    for before, step, after in zip((0, *steps), steps, (*steps[1:], -1), strict=False):
         for m in members:
-            kind = "branch best" if bold and bold[i] == m else "branch"
-            marks.append(
-                f'<line class="{kind} line-{part[root[m]]}" x1="{x(before):.1f}" x2="{x(step):.1f}" y1="{y[m]:.1f}" '
-                f'y2="{y[m]:.1f}"><title>member {m}, descended from {root[m]}</title></line>'
-            )
+            text = f"member {m}, descended from {root[m]}"
+            marks.append(line((before, step), (m, m), path.get(step) == m, "", text))
         old = dict(root)
-        for at, to, source in moves:
-            if at == step:
-                root[to] = old[source]
-                taken = bool(bold) and i + 1 < len(bold) and (bold[i], bold[i + 1]) == (source, to)
-                marks.append(
-                    f'<line class="{"branch best" if taken else "branch link"} line-{part[root[to]]}" x1="{x(step):.1f}" '
-                    f'x2="{x(step):.1f}" y1="{y[source]:.1f}" y2="{y[to]:.1f}"><title>{to} takes over from {source} at '
-                    f"step {step:,}</title></line>"
-                )
-        before = step
-    marks += [_label((LEFT + WIDTH - RIGHT) / 2, height - 6, "environment steps")]
+        for _, to, source in (move for move in moves if move[0] == step):
+            root[to] = old[source]
+            best = bool(path) and (path[step], path.get(after)) == (source, to)
+            text = f"{to} takes over from {source} at step {step:,}"
+            marks.append(line((step, step), (source, to), best, "link", text))
+    marks += [_label((LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, "environment steps")]
     marks += [_label(13, (TOP + bottom) / 2, "member", turned=True)]
     alive = len(set(root.values()))
     description = (
         f"{len(members)} members, {len(moves)} times one took over from another; {alive} first ancestors left."
     )
-    return _svg(name, title, description, marks, height=height)
+    return _svg(name, title, description, marks, height=bottom + BOTTOM)
 
 
 def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) -> str:

@@ -143,11 +143,11 @@ def free_memory() -> int | None:
     that this process is in. None if this system does not tell.
     """
     jax = sys.modules.get("jax")
-    device = jax.devices()[0] if jax is not None and hasattr(jax, "devices") else None
-    if device is not None and device.platform != "cpu":
-        told = device.memory_stats() or {}
+    devices = jax.devices() if jax is not None and hasattr(jax, "devices") else []
+    if devices and devices[0].platform != "cpu":
+        told = devices[0].memory_stats() or {}
         one = told.get("bytes_limit")
-        return None if one is None else (one - told.get("bytes_in_use", 0)) * len(jax.devices())
+        return None if one is None else (one - told.get("bytes_in_use", 0)) * len(devices)
     text = _colon_file("/proc/meminfo").get("MemAvailable")
     free = [] if text is None else [1024 * int(text.split()[0])]
     for folder, limit, used, files in CGROUPS:

@@ -44,21 +44,24 @@ def best(evolves: bool, rows: Iterable[Row]) -> dict[int, int]:
 
     Fitness is the return on episodes that are for this choice only.
     """
-    last = {run_of(row): _number(row.get("fitness")) for row in rows if row.get("member") is not None}
-    seeds, members = sorted({seed for seed, _ in last}), sorted({member for _, member in last})
-    of_seed = {seed: {m: last[seed, m] for m in members if (seed, m) in last} for seed in seeds}
+    of_seed: dict[int, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        seed, member = run_of(row)
+        if member is not None:
+            of_seed[seed][member] = _number(row.get("fitness"))
     if evolves:
         return {seed: max(scores, key=scores.__getitem__) for seed, scores in of_seed.items()}
+    members = sorted({member for scores in of_seed.values() for member in scores})
     whole = [m for m in members if all(m in scores for scores in of_seed.values())]
     if not whole:
         return {}
     first = max(whole, key=lambda m: np.mean([scores[m] for scores in of_seed.values()]))
-    return dict.fromkeys(seeds, first)
+    return dict.fromkeys(of_seed, first)
 
 
 def summary(population: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """What a receipt tells: the best member of each seed with its last hyper-parameters, and how many took over."""
-    last = {run_of(row): row for row in rows}
+    last, end = {run_of(row): row for row in rows}, max((row["step"] for row in rows), default=0)
     chosen = best(population.evolves, rows)
     return {
         "kind": population.kind,
@@ -74,7 +77,8 @@ def summary(population: Any, rows: Sequence[Row]) -> dict[str, Any]:
             }
             for seed, member in chosen.items()
         ],
-        "replaced": sum(row.get("parent") is not None for row in rows),
+        # nobody has gone on from the last one yet
+        "replaced": sum(row.get("parent") is not None and row["step"] < end for row in rows),
     }
 
 

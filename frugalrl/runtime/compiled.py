@@ -333,7 +333,8 @@ def train(
             if target <= iteration:
                 continue
             succession = between(iteration, partial(_join, [c.state for c in parts])) if between else None
-            for to, source, what in succession.moves if succession else ():
+            succession = succession or Succession([], lambda own, other, what: own)
+            for to, source, what in succession.moves:
                 (k, i), (other, j) = divmod(to, way.width), divmod(source, way.width)
                 heir = succession.become(_pick(parts[k], i), _pick(parts[other], j), what)
                 parts[k] = jax.device_put(_placed(parts[k], heir, i), parts[k].iteration.sharding)

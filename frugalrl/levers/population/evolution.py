@@ -32,7 +32,7 @@ def replaced(members: int, truncation: float) -> int:
 
 
 def selected(
-    fitness: Sequence[float],
+    fitness: np.ndarray,
     hypers: Sequence[Mapping[str, float]],
     population: Population,
     priors: Mapping[str, Prior],
