@@ -235,7 +235,8 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
     who = [config.who(k) for k in group.runs]
     # members of a population that evolves begin apart; those of a sweep are what `train` gives with their numbers
-    apart = jnp.array([member if population and population.evolves else -1 for _, member in who], jnp.int32)
+    evolves = population is not None and population.evolves
+    apart = jnp.array([member if evolves else -1 for _, member in who], jnp.int32)
     seeds = jnp.array([seed for seed, _ in who], jnp.int32)
     hypers = type(hyper)(
         *(
@@ -250,7 +251,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     def begin(seeds, apart, hypers):
         def one(seed, member, hyper):
             key = rng.key(seed)
-            if population and population.evolves:
+            if evolves:
                 key = jax.random.fold_in(key, member)
             return run.init(key, hyper)
 
@@ -304,7 +305,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, iteration_at(config.steps))
         marks = {iteration_at(step) for step in (*milestones(config.steps, EVALUATIONS * SEGMENTS), *due)}
-        watch = Watch(group, acting, type(hyper), {max(1, iteration_at(step)) for step in due})
+        watch = Watch(group, acting, type(hyper), {max(1, iteration_at(step)) for step in due}) if population else None
 
         def fitness(state: Callable[[], Any]) -> np.ndarray:
             played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
@@ -313,7 +314,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
         # over its last segment: a resumed run must have the same ones.
         segments = sorted({1, iterations, *(mark for mark in marks if 0 < mark < iterations)})
-        between = partial(watch.succession, fitness) if population and population.evolves else None
+        between = partial(watch.succession, fitness) if watch and evolves else None
         ticks = compiled.train(programs, way, carry, segments, between)
         del carry
         for tick in ticks:
@@ -326,7 +327,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
                 {name: np.asarray(x) for name, x in tick.metrics.items()}
-                | (watch.metrics(fitness, tick.iteration, tick.state) if population else {}),
+                | (watch.metrics(fitness, tick.iteration, tick.state) if watch else {}),
                 partial(_evaluate_on_twin, evaluator, state),
                 tick.carry,
                 partial(_weights_per_run, agent, state, count),

