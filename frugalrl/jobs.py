@@ -30,7 +30,8 @@ from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
-from .levers.population import evolution, search
+from .levers.population import search
+from .levers.population.watch import Watch
 from .levers.precision.modes import PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
 from .levers.precision.scaling import COLLAPSED
@@ -305,7 +306,10 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, iteration_at(config.steps))
         marks = {iteration_at(step) for step in (*milestones(config.steps, EVALUATIONS * SEGMENTS), *due)}
-        watch = Watch(group, acting, type(hyper), {max(1, iteration_at(step)) for step in due}) if population else None
+        ready = population.ready if population and evolves else config.steps
+        turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
+        looked = {max(1, iteration_at(step)) for step in due}
+        watch = Watch(config, count, acting, type(hyper), looked, turns) if population else None
 
         def fitness(state: Callable[[], Any]) -> np.ndarray:
             played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
@@ -351,58 +355,6 @@ def looks(config: Config) -> list[int]:
     if config.population is None or not config.population.evolves:
         return milestones(config.steps, EVALUATIONS)
     return [*range(config.population.ready, config.steps, config.population.ready), config.steps]
-
-
-class Watch:
-    """Follows a population: how fit its members are, with what hyper-parameters, and who takes over from whom.
-
-    All of it follows from the carry of an iteration, so that a resumed run decides as the one that was not stopped.
-    """
-
-    def __init__(self, group: Group, agent: Agent, kind: type, looks: set[int]):
-        self.config, self.count, self.agent, self.kind, self.looks = group.config, len(group.runs), agent, kind, looks
-        population = group.config.population
-        assert population is not None
-        self.population, self.priors = population, search.priors(group.config.agent, population.search)
-        fields = kind._fields  # type: ignore[attr-defined]
-        self.varied = [name for name in self.priors if name in fields]
-        self.shared = {name: group.config.hyper[name] for name in self.priors if name not in fields}
-        self.become = evolution.successor(agent, kind, population.copy)
-        self.found: tuple[int, dict[str, Any], list[evolution.Move]] = (-1, {}, [])
-
-    def look(self, fitness: Callable[[Callable], np.ndarray], iteration: int, state: Callable[[], Any]):
-        """The metrics of the members and the moves at an iteration; worked out once."""
-        if self.found[0] != iteration:
-            scores = fitness(state)
-            hypers = evolution.hypers_of(self.kind, state())
-            own = {name: np.asarray(getattr(hypers, name)).reshape(self.count, -1)[:, 0] for name in self.varied}
-            moves = self.moves(iteration, scores, own) if self.population.evolves else []
-            parents = {move.to: move.source % self.population.members for move in moves}
-            lineage = {"parent": [parents.get(k) for k in range(self.count)]} if self.population.evolves else {}
-            same = {name: [value] * self.count for name, value in self.shared.items()}
-            self.found = iteration, {"fitness": scores, **own, **same, **lineage}, moves
-        return self.found
-
-    def moves(self, iteration: int, scores: np.ndarray, own: dict[str, np.ndarray]) -> list[evolution.Move]:
-        """Each seed's population is its own; members are counted through all of them."""
-        size, moves = self.population.members, []
-        for k in range(self.config.seeds):
-            part = range(k * size, (k + 1) * size)
-            hypers = [{name: float(values[i]) for name, values in own.items()} for i in part]
-            r = np.random.default_rng([self.config.seed + k, iteration])
-            chosen = evolution.selected(scores[part.start : part.stop], hypers, self.population, self.priors, r)
-            moves += [move._replace(to=part[move.to], source=part[move.source]) for move in chosen]
-        return moves
-
-    def metrics(self, fitness: Callable, iteration: int, state: Callable[[], Any]) -> dict[str, Any]:
-        """What a row tells of the members; `parent` is the member whose place in the search one takes after it."""
-        return self.look(fitness, iteration, state)[1] if iteration in self.looks else {}
-
-    def succession(self, fitness: Callable, iteration: int, state: Callable[[], Any]) -> compiled.Succession | None:
-        if iteration not in self.looks:
-            return None
-        moves = self.look(fitness, iteration, state)[2]
-        return compiled.Succession([(move.to, move.source, move.hyper) for move in moves], self.become)
 
 
 def fits(config: Config, shapes: Any, count: int) -> None:
