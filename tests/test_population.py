@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import runs
 from small import HYPER, MODULES, bits, small, small_dqn, small_run, start
 
 import frugalrl
-from frugalrl import jobs
+from frugalrl import checkpoint, jobs, training
 from frugalrl.agents import dqn
 from frugalrl.config import configure
 from frugalrl.errors import UsageError
@@ -159,13 +160,13 @@ def test_only_those_who_take_over_change_whatever_the_chunks():
     assert bits(compiled._pick(ends[0], 1).state.params) != bits(compiled._pick(alone, 1).state.params)
 
 
-def pbt(**options: Any) -> frugalrl.training.Result:  # type: ignore[name-defined]
+def pbt(**options: Any) -> training.Result:
     options = {"members": 4, "search": RANGES, "steps": STEPS, "hyper": TINY, "ready": 300} | options
     return frugalrl.pbt("dqn", "CartPole-v1", **options)
 
 
 @cache
-def whole() -> frugalrl.training.Result:  # type: ignore[name-defined]
+def whole() -> training.Result:
     return pbt(seeds=2)
 
 
@@ -192,6 +193,8 @@ def test_rows_tell_the_lineage_and_the_hyper_parameters_follow_it():
                     assert next_rate == rate
     first = [[g.rows[m]["learning_rate"] for m in range(4)] for g, *_ in members.generations(result.rows).values()]
     assert first[0] != first[1]  # a population of its own for each seed
+    early = [row["train_return"] for row in result.rows if row["step"] == 300]
+    assert len(set(early)) > 4  # while actions are random, members with the same keys live the same life
 
 
 def test_the_best_member_of_each_seed_is_what_is_kept():
@@ -202,12 +205,6 @@ def test_the_best_member_of_each_seed_is_what_is_kept():
     assert found["replaced"] == 8  # one of four, four times, of two seeds
     assert len(result.actor.weights) == 2
     assert result.actor.play(20, seed=1).returns.mean() > 0
-
-
-def test_members_of_a_population_differ_in_every_weight():
-    result = pbt(steps=300)
-    rates = {row["learning_rate"] for row in result.rows}
-    assert len(rates) == len({row["train_return"] for row in result.rows}) == 4
 
 
 def test_a_population_killed_and_resumed_is_the_one_that_was_not(tmp_path):
@@ -230,6 +227,22 @@ def test_a_population_killed_and_resumed_is_the_one_that_was_not(tmp_path):
     assert bits(resumed.actor.weights) == bits(whole().actor.weights)
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(text in page for text in ("Schedule of learning_rate", "Family tree", "family-1", "takes over from"))
+
+
+def test_a_checkpoint_from_just_before_members_take_over_is_enough(tmp_path, monkeypatch):
+    """Who takes over is decided again, and the same."""
+    monkeypatch.setattr(checkpoint, "KEEP", 1000)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    pbt(seeds=2, out=tmp_path)
+    later = [path for path in runs.checkpoints(tmp_path) if int(path.name) > 600]
+    assert tmp_path / "checkpoints" / "all" / "600" in runs.checkpoints(tmp_path)
+    for path in later:
+        shutil.rmtree(path)
+    (tmp_path / "receipt.json").unlink()
+    resumed = frugalrl.resume(tmp_path)
+    assert resumed is not None
+    assert timeless(resumed) == timeless(whole())
+    assert bits(resumed.actor.weights) == bits(whole().actor.weights)
 
 
 def test_a_member_of_a_sweep_is_the_run_that_train_gives():
