@@ -26,6 +26,7 @@ from frugalrl.config import configure
 from frugalrl.errors import UsageError
 from frugalrl.levers.population import evolution, search
 from frugalrl.monitor import members
+from frugalrl.monitor.files import plain
 from frugalrl.runtime import compiled
 
 STEPS = 1_500
@@ -171,7 +172,8 @@ def whole() -> training.Result:
 
 
 def timeless(result: Any) -> list[str]:
-    return [repr({k: v for k, v in row.items() if k != "wall_seconds"}) for row in result.rows]
+    """What was not a number is null in the file that a resumed run reads."""
+    return [repr({k: plain(v) for k, v in row.items() if k != "wall_seconds"}) for row in result.rows]
 
 
 def test_rows_tell_the_lineage_and_the_hyper_parameters_follow_it():
