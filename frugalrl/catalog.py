@@ -249,7 +249,7 @@ STUDIES = ("accerl", "actorq", "optimizers", "quarl", "rainbow")  # modules of `
 
 # promised by the design, not there yet
 LATER = ("auto", "ray", "wandb", "trackio")
-LATER_COMMANDS = ("pbt", "compare", "watch")
+LATER_COMMANDS = ("compare", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 
 

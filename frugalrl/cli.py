@@ -54,40 +54,38 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"frugalrl {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    p = commands.add_parser("train", help="train an agent on an environment")
-    p.add_argument("agent", metavar="AGENT", help="see `frugal agents`")
-    p.add_argument("env", metavar="ENV", help="a Gymnasium id; see `frugal envs`")
-    p.add_argument("--steps", type=int, help="environment steps of each seed (default: what this pair needs to learn)")
-    p.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default 1)")
-    p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
-    p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
-    p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
+    _training(commands.add_parser("train", help="train an agent on an environment"))
+
+    p = commands.add_parser("pbt", help="population-based training: the worst members take over from the best")
+    _training(p)
+    _search(p)
+    p.add_argument("--members", type=int, required=True, metavar="N", help="how many train side by side, of each seed")
     p.add_argument(
-        "--env-option", nargs="+", default=[], action="extend", metavar="NAME=VALUE",
-        help="how the environment is set up; kwargs.NAME=VALUE is for the environment itself",
+        "--ready", type=int, metavar="STEPS",
+        help="environment steps of each member between two selections (default a twentieth of --steps)",
     )  # fmt: skip
     p.add_argument(
-        "--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8, half, half+int8, auto"
+        "--truncation", type=float, default=0.25, metavar="F",
+        help="share of members that take over from as many best (default 0.25)",
+    )  # fmt: skip
+    p.add_argument(
+        "--explore",
+        default="perturb",
+        metavar="HOW",
+        help="what they take over: perturb it, or resample (default perturb)",
     )
-    p.add_argument("--prune", type=float, metavar="SHARE", help="of its units that the learner ends with (default all)")
     p.add_argument(
-        "--prune-at", type=float, nargs="+", default=config.PRUNE_AT, metavar="F",
-        help="shares of the training after which units go, as large a part of them each time (default 0.1)",
-    )  # fmt: skip
-    p.add_argument(
-        "--qat", type=int, metavar="BITS",
-        help="quantisation-aware training: weights that act have so many bits, 2 to 16 (default: full ones)",
-    )  # fmt: skip
-    p.add_argument(
-        "--pull-period", type=int, metavar="N",
-        help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
-    )  # fmt: skip
-    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
-    p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16 or fp16")
-    p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
-    p.add_argument("--force", action="store_true", help="replace the run folder")
-    p.add_argument("--log", default="none", metavar="L", help="tensorboard or none (default none)")
-    _running(p)
+        "--copy",
+        default="everything",
+        metavar="WHAT",
+        help="what is taken over: everything or policy (default everything)",
+    )
+
+    p = commands.add_parser("sweep", help="random search or a grid: members that differ in hyper-parameters")
+    _training(p)
+    _search(p)
+    p.add_argument("--members", type=int, metavar="N", help="how many to draw; a grid has as many as it has points")
+    p.add_argument("--grid", action="store_true", help="every combination, of ranges log:LOW:HIGH:POINTS")
 
     p = commands.add_parser("resume", help="go on with a run from its last checkpoint")
     p.add_argument("run", type=Path, metavar="RUN")
@@ -134,23 +132,80 @@ def parser() -> Parser:
     return top
 
 
+def _training(p: argparse.ArgumentParser) -> None:
+    """What `train` takes, and all that train."""
+    p.add_argument("agent", metavar="AGENT", help="see `frugal agents`")
+    p.add_argument("env", metavar="ENV", help="a Gymnasium id; see `frugal envs`")
+    p.add_argument("--steps", type=int, help="environment steps of each seed (default: what this pair needs to learn)")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default 1)")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
+    p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
+    p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
+    p.add_argument(
+        "--env-option", nargs="+", default=[], action="extend", metavar="NAME=VALUE",
+        help="how the environment is set up; kwargs.NAME=VALUE is for the environment itself",
+    )  # fmt: skip
+    p.add_argument(
+        "--actors", default="fp32", metavar="MODE", help="what actors act with: fp32, int8, half, half+int8, auto"
+    )
+    p.add_argument("--prune", type=float, metavar="SHARE", help="of its units that the learner ends with (default all)")
+    p.add_argument(
+        "--prune-at", type=float, nargs="+", default=config.PRUNE_AT, metavar="F",
+        help="shares of the training after which units go, as large a part of them each time (default 0.1)",
+    )  # fmt: skip
+    p.add_argument(
+        "--qat", type=int, metavar="BITS",
+        help="quantisation-aware training: weights that act have so many bits, 2 to 16 (default: full ones)",
+    )  # fmt: skip
+    p.add_argument(
+        "--pull-period", type=int, metavar="N",
+        help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
+    )  # fmt: skip
+    p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
+    p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16 or fp16")
+    p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
+    p.add_argument("--force", action="store_true", help="replace the run folder")
+    p.add_argument("--log", default="none", metavar="L", help="tensorboard or none (default none)")
+    _running(p)
+
+
+def _search(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--search", nargs="+", default=[], action="extend", metavar="NAME=RANGE",
+        help="what members differ in: log:LOW:HIGH, uniform:LOW:HIGH or choice:A:B",
+    )  # fmt: skip
+
+
 def _running(p: argparse.ArgumentParser) -> None:
     p.add_argument("--budget", type=float, metavar="MINUTES", help="stop, with a checkpoint, after so many minutes")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def train(a: argparse.Namespace) -> None:
+def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> None:
     from . import training
 
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
-    out = a.out or _free(Path("runs") / f"{a.agent}-{a.env.replace('/', '-')}")
+    command = "" if population is None else f"{a.command}-"
+    out = a.out or _free(Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
         actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period, correct=a.correct,
         precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
+        population=population,
     )  # fmt: skip
     _finished(result, a.quiet)
+
+
+def pbt(a: argparse.Namespace) -> None:
+    search = _pairs(a.search, "--search", "learning_rate=log:1e-5:1e-2")
+    own = {name: getattr(a, name) for name in ("members", "ready", "truncation", "explore", "copy")}
+    train(a, {"kind": "pbt", "search": search, **own})
+
+
+def sweep(a: argparse.Namespace) -> None:
+    search = _pairs(a.search, "--search", "learning_rate=log:1e-5:1e-2")
+    train(a, {"kind": "grid" if a.grid else "random", "search": search, "members": a.members})
 
 
 def resume(a: argparse.Namespace) -> None:
@@ -366,7 +421,8 @@ def _free(base: Path) -> Path:
 
 
 COMMANDS = {
-    "train": train, "resume": resume, "eval": evaluate, "export": export, "study": study, "report": report,
+    "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study,
+    "report": report,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 
@@ -385,7 +441,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:
-        with EndAtOnce() if argv is None and words[:1] in (["train"], ["resume"], ["study"]) else nullcontext():
+        with (
+            EndAtOnce()
+            if argv is None and words[:1] in (["train"], ["pbt"], ["sweep"], ["resume"], ["study"])
+            else nullcontext()
+        ):
             try:
                 return _command(words)
             finally:

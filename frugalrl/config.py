@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from .envs import atari, twins
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
+from .levers.population import search as searches
+from .levers.population.search import Population
 from .levers.precision.modes import PRECISIONS
 from .monitor import files
 from .networks import Dense
@@ -63,6 +66,22 @@ class Config(NamedTuple):
     prune_at: tuple[float, ...] = PRUNE_AT  # parts of the training, after each of which as large a part of them goes
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
     qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
+    population: Population | None = None  # members of each seed, with hyper-parameters of their own
+
+    @property
+    def members(self) -> int:
+        """Of each seed."""
+        return 1 if self.population is None else self.population.members
+
+    @property
+    def runs(self) -> int:
+        """How many agents are trained: every member of every seed."""
+        return self.seeds * self.members
+
+    def who(self, run: int) -> tuple[int, int | None]:
+        """The seed of a run, and which member of its population it is."""
+        seed, member = divmod(run, self.members)
+        return self.seed + seed, None if self.population is None else member
 
 
 def configure(
@@ -83,6 +102,7 @@ def configure(
     prune: float | None = None,
     prune_at: Sequence[float] = PRUNE_AT,
     qat: int | None = None,
+    population: Mapping[str, Any] | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
     for name, value in (("agent", agent), ("environment", env)):
@@ -103,8 +123,36 @@ def configure(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
         tuple(prune_at), pull_period, qat,
     )  # fmt: skip
+    if population is not None:
+        config = config._replace(population=_population(config, **population))
     check(config)
     return config
+
+
+def _population(
+    config: Config,
+    *,
+    kind: str,
+    search: Mapping[str, Any],
+    members: int | None = None,
+    ready: int | None = None,
+    truncation: float = 0.25,
+    explore: str = "perturb",
+    copy: str = "everything",
+) -> Population:
+    """Fills in what follows from the rest: the members of a grid, and a twentieth of the steps between selections."""
+    written = {name: searches.written(what) for name, what in search.items()}
+    found = searches.priors(config.agent, written)
+    if kind == "grid":
+        size = len(searches.grid(found))
+        if members is not None and members != size:
+            raise UsageError(f"--members {members} is not the size of the grid, {size}: leave it out")
+        members = size
+    if members is None:
+        raise UsageError("--members N is needed: how many members the population has")
+    evolves = kind == "pbt"
+    ready = (max(1, config.steps // 20) if ready is None else _whole("--ready", ready)) if evolves else 0
+    return Population(kind, _whole("--members", members), written, ready, truncation, explore, copy)
 
 
 def check(config: Config) -> None:
@@ -125,6 +173,7 @@ def check(config: Config) -> None:
     _check_pair(config, recipe)
     _check_runtime(config)
     _check_pull_period(config, recipe)
+    _check_population(config, recipe)
     starts = config.hyper.get("learning_starts", 0)
     if config.steps <= starts:
         raise UsageError(
@@ -331,6 +380,51 @@ def _check_pull_period(config: Config, recipe: Recipe) -> None:
         )
 
 
+def _check_population(config: Config, recipe: Recipe) -> None:
+    """That there is something to search, and that every member could train."""
+    population = config.population
+    if population is None:
+        return
+    if not population.search:
+        raise UsageError("--search NAME=log:LOW:HIGH is needed: what the members differ in")
+    least = 2 if population.evolves else 1
+    if not least <= _whole("--members", population.members) or config.runs > MOST:
+        raise UsageError(f"--members must be from {least} to {MOST // config.seeds}, got {population.members}")
+    if config.runtime != "compiled":
+        why = f"{config.env} has none" if not catalog.has_twin(config.env) else "leave out what asks for actors"
+        raise UsageError(f"a population needs --runtime compiled, that is a JAX twin of the environment: {why}")
+    found = searches.priors(config.agent, population.search)
+    if population.evolves:
+        _check_evolution(population, recipe, found)
+    fields, ends = catalog.hyper_fields(recipe), {name: prior.values for name, prior in found.items()}
+    for name, values in ends.items():
+        for value in values:
+            _check_hyper(config.hyper | {name: value}, fields)
+    static = {name: values for name, values in ends.items() if name in recipe.static._fields}
+    for values in product(*static.values()) if static else ():
+        chosen = dict(zip(static, values, strict=True))
+        check(config._replace(population=None, seeds=1, hyper=config.hyper | chosen))
+
+
+def _check_evolution(population: Population, recipe: Recipe, found: Mapping[str, Any]) -> None:
+    """What selection needs."""
+    shaping = [name for name in found if name in recipe.static._fields]
+    if shaping:
+        raise UsageError(
+            f"--search {shaping[0]}: {shaping[0]} shapes the program, so members that differ in it cannot take over "
+            "from one another: set it with --hyper, or compare its values with frugal sweep"
+        )
+    for option, value, known in (
+        ("--explore", population.explore, searches.EXPLORE),
+        ("--copy", population.copy, searches.COPY),
+    ):
+        _among(option, value, known)
+    if not 1 <= _whole("--ready", population.ready) <= MOST:
+        raise UsageError(f"--ready must be from 1 to {MOST} environment steps, got {population.ready}")
+    if not isinstance(population.truncation, float | int) or not 0 < population.truncation <= 0.5:
+        raise UsageError(f"--truncation must be above 0 and at most 0.5, got {population.truncation}")
+
+
 def _portable(registration: Any) -> bool:
     """Whether another process can make the environment from its registration."""
     try:
@@ -354,7 +448,9 @@ def split(recipe: Recipe, hyper: dict[str, Any]) -> tuple[Any, Any]:
 
 def write(folder: Path, config: Config) -> None:
     """Write config.json, whole or not at all."""
-    files.replace(folder / "config.json", json.dumps({"format": FORMAT, **config._asdict()}, indent=1) + "\n")
+    population = config.population and config.population._asdict()
+    told = {"format": FORMAT, **config._asdict(), "population": population}
+    files.replace(folder / "config.json", json.dumps(told, indent=1) + "\n")
 
 
 def is_run(folder: Path) -> bool:
@@ -379,8 +475,9 @@ def read(folder: Path) -> Config:
         hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in config.hyper.items()}
         options = catalog.parse_env_options(config.env_options or {}) or None
         config = config._replace(
-            hyper=catalog.parse_hyper(config.agent, hyper), env_options=options, prune_at=tuple(config.prune_at)
-        )
+            hyper=catalog.parse_hyper(config.agent, hyper), env_options=options, prune_at=tuple(config.prune_at),
+            population=config.population and Population(**config.population),  # type: ignore[arg-type]
+        )  # fmt: skip
         check(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UsageError | OSError) else f"{type(error).__name__}: {error}"

@@ -11,6 +11,7 @@ from .envs.make import EnvOptions, find, has_time_limit, make
 from .types import Agent, Env
 
 HELD_OUT = 1_000_003  # episode i of an evaluation is reset with this plus i; training draws its seeds elsewhere
+SELECTION = 2_000_003  # the same of episodes that choose among members, so that those above stay held out of the choice
 MAX_STEPS = 27_000  # of an episode: as long as ale-py lets Atari play (108,000 frames at four a step)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cache, partial
-from math import gcd
+from math import gcd, prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
@@ -23,18 +23,20 @@ from .config import split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
 from .errors import EngineFailed, RunFailed
-from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
+from .evaluate import HELD_OUT, SELECTION, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .levers.compress import engines, modes, quantise, shrink, students
 from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
+from .levers.population import search
+from .levers.population.watch import Watch
 from .levers.precision.modes import PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
 from .levers.precision.scaling import COLLAPSED
-from .monitor import files
-from .monitor.machine import hardware, versions
+from .monitor import files, words
+from .monitor.machine import free_memory, hardware, versions
 from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
@@ -43,6 +45,7 @@ from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space,
 from .xla import cache_folder, set_up_jax
 
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
+COPIES = 2  # of what a run holds, that are in memory at once
 UNROLL = 16  # steps of each environment in a message of an actor
 
 
@@ -161,9 +164,62 @@ def example(card: Card) -> Transition:
     return Transition(obs, action, zero, flag, flag, obs, zero, jnp.int32(0))
 
 
+class Group(NamedTuple):
+    """Runs that share a program."""
+
+    name: str
+    runs: list[int]
+    config: Config  # with their Static
+    hypers: list[dict[str, Any]]  # of each run, what differs from it
+
+
+def groups(config: Config) -> list[Group]:
+    """All runs, or of a population those with the same values of what shapes the program."""
+    population = config.population
+    if population is None:
+        return [Group("all", list(range(config.runs)), config, [{}] * config.runs)]
+    priors, static = search.priors(config.agent, population.search), catalog.recipe(config.agent).static
+    seeds = range(config.seed, config.seed + config.seeds)
+    chosen = [values for seed in seeds for values in search.begun(population, priors, seed, config.seed)]
+    together: dict[tuple, list[int]] = {}
+    for run, values in enumerate(chosen):
+        together.setdefault(tuple((n, v) for n, v in values.items() if n in static._fields), []).append(run)
+
+    def group(number: int, shape: tuple, runs: list[int]) -> Group:
+        name = "all" if len(together) == 1 else f"group-{number}"
+        hypers = [{name: v for name, v in chosen[run].items() if name not in static._fields} for run in runs]
+        return Group(name, runs, config._replace(hyper=config.hyper | dict(shape)), hypers)
+
+    return [group(number, shape, runs) for number, (shape, runs) in enumerate(together.items())]
+
+
 def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
-    """All seeds in the `compiled` runtime."""
+    """All runs in the `compiled` runtime: one program, or of a sweep one for each of the shapes it has."""
     set_up_jax()
+    told(config, report)
+    made = [_compiled_group(group, report) for group in groups(config)]
+    accounts = {phase.name: account for phase, account in made}
+
+    def account() -> dict[str, Any]:
+        parts = {name: told() for name, told in accounts.items()}
+        first = next(iter(parts.values()))
+        if len(parts) == 1:
+            return first
+        counted = [part["precision"] for part in parts.values() if "precision" in part]
+        lists = {name: [x for part in counted for x in part[name]] for name in Counts._fields if counted}
+        return {
+            "compile_seconds": sum(part["compile_seconds"] for part in parts.values()),
+            "first_update_seconds": first["first_update_seconds"],
+            "batching": {name: part["batching"] for name, part in parts.items()},
+            **({"precision": {"mode": config.precision, **lists}} if counted else {}),
+        }
+
+    return Job([phase for phase, _ in made], account)
+
+
+def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase, Callable[[], dict[str, Any]]]:
+    """The phase of runs that share a program, and what it has cost so far."""
+    config, population, count = group.config, group.config.population, len(group.runs)
     recipe, agent, static, hyper, card, cadence = records(config)
     options = options_for(config.env, config.env_options)
     env = twin(config.env, options)
@@ -178,15 +234,29 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     memory = memory_of(recipe, static, card, cadence, config.precision, lanes=static.num_envs, unroll=unroll, streams=1)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
-    seeds = jnp.arange(config.seeds) + config.seed
-    hypers = jax.tree.map(lambda x: jnp.full(config.seeds, x, jnp.float32), hyper)
+    who = [config.who(k) for k in group.runs]
+    # members of a population that evolves begin apart; those of a sweep are what `train` gives with their numbers
+    evolves = population is not None and population.evolves
+    apart = jnp.array([member if evolves else -1 for _, member in who], jnp.int32)
+    seeds = jnp.array([seed for seed, _ in who], jnp.int32)
+    hypers = type(hyper)(
+        *(
+            jnp.array([own.get(name, value) for own in group.hypers], jnp.float32)
+            for name, value in hyper._asdict().items()
+        )
+    )
     players = on_twin(agent, env, EVAL_EPISODES)
     spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
-    low, of_seeds = config.precision != "fp32", []
-    told(config, report)
+    low, of_runs = config.precision != "fp32", []
 
-    def begin(seeds, hypers):
-        return jax.vmap(run.init)(jax.vmap(rng.key)(seeds), hypers)
+    def begin(seeds, apart, hypers):
+        def one(seed, member, hyper):
+            key = rng.key(seed)
+            if evolves:
+                key = jax.random.fold_in(key, member)
+            return run.init(key, hyper)
+
+        return jax.vmap(one)(seeds, apart, hypers)
 
     def play(states, key):
         return jax.vmap(lambda state: players(best_policy(agent, state), key))(states)
@@ -198,40 +268,58 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     def step_of(iteration: int) -> int:
         return (warmup + iteration) * per_iteration
 
+    def iteration_at(step: int) -> int:
+        return -(-(step - step_of(0)) // per_iteration)
+
+    shapes = jax.eval_shape(begin, seeds, apart, hypers)
+    if count > 1:
+        fits(config, shapes, count)
+    due = [step for step in looks(config) if step > step_of(0) or step == config.steps or population is None]
+
     def moments(restore: Restore | None) -> Iterator[Moment]:
         start = perf_counter()
-        shapes = jax.eval_shape(begin, seeds, hypers)
         programs = compiled.Programs(run, shapes, EXACT if low else {})
-        found = remembered_way(config)
-        options = compiled.ways(config.seeds, compiled.cores()) if found is None else [found]
+        found = remembered_way(config, count)
+        options = compiled.ways(count, compiled.cores(), compiled.devices()) if found is None else [found]
         pool = ThreadPoolExecutor(2)
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
         level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
-        starter = pool.submit(lambda: jax.jit(begin).lower(seeds, hypers).compile(compiler_options=level))
-        list(pool.map(programs.prepare, {way.width for way in options}))
+        starter = pool.submit(lambda: jax.jit(begin).lower(seeds, apart, hypers).compile(compiler_options=level))
+        list(pool.map(lambda size: programs.prepare(*size), {(way.width, way.devices) for way in options}))
         starter = starter.result()
         # needed at the first evaluation only: until then it is compiled beside the training
         evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
         pool.shutdown(wait=False)
         spent["compile"] += perf_counter() - start
-        carry = jax.block_until_ready(starter(seeds, hypers)) if restore is None else restore.read(shapes)
+        carry = jax.block_until_ready(starter(seeds, apart, hypers)) if restore is None else restore.read(shapes)
         del starter
         way, measured = options[0], {}
         if len(options) > 1:
             measured = compiled.fastest(programs, carry, options)
             way = min(options, key=measured.__getitem__)
-            remember_way(config, way)
+            remember_way(config, way, count)
         spent["batching"] = {
             "way": str(way),
             "microseconds_per_iteration": {str(way): round(value, 1) for way, value in measured.items()},
         }
-        if config.seeds > 1:
+        if count > 1:
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
-        iterations = max(1, -(-(config.steps - step_of(0)) // per_iteration))
-        marks = [-(-(step - step_of(0)) // per_iteration) for step in milestones(config.steps, EVALUATIONS * SEGMENTS)]
+        iterations = max(1, iteration_at(config.steps))
+        marks = {iteration_at(step) for step in (*milestones(config.steps, EVALUATIONS * SEGMENTS), *due)}
+        ready = population.ready if population and evolves else config.steps
+        turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
+        looked = {max(1, iteration_at(step)) for step in due}
+        watch = Watch(config, count, acting, type(hyper), looked, turns) if population else None
+
+        def fitness(state: Callable[[], Any]) -> np.ndarray:
+            played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
+            return np.mean(played.returns, -1)
+
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
         # over its last segment: a resumed run must have the same ones.
-        ticks = compiled.train(programs, way, carry, [1, *marks, iterations])
+        segments = sorted({1, iterations, *(mark for mark in marks if 0 < mark < iterations)})
+        between = partial(watch.succession, fitness) if watch and evolves else None
+        ticks = compiled.train(programs, way, carry, segments, between)
         del carry
         for tick in ticks:
             spent["first_update"] = spent["first_update"] or seconds_since_start()
@@ -239,58 +327,88 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
             def state(tick=tick):
                 return shared(tick.state())
 
-            of_seeds[:] = [counts(state())] if low else []
+            of_runs[:] = [counts(state())] if low else []
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
-                {name: np.asarray(x) for name, x in tick.metrics.items()},
+                {name: np.asarray(x) for name, x in tick.metrics.items()}
+                | (watch.metrics(fitness, tick.iteration, tick.state) if watch else {}),
                 partial(_evaluate_on_twin, evaluator, state),
                 tick.carry,
-                partial(_weights_per_seed, agent, state, config.seeds),
+                partial(_weights_per_run, agent, state, count),
             )
-            if low:
-                sound(config, step_of(tick.iteration), list(range(config.seed, config.seed + config.seeds)), of_seeds)
+            if low and population is None:
+                sound(config, step_of(tick.iteration), [seed for seed, _ in who], of_runs)
 
     def account() -> dict[str, Any]:
         return {
             "compile_seconds": spent["compile"],
             "first_update_seconds": spent["first_update"],
             "batching": spent["batching"],
-            **precision_of(config, of_seeds),
+            **precision_of(config, of_runs),
         }
 
-    return Job([Phase("all", range(config.seeds), moments)], card, account)
+    return Phase(group.name, group.runs, moments, card, due), account
 
 
-def _way_file(config: Config) -> Path:
-    """Where the way to batch the seeds of a run is remembered: a file for each program and machine."""
-    what = config._replace(steps=0, seed=0, log="", first_steps=0)
-    told = json.dumps([what, versions(), hardware(), compiled.cores()], sort_keys=True, default=str)
+def looks(config: Config) -> list[int]:
+    """The steps at which a run is evaluated; of a population that evolves, where members may take over from others."""
+    if config.population is None or not config.population.evolves:
+        return milestones(config.steps, EVALUATIONS)
+    return [*range(config.population.ready, config.steps, config.population.ready), config.steps]
+
+
+def fits(config: Config, shapes: Any, count: int) -> None:
+    """Raises UsageError if the memory of this machine is too small for so many runs, and says how many would do.
+
+    Counted is what is known before anything is compiled: the learners, memories and environments of all runs, and a
+    copy of them, which saving and changing them takes.
+    """
+    free = free_memory()
+    each = COPIES * sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)) / count
+    if free is None or each * count <= free:
+        return
+    most = int(free / each)
+    option = "--seeds" if config.population is None else "--members"
+    per = config.members if config.population is None else config.seeds
+    advice = f"{option} {most // per} would fit" if most >= per else "not even one would"
+    smaller = ", or a smaller --hyper buffer_size" if "buffer_size" in config.hyper else ""
+    raise UsageError(
+        f"{count} runs in one program need {words.size(each * count)} of memory, and {words.size(free)} are free: "
+        f"{advice}{smaller}"
+    )
+
+
+def _way_file(config: Config, runs: int) -> Path:
+    """Where the way to batch so many runs is remembered: a file for each program and machine."""
+    what = config._replace(steps=0, seed=0, seeds=0, population=None, log="", first_steps=0)
+    machine = [hardware(), compiled.cores(), compiled.devices()]
+    told = json.dumps([what, runs, versions(), machine], sort_keys=True, default=str)
     return Path(cache_folder(), "ways", hashlib.sha256(told.encode()).hexdigest()[:32] + ".json")
 
 
-def remember_way(config: Config, way: compiled.Way) -> None:
+def remember_way(config: Config, way: compiled.Way, runs: int) -> None:
     with suppress(OSError):  # then it is measured again next time
-        files.replace(_way_file(config), json.dumps(way._asdict()))
+        files.replace(_way_file(config, runs), json.dumps(way._asdict()))
 
 
-def remembered_way(config: Config) -> compiled.Way | None:
+def remembered_way(config: Config, runs: int) -> compiled.Way | None:
     """The way measured by an earlier run of this program on this machine, if any."""
     try:
-        way = compiled.Way(**json.loads(_way_file(config).read_text()))
+        way = compiled.Way(**json.loads(_way_file(config, runs).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return way if way in compiled.ways(config.seeds, compiled.cores()) else None
+    return way if way in compiled.ways(runs, compiled.cores(), compiled.devices()) else None
 
 
-def _evaluate_on_twin(program: Future, state: Callable[[], Any], episodes: int) -> Episodes:
-    evaluator, keys = program.result(), jax.random.split(rng.key(HELD_OUT), -(-episodes // EVAL_EPISODES))
+def _evaluate_on_twin(program: Future, state: Callable[[], Any], episodes: int, seed: int = HELD_OUT) -> Episodes:
+    evaluator, keys = program.result(), jax.random.split(rng.key(seed), -(-episodes // EVAL_EPISODES))
     played = [jax.device_get(evaluator(state(), key)) for key in keys]
     return Episodes(*(np.concatenate(x, -1)[:, :episodes] for x in zip(*played, strict=True)))
 
 
-def _weights_per_seed(agent: Agent, state: Callable[[], Any], seeds: int) -> list:
+def _weights_per_run(agent: Agent, state: Callable[[], Any], runs: int) -> list:
     params = jax.device_get(jax.vmap(partial(best_policy, agent))(state()).params)
-    return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(seeds)]
+    return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(runs)]
 
 
 def actors_job(config: Config, report: Callable[[str], None]) -> Job:
@@ -405,12 +523,12 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
             weights = host_weights(agent, carry.state)
             return _evaluate_greedily(agent, card, full, Rung(FULL, "litert", 0.0, 0.0), weights, episodes)
 
-        return Phase(f"seed-{k}", range(k, k + 1), moments)
+        return Phase(f"seed-{k}", [k], moments, card, looks(config))
 
     def account() -> dict[str, Any]:
         return ledger.account() | precision_of(config, [of_seeds[k] for k in sorted(of_seeds)])
 
-    return Job([phase(k) for k in range(config.seeds)], card, account, shrink.of_one_shape)
+    return Job([phase(k) for k in range(config.seeds)], account, shrink.of_one_shape)
 
 
 class Changed(Exception):

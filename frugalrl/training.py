@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from .config import write as write_config
 from .envs.make import options_for
 from .errors import ActorFailed, BadFile, RunFailed, Stopped, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
-from .monitor import dashboards, receipt, rows
+from .monitor import dashboards, members, receipt, rows
 from .monitor.progress import Progress, progress
 from .monitor.receipt import Cost, Meter
 from .policy import Actor, Card, write
@@ -52,22 +52,24 @@ class Restore(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Seeds that train together."""
+    """Runs that train together."""
 
     name: str
-    seeds: range
+    runs: list[int]  # as `Config.who` knows them
     moments: Callable[[Restore | None], Iterator[Moment]]  # from a checkpoint, or None for the beginning
+    card: Card
+    due: list[int]  # steps after which to evaluate
 
 
 class Moment(NamedTuple):
     """What a runtime yields while a phase goes on."""
 
-    step: int  # environment steps of each seed
-    metrics: dict[str, Any]  # name -> [seeds of the phase]
-    evaluate: Callable[[int], Episodes]  # episodes -> [seeds, episodes]; may be called at any moment
+    step: int  # environment steps of each run
+    metrics: dict[str, Any]  # name -> [runs of the phase]: numbers, or None for what a run does not have
+    evaluate: Callable[[int], Episodes]  # episodes -> [runs, episodes]; may be called at any moment
     snapshot: Callable[[], Any]  # the tree to checkpoint
-    weights: Callable[[], list]  # one network's weights for each seed
-    # name of another structure that acts as the policy does -> its weights for each seed
+    weights: Callable[[], list]  # one network's weights for each run
+    # name of another structure that acts as the policy does -> its weights for each run
     structures: Callable[[], dict[str, list]] = dict
 
 
@@ -75,7 +77,6 @@ class Job(NamedTuple):
     """A run made ready by one of the runtimes."""
 
     phases: list[Phase]
-    card: Card
     account: Callable[[], dict[str, Any]]  # compile_seconds, time_split, actors, and other receipt entries, so far
     # (layers, weights of each seed) -> the same: what they have become, of one shape for all
     alike: Callable[[tuple, list], tuple[tuple, list]] = lambda layers, weights: (layers, weights)
@@ -202,6 +203,33 @@ def resume(
     return _run(config, folder, lambda: folder.update(config), quiet=quiet, budget=budget, before=done or {})
 
 
+def pbt(agent: str, env: str, members: int, search: Mapping[str, Any], **options: Any) -> Result:
+    """Population-based training: `members` train side by side, and the worst take over from the best.
+
+    `search` maps names of hyper-parameters to "log:LOW:HIGH", "uniform:LOW:HIGH" or a list of values. Options are those
+    of `train`, and of PBT: ready (environment steps between selections), truncation, explore, copy. The Result is that
+    of the best member of each seed; each seed has a population of its own.
+    """
+    return _population("pbt", agent, env, members, search, options)
+
+
+def sweep(
+    agent: str, env: str, search: Mapping[str, Any], members: int | None = None, grid: bool = False, **options: Any
+) -> Result:
+    """Random search by `members`, or a grid: each member is trained with every seed, and the best over them is kept.
+
+    `search` and `options` are as `pbt` has them.
+    """
+    return _population("grid" if grid else "random", agent, env, members, search, options)
+
+
+def _population(
+    kind: str, agent: str, env: str, members: int | None, search: Mapping[str, Any], options: dict[str, Any]
+) -> Result:
+    own = {name: options.pop(name) for name in ("ready", "truncation", "explore", "copy") if name in options}
+    return train(agent, env, population={"kind": kind, "members": members, "search": search, **own}, **options)
+
+
 def configured(agent: str, env: str, **options: Any) -> Config:
     """The Config of a `train` with these options; JAX is not imported. Raises UsageError for a wrong call."""
     known = [name for name in inspect.signature(configure).parameters if name not in ("agent", "env")]
@@ -256,7 +284,7 @@ def _run(
     """Train and keep; `begin` is called when nothing stands in the way, `before` is the receipt of earlier sittings."""
     meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
     with Stop(budget) as stop:
-        with progress(config.steps * config.seeds, quiet=quiet) as bar:
+        with progress(config.steps * config.runs, quiet=quiet) as bar:
             held: list[str] = []  # a wrong call gets one line and no more
             say: Callable[[str], None] = held.append
             job = _prepare(config, lambda text: say(text))
@@ -294,9 +322,9 @@ class Sitting:
         if config.log == "tensorboard" and folder.path is not None:
             self.dashboard = dashboards.tensorboard(folder.path)
         self.rows: list[dict[str, Any]] = []
-        self.weights: dict[int, Any] = {}
+        self.weights: dict[int, Any] = {}  # of each run
         self.structures: dict[str, dict[int, Any]] = {}  # the same, of each other structure
-        self.steps: dict[int, int] = {}  # of each seed, so far
+        self.steps: dict[int, int] = {}  # of each run, so far
         self.evaluation_seconds, self.saved_at = 0.0, perf_counter()
         self.began, self.first_step = perf_counter(), 0
 
@@ -304,13 +332,13 @@ class Sitting:
         """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
         checkpoints = self.folder.checkpoints(phase.name)
         start, restore = self._start(phase, checkpoints)
-        due = [s for s in milestones(self.config.steps, EVALUATIONS) if s > (start or 0)]
+        due = [s for s in phase.due if s > (start or 0)]
         moment, asked = None, None
         try:
             with closing(cast(Generator, phase.moments(restore))) as moments:
                 for moment in moments:
                     self.meter.tick()
-                    self.steps.update((seed, moment.step) for seed in phase.seeds)
+                    self.steps.update((k, moment.step) for k in phase.runs)
                     if due and moment.step >= due[0]:
                         due = [s for s in due if s > moment.step]
                         final = moment.step >= self.config.steps
@@ -325,9 +353,9 @@ class Sitting:
                 assert moment is not None
                 if moment.step != start:
                     self._save(checkpoints, moment)
-                self.weights |= dict(zip(phase.seeds, moment.weights(), strict=True))
+                self.weights |= dict(zip(phase.runs, moment.weights(), strict=True))
                 for name, weights in moment.structures().items():
-                    self.structures.setdefault(name, {}).update(zip(phase.seeds, weights, strict=True))
+                    self.structures.setdefault(name, {}).update(zip(phase.runs, weights, strict=True))
         except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
             with suppress(Exception):  # what can be saved still
                 if moment is not None:
@@ -342,16 +370,16 @@ class Sitting:
             raise Stopped(asked, moment.step, self.folder.path)
 
     def _start(self, phase: Phase, checkpoints: Path | None) -> tuple[int | None, Restore | None]:
-        """The step to go on from and how to; rows after it, of the phase's seeds, are dropped."""
+        """The step to go on from and how to; rows after it, of the phase's runs, are dropped."""
         from . import checkpoint
 
         found = checkpoint.steps(checkpoints) if checkpoints is not None else []
         start = found[-1] if found else None
         if self.folder.path is not None:
-            file, seeds = self.folder.path / "rows.jsonl", [self.config.seed + k for k in phase.seeds]
+            file, whose = self.folder.path / "rows.jsonl", [self.config.who(k) for k in phase.runs]
             try:
-                rows.keep_until(file, start or 0, seeds)
-                self.rows += [row for row in rows.read(file) if row["seed"] in seeds]
+                rows.keep_until(file, start or 0, whose)
+                self.rows += [row for row in rows.read(file) if rows.run_of(row) in whose]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
         if start is None or checkpoints is None:
@@ -370,16 +398,16 @@ class Sitting:
             {
                 "agent": self.config.agent,
                 "env": self.config.env,
-                "seed": self.config.seed + seed,
-                "member": None,
+                "seed": seed,
+                "member": member,
                 "step": moment.step,
-                "episode_return": float(np.mean(played.returns[k])),
-                "episode_length": float(np.mean(played.lengths[k])),
+                "episode_return": float(np.mean(played.returns[i])),
+                "episode_length": float(np.mean(played.lengths[i])),
                 "wall_seconds": now,
                 "episodes": episodes,
-                **{name: float(values[k]) for name, values in moment.metrics.items()},
+                **{name: _plain(values[i]) for name, values in moment.metrics.items()},
             }
-            for k, seed in enumerate(phase.seeds)
+            for i, (seed, member) in enumerate(map(self.config.who, phase.runs))
         ]
         self.rows += new
         if self.folder.path is not None:
@@ -388,10 +416,10 @@ class Sitting:
             self.dashboard.write(new)
 
     def _show(self, phase: Phase, moment: Moment) -> None:
-        done = phase.seeds.start * self.config.steps + moment.step * len(phase.seeds)
+        done = sum(self.steps.values())
         if not self.first_step:
             self.first_step, self.began = done, perf_counter()
-        newest = {row["seed"]: row["episode_return"] for row in self.rows}
+        newest = {rows.run_of(row): row["episode_return"] for row in self.rows}
         interval = bootstrap(list(newest.values())) if newest else None
         seconds = perf_counter() - self.began - self.evaluation_seconds
         speed = (done - self.first_step) / seconds if seconds > 0 and done > self.first_step else None
@@ -406,7 +434,8 @@ class Sitting:
         self.saved_at = perf_counter()
 
     def _write_receipt(self, finished: bool) -> dict[str, Any]:
-        last = {row["seed"]: row["episode_return"] for row in self.rows}
+        last = {rows.run_of(row): row["episode_return"] for row in self.rows}
+        best = [self.config.who(k) for k in self._kept()]
         newest = list(self.steps.values())[-1] if self.steps else 0
         account = {"evaluation_seconds": self.evaluation_seconds, **self.job.account()}
         made = receipt.receipt(
@@ -416,12 +445,13 @@ class Sitting:
             seeds=self.config.seeds,
             steps=self.config.steps if finished else newest,
             training_steps=sum(self.steps.values()),
-            per_seed=[last[seed] for seed in sorted(last)],
+            per_seed=[last[run] for run in best if run in last],
             cost=self.meter.finish(),
             finished=finished,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
             episode_cap=episode_cap(self.config.env, options_for(self.config.env, self.config.env_options)),
             qat=self.config.qat,
+            **({"population": members.summary(self.config.population, self.rows)} if self.config.population else {}),
             **_added(account, self.before),
         )
         if self.folder.path is not None:
@@ -438,9 +468,20 @@ class Sitting:
                     write(self.folder.path / "policy" / name, other.card, other.weights)
         return actor
 
+    def _kept(self) -> list[int]:
+        """The runs whose policies are kept and count: every seed's, of a population the best member."""
+        if self.config.population is None:
+            return list(range(self.config.seeds))
+        best = members.best(self.config.population.evolves, self.rows)
+        return [k for k in range(self.config.runs) if best.get(self.config.who(k)[0]) == self.config.who(k)[1]]
+
     def _actor(self, weights: dict[int, Any]) -> Actor:
-        layers, of_seeds = self.job.alike(self.job.card.layers, [weights[k] for k in sorted(weights)])
-        return Actor(self.job.card._replace(layers=layers), of_seeds)
+        # stopped before the first evaluation, none is best
+        first = {self.config.who(k)[0]: k for k in sorted(weights, reverse=True)}
+        runs = [k for k in self._kept() if k in weights] or sorted(first.values())
+        card = next(phase.card for phase in self.job.phases if runs[0] in phase.runs)
+        layers, of_seeds = self.job.alike(card.layers, [weights[k] for k in runs])
+        return Actor(card._replace(layers=layers), of_seeds)
 
     def finish(self) -> Result:
         from .monitor.report import report
@@ -452,6 +493,10 @@ class Sitting:
         if self.folder.path is not None:
             report(self.folder.path)
         return Result(actor, made, self.rows, self.folder.path)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

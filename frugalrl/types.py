@@ -150,6 +150,10 @@ def _weights(state: Tree, weights: Tree) -> Tree:
     return weights
 
 
+def _donor(state: Tree, donor: Tree) -> Tree:
+    return donor
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
 
@@ -173,6 +177,9 @@ class Agent(NamedTuple):
     unfold: Callable[[Tree, Tree], Tree] = _weights
     # state -> the state whose policy has no noise in its weights; None if no policy has any
     settled: Callable[[Tree], Tree] | None = None
+    # (state, donor) -> a state that acts as `donor` does and is otherwise as it was; `donor`, where all that is learned
+    # acts
+    graft: Callable[[Tree, Tree], Tree] = _donor
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:

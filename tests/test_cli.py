@@ -314,6 +314,7 @@ def test_help_names_every_command(capfd):
     assert all(name in said for name in cli.COMMANDS)
 
 
+PBT, RATE = ("pbt", "dqn", "CartPole-v1"), "learning_rate=log:1e-5:1e-2"
 WRONG_CALLS = {
     "agent": (("train", "dqm", "CartPole-v1"), "did you mean dqn?"),
     "environment": (("train", "dqn", "CartPol-v1"), "did you mean CartPole-v1?"),
@@ -390,7 +391,37 @@ WRONG_CALLS = {
     "shortened option": ((*CARTPOLE, "--step", "5"), "unknown option --step: did you mean --steps?"),
     "later option": ((*CARTPOLE, "--lockstep"), "not there yet"),
     "command": (("trian", "dqn", "CartPole-v1"), "did you mean train?"),
-    "later command": (("pbt", "dqn", "CartPole-v1"), "not there yet"),
+    "later command": (("watch", "dqn", "CartPole-v1"), "not there yet"),
+    "no search": (("sweep", "dqn", "CartPole-v1", "--members", "3"), "--search NAME=log:LOW:HIGH is needed"),
+    "no members": (("pbt", "dqn", "CartPole-v1", "--search", RATE), "required: --members"),
+    "members of a sweep": (("sweep", "dqn", "CartPole-v1", "--search", RATE), "--members N is needed"),
+    "one member": ((*PBT, "--members", "1", "--search", RATE), "--members must be from 2"),
+    "search name": ((*PBT, "--members", "3", "--search", "learning_rat=log:1:2"), "did you mean learning_rate?"),
+    "search kind": ((*PBT, "--members", "3", "--search", "gamma=normal:0:1"), "write name=log:LOW:HIGH"),
+    "search word": ((*PBT, "--members", "3", "--search", "gamma=uniform:a:b"), "write for example gamma=0.99"),
+    "search ends": ((*PBT, "--members", "3", "--search", "gamma=uniform:1:0"), "must have LOW < HIGH"),
+    "search log of 0": ((*PBT, "--members", "3", "--search", "learning_rate=log:0:1"), "must have 0 < LOW < HIGH"),
+    "search bounds": ((*PBT, "--members", "3", "--search", "gamma=uniform:0.9:1.1"), "gamma=1.1 must be from 0 to 1"),
+    "search range of static": (
+        ("sweep", *PBT[1:], "--members", "3", "--search", "n_step=uniform:1:5"),
+        "list its values",
+    ),
+    "search twice": ((*PBT, "--members", "3", "--search", "gamma=choice:0.9:0.9"), "has a value twice"),
+    "search static": (
+        (*PBT, "--members", "3", "--search", "n_step=choice:1:5"),
+        "compare its values with frugal sweep",
+    ),
+    "search bad static": (
+        ("sweep", *PBT[1:], "--members", "3", "--search", "buffer_size=choice:10:1000"),
+        "smaller than batch_size",
+    ),
+    "grid size": (("sweep", *PBT[1:], "--grid", "--members", "4", "--search", RATE), "not the size of the grid, 5"),
+    "ready": ((*PBT, "--members", "3", "--search", RATE, "--ready", "0"), "--ready must be from 1"),
+    "truncation": ((*PBT, "--members", "3", "--search", RATE, "--truncation", "0.6"), "above 0 and at most 0.5"),
+    "explore": ((*PBT, "--members", "3", "--search", RATE, "--explore", "pertub"), "did you mean perturb?"),
+    "copy": ((*PBT, "--members", "3", "--search", RATE, "--copy", "all"), "--copy 'all' does not exist"),
+    "population of actors": ((*PBT, "--members", "3", "--search", RATE, "--runtime", "actors"), "--runtime compiled"),
+    "population that does not fit": ((*PBT, "--members", "90000", "--search", RATE), "would fit"),
     "run": (("eval", "nowhere"), "holds no policy"),
     "run to resume": (("resume", "nowhere"), "not a run folder"),
     "run to export": (("export", "nowhere", "--format", "onnx"), "holds no policy"),

@@ -134,13 +134,13 @@ def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "cache_folder", lambda: str(tmp_path))
     config = configure("dqn", "CartPole-v1", seeds=4)
     options = ways(4, jobs.compiled.cores())
-    assert jobs.remembered_way(config) is None
+    assert jobs.remembered_way(config, 4) is None
     for way in options:
-        jobs.remember_way(config, way)
-        assert jobs.remembered_way(config._replace(steps=7, seed=3)) == way
-        assert jobs.remembered_way(config._replace(seeds=8)) is None
-        assert jobs.remembered_way(config._replace(hyper=config.hyper | {"hidden": (8,)})) is None
+        jobs.remember_way(config, way, 4)
+        assert jobs.remembered_way(config._replace(steps=7, seed=3), 4) == way
+        assert jobs.remembered_way(config, 8) is None
+        assert jobs.remembered_way(config._replace(hyper=config.hyper | {"hidden": (8,)}), 4) is None
     for bad in ("", "[1]", '{"width": 3, "threads": 1}', '{"width": "4", "threads": 1}'):
         (file,) = (tmp_path / "ways").iterdir()
         file.write_text(bad)
-        assert jobs.remembered_way(config) is None
+        assert jobs.remembered_way(config, 4) is None

@@ -181,7 +181,7 @@ def test_a_state_keeps_its_dtypes_and_structure(name, lever):
 def advanced(programs: compiled.Programs, carry: Any, width: int, segments: list[int]) -> tuple[Any, dict]:
     """The carry and metrics after `segments`, with `width` members in a program at a time."""
     seeds = carry.iteration.shape[0]
-    for chunk in {s.stop - s.start for s in compiled.chunks(seeds, width)} - set(programs.compiled):
+    for chunk in {s.stop - s.start for s in compiled.chunks(seeds, width)} - {width for width, _ in programs.compiled}:
         programs.prepare(chunk)
     for tick in compiled.train(programs, compiled.Way(width, 1), jax.tree.map(jnp.copy, carry), segments):
         last = tick.carry(), tick.metrics

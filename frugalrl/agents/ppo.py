@@ -302,9 +302,14 @@ def actor_critic(
         params, opt = descend(optimizer, state.params, state.optimizer, grads, learning_rate(state))
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
+    def graft(state: State, donor: State) -> State:
+        """The critic stays; it sees observations as the new actor does."""
+        params = donor.params._replace(critic=state.params.critic)
+        return state._replace(params=params, optimizer=optimizer.init(params), obs=donor.obs)
+
     return Agent(
         init, policy, head, dist, grad, apply, model.network,
-        observe=observe, prepare=prepare, fold=fold, unfold=unfold,
+        observe=observe, prepare=prepare, fold=fold, unfold=unfold, graft=graft,
     )  # fmt: skip
 
 

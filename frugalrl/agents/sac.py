@@ -187,7 +187,14 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True, numerics: Num
         params, moments = (Params(*found) for found in zip(*steps, strict=True))
         return State(params, numerics.follow(state.target, params.critic, h.tau), moments, h, state.version + 1)
 
-    return Agent(init, policy, soft.head, dist, grad, apply, actor, ratio_from=1)
+    def graft(state: State, donor: State) -> State:
+        mine = donor.params.actor
+        return state._replace(
+            params=state.params._replace(actor=mine),
+            optimizer=state.optimizer._replace(actor=numerics.init(tx, mine)),
+        )
+
+    return Agent(init, policy, soft.head, dist, grad, apply, actor, ratio_from=1, graft=graft)
 
 
 def greedy(actions: Space) -> dict[str, Any]:

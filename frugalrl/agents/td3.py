@@ -164,7 +164,15 @@ def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoo
         target = follow(state.target, params, jnp.where(due, h.tau, 0.0))
         return State(params, target, Params(actor_moments, critic_moments), h, version)
 
-    return Agent(init, policy, clipped_normal, dist, grad, apply, actor, ratio_from=1)
+    def graft(state: State, donor: State) -> State:
+        mine = donor.params.actor
+        return state._replace(
+            params=state.params._replace(actor=mine),
+            target=state.target._replace(actor=mine),
+            optimizer=state.optimizer._replace(actor=tx.init(mine)),
+        )
+
+    return Agent(init, policy, clipped_normal, dist, grad, apply, actor, ratio_from=1, graft=graft)
 
 
 def greedy(actions: Space) -> dict[str, Any]:

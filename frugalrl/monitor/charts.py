@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from frugalrl.statistics import Interval, bootstrap
 
-from . import words
+from . import page, words
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
@@ -89,6 +89,84 @@ def compared(curves: Sequence[tuple[int, str, Curve]], name: str, title: str, ac
     return _svg(name, title, f"{title}: {said}.", [*_grid(x, y, title, across), *marks])
 
 
+def schedule(lines: Sequence[Line], bold: Line | None, name: str, title: str, logarithmic: bool) -> str:
+    """A thin line for each member of a population, and a bold one; `title` says what y is."""
+
+    def scaled(line: Line) -> Line:
+        return line._replace(y=[math.log10(y) for y in line.y]) if logarithmic else line
+
+    drawn = [scaled(line) for line in (*lines, *([bold] if bold else []))]
+    x, y = _axes([x for line in drawn for x in line.x], [y for line in drawn for y in line.y])
+    kind = "seed crowd" if len(lines) > CROWD else "seed"
+    marks = [_steps(line, x, y, kind) for line in drawn[: len(lines)]]
+    marks += [_steps(line, x, y, "mean") for line in drawn[len(lines) :]]
+    bounds = [value for line in lines for value in line.y]
+    description = (
+        f"{title} of {len(lines)} members, between {words.number(min(bounds))} and {words.number(max(bounds))}."
+    )
+    label = (lambda v: words.number(10.0**v)) if logarithmic else words.short
+    return _svg(name, title, description, [*_grid(x, y, title, label=label), *marks])
+
+
+def _steps(line: Line, x: _Axis, y: _Axis, kind: str) -> str:
+    """What was so until each point, as a staircase."""
+    xs, ys = [0.0], [line.y[0]]
+    for at, value in zip(line.x, line.y, strict=True):
+        xs += [xs[-1], at]
+        ys += [value, value]
+    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(xs, ys, strict=True))
+    return f'<polyline class="{kind}" points="{points}"><title>{escape(line.name)}</title></polyline>'
+
+
+def family(
+    members: Sequence[int],
+    steps: Sequence[int],
+    moves: Sequence[tuple[int, int, int]],
+    bold: Sequence[int],
+    name: str,
+    title: str,
+) -> str:
+    """A row for each member, in the colours of first ancestors, and a link for each move (step, member, new parent).
+
+    `steps` are those of the evaluations; `bold` is the member to draw bold up to each of them, or empty.
+    """
+    gap = max(9, min(26, 420 // max(1, len(members))))
+    bottom = TOP + gap * len(members)
+    x = _axes([float(step) for step in steps], [0.0])[0]
+    y = {member: TOP + gap * (i + 0.5) for i, member in enumerate(members)}
+    root = {member: member for member in members}
+
+    def line(at: tuple[float, float], rows: tuple[int, int], best: bool, kind: str, text: str) -> str:
+        ends = f'x1="{x(at[0]):.1f}" x2="{x(at[1]):.1f}" y1="{y[rows[0]]:.1f}" y2="{y[rows[1]]:.1f}"'
+        colour = f"line-{members.index(root[rows[1]]) % page.COLOURS}"
+        return f'<line class="branch {"best" if best else kind} {colour}" {ends}><title>{text}</title></line>'
+
+    marks = [_x_tick(x, value, bottom) for value in x.ticks]
+    marks += [
+        f'<text class="tick" x="{LEFT - 8}" y="{y[m] + 4:.1f}" text-anchor="end">{m}</text>'
+        for m in members
+        if gap >= 12 or m % 5 == 0
+    ]
+    path = dict(zip(steps, bold, strict=False))
+    for before, step, after in zip((0, *steps), steps, (*steps[1:], -1), strict=False):
+        for m in members:
+            text = f"member {m}, descended from {root[m]}"
+            marks.append(line((before, step), (m, m), path.get(step) == m, "", text))
+        old = dict(root)
+        for _, to, source in (move for move in moves if move[0] == step):
+            root[to] = old[source]
+            best = bool(path) and (path[step], path.get(after)) == (source, to)
+            text = f"{to} takes over from {source} at step {step:,}"
+            marks.append(line((step, step), (source, to), best, "link", text))
+    marks += [_label((LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, "environment steps")]
+    marks += [_label(13, (TOP + bottom) / 2, "member", turned=True)]
+    alive = len(set(root.values()))
+    description = (
+        f"{len(members)} members, {len(moves)} times one took over from another; {alive} first ancestors left."
+    )
+    return _svg(name, title, description, marks, height=bottom + BOTTOM)
+
+
 def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) -> str:
     """One horizontal bar of parts (index, name, share), each of class part-<index>. The legend is apart."""
     height, gap = 34, 2
@@ -157,11 +235,13 @@ def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[_Axis, _Axis]:
     return x, _axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
 
 
-def _grid(x: _Axis, y: _Axis, title: str, across: str = "environment steps") -> list[str]:
+def _grid(
+    x: _Axis, y: _Axis, title: str, across: str = "environment steps", label: Callable[[float], str] = words.short
+) -> list[str]:
     bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
     rows = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{words.short(v)}</text>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{label(v)}</text>'
         for v in y.ticks
     ]
     labels = [

@@ -18,6 +18,10 @@ INSTRUCTION_SETS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),  # x86
     *("asimddp", "i8mm", "bf16"),  # Arm
 )
+CGROUPS = (  # folder, limit, use, and what of it are files, in version 2 and in version 1
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 PACKAGES = ("frugalrl", "jax", "jaxlib", "numpy", "gymnasium", "ai-edge-litert")
 
 
@@ -132,6 +136,28 @@ def hardware() -> dict[str, Any]:
         "accelerator": _accelerator(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def free_memory() -> int | None:
+    """Bytes that a program can still have: of the accelerator if JAX uses one, else of the machine or of the container
+    that this process is in. None if this system does not tell.
+    """
+    jax = sys.modules.get("jax")
+    devices = jax.devices() if jax is not None and hasattr(jax, "devices") else []
+    if devices and devices[0].platform != "cpu":
+        told = devices[0].memory_stats() or {}
+        one = told.get("bytes_limit")
+        return None if one is None else (one - told.get("bytes_in_use", 0)) * len(devices)
+    text = _colon_file("/proc/meminfo").get("MemAvailable")
+    free = [] if text is None else [1024 * int(text.split()[0])]
+    for folder, limit, used, files in CGROUPS:
+        try:
+            kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(kept[files])  # files that were read are given up for more
+            free.append(int((folder / limit).read_text()) - taken)
+        except (OSError, ValueError, KeyError):  # not in one, or "max"
+            continue
+    return max(0, min(free)) if free else None
 
 
 def versions() -> dict[str, str | None]:

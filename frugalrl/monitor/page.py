@@ -50,6 +50,8 @@ svg .seed { stroke: var(--seed); stroke-width: 1; opacity: .75; }
 svg .crowd { opacity: .28; } svg .mean { stroke: var(--accent); stroke-width: 2.5; }
 svg .band { fill: var(--band); } svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
 svg .faint { opacity: 0; } svg .faint:hover { opacity: 1; }
+svg .branch { stroke-width: 1.5; stroke-linecap: round; opacity: .55; }
+svg .link { stroke-dasharray: 2 3; } svg .branch.best { stroke-width: 4; opacity: 1; }
 svg .whisker { stroke: var(--accent); stroke-width: 2.5; stroke-linecap: round; opacity: .55; }
 PARTS
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 12px 0 0; padding: 0;
@@ -79,6 +81,7 @@ footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
     "PARTS",
     "\n".join(
         f".part-{i} {{ fill: var(--part-{i}); background: var(--part-{i}); }} "
+        f".line-{i} {{ stroke: var(--part-{i}); }} "
         f".part-{i} .mean {{ stroke: var(--part-{i}); }} .part-{i} .band {{ fill: var(--part-{i}); opacity: .14; }}"
         for i in range(COLOURS)
     ),

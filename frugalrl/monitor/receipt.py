@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from frugalrl.statistics import Interval, bootstrap
 
-from . import words
+from . import members, words
 from .files import plain, read_json, replace
 from .machine import Cost, Meter, Usage, hardware, usage, versions
 from .streams import encodable, is_terminal
@@ -132,6 +132,8 @@ def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     per_seed = (receipt.get("returns") or {}).get("per_seed") or []
     if 1 < len(per_seed) <= 16:
         yield "by seed", ", ".join(words.number(score) for score in per_seed)
+    if receipt.get("population"):
+        yield "population", members.told(receipt["population"])
     yield "steps", f"{words.number(receipt.get('steps'))} a seed"
     yield "wall time", _wall(receipt)
     yield "speed", f"{words.number(receipt.get('env_steps_per_second'))} environment steps/s in training"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from frugalrl.statistics import Interval, bootstrap
 
-from . import charts, page, receipt, rows, words
+from . import charts, members, page, receipt, rows, words
 from .files import read_json, replace
 
 DEPTH = 3  # how far below a study's folder its runs may lie
@@ -115,6 +115,7 @@ def _run_page(run: Run) -> str:
             _headline(run),
             *_notices(run),
             _learning(run),
+            *members.sections(run.config, run.rows),
             _compressed(run),
             _time_split(run),
             _cost(run),
@@ -131,6 +132,7 @@ def _summary_line(run: Run) -> str:
     state = '<span class="mark good">finished</span>' if run.receipt else '<span class="mark warn">not finished</span>'
     about = [
         f"{_seeds(run)} seed{'s' if _seeds(run) != '1' else ''}" if _seeds(run) else "",
+        f"{run.config['population'].get('members')} members" if run.config.get("population") else "",
         f"runtime {_known(run, 'runtime')}" if _known(run, "runtime") else "",
         str(run.receipt.get("hardware", {}).get("cpu") or ""),
     ]

@@ -41,10 +41,15 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [row for row, _ in _parsed(Path(path))]
 
 
-def keep_until(path: str | os.PathLike, step: int, seeds: Container[int] | None = None) -> int:
+def run_of(row: Row) -> tuple[int, int | None]:
+    """The seed and the member that a row is of."""
+    return row.get("seed", 0), row.get("member")
+
+
+def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, int | None]] | None = None) -> int:
     """Drop the rows of later steps than `step` and return how many: what to do before a run resumes from a checkpoint.
 
-    With `seeds`, the rows of other seeds stay.
+    With `runs`, pairs of a seed and a member, the rows of others stay.
 
     The rows that stay keep their bytes; the file is replaced as a whole or not at all.
     """
@@ -52,7 +57,7 @@ def keep_until(path: str | os.PathLike, step: int, seeds: Container[int] | None 
     parsed = _parsed(path)
 
     def stays(row: dict[str, Any]) -> bool:
-        others = seeds is not None and row.get("seed") not in seeds  # type: ignore[operator]
+        others = runs is not None and run_of(row) not in runs  # type: ignore[operator]
         return row.get("step", 0) <= step or others
 
     kept = [line for row, line in parsed if stays(row)]

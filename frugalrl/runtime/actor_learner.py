@@ -138,4 +138,9 @@ def in_rotation(agent: Agent, workers: int) -> Agent:
     def prepare(state: Rotation, rollout: Transition) -> Any:
         return agent.prepare(state.now, rollout)
 
-    return agent._replace(init=init, policy=policy, grad=grad, apply=apply, observe=observe, prepare=prepare)
+    def graft(state: Rotation, donor: Rotation) -> Rotation:
+        return donor  # what acts are copies of all that is learned
+
+    return agent._replace(
+        init=init, policy=policy, grad=grad, apply=apply, observe=observe, prepare=prepare, graft=graft
+    )

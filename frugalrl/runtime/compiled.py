@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..distributions import draw
 from ..envs.make import EnvOptions, lesson
@@ -165,24 +167,37 @@ CHUNK = 8  # seeds: with more, their replay memories no longer share a core's ca
 
 
 class Way(NamedTuple):
-    """A way to batch seeds: `width` of them mapped in one program, `threads` such programs at a time."""
+    """A way to batch seeds: `width` of them mapped in one program, `threads` such programs at a time.
+
+    With several `devices` a program is spread over them, each of which has as many of its seeds.
+    """
 
     width: int
     threads: int
+    devices: int = 1
 
     def __str__(self) -> str:
+        if self.devices > 1:
+            return f"{self.width} seeds on {self.devices} devices, vmap over {self.width // self.devices} on each"
         if self.width == 1:
             return f"one seed at a time on {self.threads} thread{'s' * (self.threads > 1)}"
         return f"vmap over {self.width} seeds on {self.threads} thread{'s' * (self.threads > 1)}"
 
 
-def ways(seeds: int, cores: int) -> list[Way]:
+def ways(seeds: int, cores: int, devices: int = 1) -> list[Way]:
     """The ways worth measuring: chunks that keep every core busy, and one by one; on a single core all in one vmap too.
+
+    On several devices the seeds are spread over as many of them as divide their number; what one device can do alone is
+    not measured then, unless the seeds cannot be spread.
 
     On several cores that vmap leaves all but one idle (with 32 seeds of PPO it took 2.2 times as long as chunks on two
     cores), and to compile it costs as much as each of the others. Widths divide the number of seeds: a remainder would
-    need a program of its own. `lax.map` over seeds is not among them: it is "one by one" on a single core.
+    need a program of its own. `lax.map` over chunks is not among them: chunks on a single core do the same, and an
+    iteration count at a time costs one call.
     """
+    shares = max(d for d in range(1, devices + 1) if seeds % d == 0)
+    if shares > 1:
+        return [Way(seeds, 1, shares)]
     fair = min(CHUNK, -(-seeds // cores))
     even = max(w for w in range(1, fair + 1) if seeds % w == 0)
     widths = {even, 1} | ({seeds} if cores == 1 else set())
@@ -199,30 +214,52 @@ def take(tree, part: slice):
     return jax.tree.map(lambda x: x[part], tree)
 
 
+def spread(devices: int) -> NamedSharding | None:
+    """Seeds in equal shares over the first so many devices; None for one."""
+    if devices == 1:
+        return None
+    return NamedSharding(Mesh(np.array(jax.devices()[:devices]), ("seeds",)), PartitionSpec("seeds"))
+
+
 class Programs:
-    """The compiled `advance` of a run, one for each number of seeds mapped together. `carry` gives the shapes,
-    `compiler` options for it.
+    """The compiled `advance` of a run, one for each number of seeds mapped together, and of devices. `carry` gives the
+    shapes, `compiler` options for it.
     """
 
     def __init__(self, run: Run, carry: Carry, compiler: dict[str, Any] | None = None):
         self.run, self.carry, self.compiled, self.compiler = run, carry, {}, compiler or {}
 
-    def prepare(self, width: int) -> None:
+    def prepare(self, width: int, devices: int = 1) -> None:
         """Compile the program for `width` seeds; may be called from several threads at once."""
+        place = spread(devices)
 
         def shape(x):
-            return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype)
+            return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype, sharding=place)
 
-        mapped = jax.jit(jax.vmap(self.run.advance, (0, None)), donate_argnums=0)
+        mapped = jax.vmap(self.run.advance, (0, None))
+        if place is not None:  # what a device does for its seeds concerns no other: nothing is ever sent
+            specs: Any = {"in_specs": (place.spec, PartitionSpec()), "out_specs": place.spec}
+            mapped = jax.shard_map(mapped, mesh=place.mesh, check_vma=False, **specs)
         # the other cores run other seeds, and small products only lose by being split; XLA splits wide ones all the
         # same
         options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
-        lowered = mapped.lower(jax.tree.map(shape, self.carry), jnp.int32(1))
-        self.compiled[width] = lowered.compile(compiler_options=(options | self.compiler) or None)
+        lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), np.int32(1))
+        self.compiled[width, devices] = lowered.compile(compiler_options=(options | self.compiler) or None)
 
     def __call__(self, carry: Carry, iterations: int):
-        width = carry.iteration.shape[0]
-        return jax.block_until_ready(self.compiled[width](carry, jnp.int32(iterations)))
+        key = carry.iteration.shape[0], len(carry.iteration.sharding.device_set)
+        return jax.block_until_ready(self.compiled[key](carry, np.int32(iterations)))
+
+
+def split(carry: Carry, way: Way, most: int | None = None) -> list[Carry]:
+    """The parts of a carry [seeds, ...] that are advanced together, where they are to be; the first `most` of them."""
+    parts = [take(carry, part) for part in chunks(carry.iteration.shape[0], way.width)[:most]]
+    return parts if way.devices == 1 else jax.device_put(parts, spread(way.devices))
+
+
+def devices() -> int:
+    """How many devices the seeds can be spread over."""
+    return len(jax.devices())
 
 
 def cores() -> int:
@@ -238,9 +275,8 @@ def fastest(programs: Programs, carry: Carry, options: list[Way], seconds: float
     The programs must have been prepared. `seconds` is for all measurements together, if an iteration does not take
     longer than its share of them; a way that took half as long again as the best is not measured further.
     """
-    seeds = carry.iteration.shape[0]
     best: dict[Way, float] = {}
-    trials = {way: [take(carry, part) for part in chunks(seeds, way.width)[: way.threads]] for way in options}
+    trials = {way: split(carry, way, way.threads) for way in options}
     trials = jax.block_until_ready(jax.tree.map(jnp.copy, trials))
     with ThreadPoolExecutor(max(way.threads for way in options)) as pool:
         for attempt in range(4):  # in turns, so that a busy moment of the machine hits all of them
@@ -268,13 +304,27 @@ class Tick(NamedTuple):
     metrics: dict  # name -> [seeds]
 
 
-def train(programs: Programs, way: Way, carry: Carry, segments: list[int]) -> Iterator[Tick]:
+class Succession(NamedTuple):
+    """That some seeds take over from others."""
+
+    moves: list[tuple[int, int, Any]]  # the one that becomes another, the one it takes over from, and what else counts
+    become: Callable[[Carry, Carry, Any], Carry]  # of these three, without the axis of seeds
+
+
+def train(
+    programs: Programs,
+    way: Way,
+    carry: Carry,
+    segments: list[int],
+    between: Callable[[int, Callable[[], Any]], Succession | None] | None = None,
+) -> Iterator[Tick]:
     """Advance all seeds to each of the iteration counts in `segments`, yielding after each; `carry` is used up.
 
-    Counts already passed are skipped; if all are, the carry is yielded as it is.
+    Counts already passed are skipped; if all are, the carry is yielded as it is. `between` is asked before each segment
+    who takes over from whom: it is given the iteration and the agents' states [seeds, ...].
     """
-    seeds, iteration = carry.iteration.shape[0], int(carry.iteration[0])
-    parts = [take(carry, part) for part in chunks(seeds, way.width)]
+    iteration = int(carry.iteration[0])
+    parts = split(carry, way)
     del carry
     if max(segments) <= iteration:
         yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), {})
@@ -282,11 +332,31 @@ def train(programs: Programs, way: Way, carry: Carry, segments: list[int]) -> It
         for target in segments:
             if target <= iteration:
                 continue
+            succession = between(iteration, partial(_join, [c.state for c in parts])) if between else None
+            succession = succession or Succession([], lambda own, other, what: own)
+            for to, source, what in succession.moves:
+                (k, i), (other, j) = divmod(to, way.width), divmod(source, way.width)
+                heir = succession.become(_pick(parts[k], i), _pick(parts[other], j), what)
+                parts[k] = jax.device_put(_placed(parts[k], heir, i), parts[k].iteration.sharding)
             done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
             parts, iteration = [c for c, _ in done], target
             metrics = _join([m for _, m in done])
             yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), metrics)
 
 
+@jax.jit
+def _pick(carry: Carry, i) -> Carry:
+    """One seed's carry, of those in a part."""
+    return jax.tree.map(lambda x: x[i], carry)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _placed(carry: Carry, one: Carry, i) -> Carry:
+    """A part with the carry of seed i replaced, in its place in memory."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, one)
+
+
 def _join(parts: list):
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    """The parts as one tree [seeds, ...], on one device."""
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return jax.device_put(whole, jax.devices()[0]) if jax.tree.leaves(parts)[0].sharding.num_devices > 1 else whole

@@ -1,0 +1,1 @@
+"""Populations: many members with hyper-parameters of their own, trained together; sweeps and PBT."""
