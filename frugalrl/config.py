@@ -7,7 +7,6 @@ import operator
 import pickle
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from .envs import atari, twins
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
-from .levers.precision.modes import PRECISIONS
+from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
 from .monitor import files
 from .networks import Dense
 from .types import Agent, Discrete, Recipe
@@ -113,7 +112,7 @@ def check(config: Config) -> None:
     _among("--actors", config.actors, MODES)
     _check_corrector(config, recipe)
     _among("--precision", config.precision, tuple(PRECISIONS))
-    _check_precision(config, recipe)
+    _check_precision(config)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)
     if config.log == "tensorboard" and find_spec("tensorboardX") is None:
@@ -179,18 +178,32 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
         raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
 
 
-def _check_precision(config: Config, recipe: Recipe) -> None:
-    """What a learner of less than float32 can and cannot do."""
+def _check_precision(config: Config) -> None:
+    """What a learner of less than float32 cannot do."""
     if config.precision == "fp32":
         return
-    if "numerics" not in signature(recipe.assemble).parameters:
-        raise UsageError(f"--precision {config.precision} is not for {config.agent} so far: use --precision fp32")
     for option, value in (("--prune", config.prune), ("--qat", config.qat)):
         if value is not None:
             raise UsageError(
                 f"{option} changes weights that are float32, and --precision {config.precision} has others: leave one "
                 "of them out"
             )
+
+
+def _check_repair(config: Config, agent: Agent, hyper: Any) -> None:
+    """That a learner of less than float32 can be kept, and has the repair that is to be left out."""
+    from .levers.precision.numerics import repairs
+
+    try:
+        there = repairs(agent, hyper)
+    except ValueError as error:
+        raise UsageError(f"--precision {config.precision} is not for {config.agent} as it is here: {error}") from None
+    left_out = WITHOUT.get(config.precision)
+    if left_out and left_out not in there:
+        able = ", ".join(mode for mode, name in WITHOUT.items() if name in there)
+        raise UsageError(
+            f"--precision {config.precision} is not for {config.agent} here, {LACKS[left_out]}: use {able}"
+        )
 
 
 def _check_qat(config: Config) -> None:
@@ -253,6 +266,8 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         agent = _assembled(recipe, config, static, obs, actions)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
+    if config.precision != "fp32":
+        _check_repair(config, agent, recipe.hyper)
     layers = agent.network.layers
     if config.prune is not None and not all(isinstance(layer, Dense) for layer in layers or (None,)):
         raise UsageError(

@@ -147,9 +147,12 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
 def memory_of(
     recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str = "fp32", **shape: int
 ) -> Memory:
-    """The memory of a run; a replay is told of how many frames an observation is made."""
-    if not cadence.rollout:
-        shape["stack"] = options_for(card.env, card.env_options).frame_stack
+    """The memory of a run. A replay is told of how many frames an observation is made, and keeps floats in 16 bits with
+    less than fp32; rollouts, which are gone soon, stay what the actor saw and did.
+    """
+    if cadence.rollout:
+        return recipe.memory(static, example(card), **shape)
+    shape["stack"] = options_for(card.env, card.env_options).frame_stack
     return stored(partial(recipe.memory, static, **shape), example(card), PRECISIONS[precision])
 
 
