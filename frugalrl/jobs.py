@@ -22,7 +22,7 @@ from .catalog import UsageError
 from .config import split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
-from .errors import EngineFailed, RunFailed
+from .errors import Diverged, EngineFailed
 from .evaluate import HELD_OUT, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .levers.compress import engines, modes, quantise, shrink, students
@@ -103,11 +103,11 @@ def told(config: Config, report: Callable[[str], None]) -> None:
 
 
 def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -> None:
-    """Raises RunFailed if the scale of a loss has become so small that nothing is learned any more."""
+    """Raises Diverged if the scale of a loss has become so small that nothing is learned any more."""
     scales = np.concatenate([np.atleast_1d(x.loss_scale) for x in of_seeds])
     lost = [seed for seed, scale in zip(seeds, scales, strict=True) if scale < COLLAPSED]
     if lost and step < config.steps:
-        raise RunFailed(
+        raise Diverged(
             f"seed {lost[0]} has diverged, the scale of its loss has collapsed at step {step:,}: look at the rewards, "
             "or train it anew with --precision fp32 or a smaller learning_rate", None,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs import receipt
 from small import ACTIONS, HYPER, OBS, TORQUE, bits, compiled, random_batch
 
 from frugalrl import catalog, jobs, rng
@@ -18,7 +19,7 @@ from frugalrl.config import configure, read
 from frugalrl.distributions import Normal, TanhNormal
 from frugalrl.envs import twins
 from frugalrl.envs.make import options_for
-from frugalrl.errors import RunFailed, UsageError
+from frugalrl.errors import Diverged, UsageError
 from frugalrl.levers.precision import log_probs, scaling
 from frugalrl.levers.precision.hadam import hadam, laid_down, rooted, taken_up
 from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, WITHOUT, Precision
@@ -41,7 +42,6 @@ from frugalrl.runtime import actor_learner
 from frugalrl.runtime import compiled as runtime
 from frugalrl.training import resume, train
 from frugalrl.types import Agent, Discrete, Linear, Transition, update
-from runs import receipt
 
 KEY = jax.random.key(0)
 HALF = jnp.float16
@@ -822,6 +822,6 @@ def test_a_run_whose_scale_collapses_stops():
     config = configure("dqn", "CartPole-v1", precision="fp16", seeds=2)
     sound = [Counts(np.array([0, 30]), np.array([1e4, scaling.COLLAPSED]))]
     jobs.sound(config, 100, [0, 1], sound)
-    with pytest.raises(RunFailed, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
+    with pytest.raises(Diverged, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
         jobs.sound(config, 100, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])
     jobs.sound(config, config.steps, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])  # it is over

@@ -88,9 +88,9 @@ def dithered(tree: Any, dtype: Any, seed: jax.Array | None = None, times: Any = 
     """Float32 numbers rounded to `dtype` at random. Without a `seed` one is made of the numbers themselves, so that two
     networks that begin with other weights are rounded by other chances.
     """
-    if seed is None:
-        seed = sum((jnp.sum(_bits(x), dtype=jnp.uint32) for x in jax.tree.leaves(tree)), jnp.uint32(0))
     leaves, kind = jax.tree.flatten(tree)
+    if seed is None:
+        seed = jnp.asarray(sum((jnp.sum(_bits(x), dtype=jnp.uint32) for x in leaves), jnp.uint32(0)))
     key = jax.random.fold_in(rng.key(seed), times)
     keys = jax.random.split(key, max(len(leaves), 1))
     values = [at_random(x, dtype, one) for x, one in zip(leaves, keys, strict=False)]
