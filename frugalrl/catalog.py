@@ -248,7 +248,7 @@ FAMILIES = (
 STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  # modules of `studies`
 
 # promised by the design, not there yet
-LATER = ("auto", "ray", "wandb", "trackio")
+LATER = ("ray", "wandb", "trackio")
 LATER_COMMANDS = ("pbt", "compare", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 

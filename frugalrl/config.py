@@ -17,6 +17,7 @@ from .envs import atari, twins
 from .envs.make import namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
+from .levers.precision import choice
 from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
 from .monitor import files
 from .networks import Dense
@@ -35,6 +36,7 @@ LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
 PRUNE_AT = (0.1,)  # of training, after which units go
+PICTURES = 256  # units of a layer that convolutions are taken for, where `auto` chooses a precision
 BITS = (2, 16)  # that a network can be trained for, least and most
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
@@ -62,6 +64,7 @@ class Config(NamedTuple):
     prune_at: tuple[float, ...] = PRUNE_AT  # parts of the training, after each of which as large a part of them goes
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
     qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
+    precision_why: str | None = None  # it is that one, if it was left to `auto`
 
 
 def configure(
@@ -102,8 +105,22 @@ def configure(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
         tuple(prune_at), pull_period, qat,
     )  # fmt: skip
+    if precision == "auto":
+        config = _with_precision(config)
     check(config)
     return config
+
+
+def _with_precision(config: Config) -> Config:
+    """The run in the precision that `auto` chooses."""
+    if config.prune is not None or config.qat is not None:
+        chosen, why = "fp32", "--prune and --qat change weights that are float32"
+    else:
+        # pictures are seen through convolutions, whose products are at least as large as the smallest that is measured
+        pictures = len(catalog.spaces(config.env, options_for(config.env, config.env_options))[0].shape) > 1
+        width = max(config.hyper.get("hidden") or (0,), default=0)
+        chosen, why = choice.choose(PICTURES if pictures else width, choice.remembered())
+    return config._replace(precision=chosen, precision_why=why)
 
 
 def check(config: Config) -> None:
@@ -111,7 +128,7 @@ def check(config: Config) -> None:
     recipe = catalog.recipe(config.agent)
     _among("--actors", config.actors, MODES)
     _check_corrector(config, recipe)
-    _among("--precision", config.precision, tuple(PRECISIONS))
+    _among("--precision", config.precision, (*PRECISIONS, "auto"))
     _check_precision(config)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)

@@ -98,6 +98,8 @@ EXACT = {"xla_allow_excess_precision": False}  # what has 16 bits is rounded to 
 
 def told(config: Config, report: Callable[[str], None]) -> None:
     """Says what to expect of the precision."""
+    if config.precision_why:
+        report(f"precision: {config.precision}, as {config.precision_why}")
     if config.precision.startswith("fp16") and jax.default_backend() == "cpu":
         report(f"precision: {config.precision} on a CPU takes less memory, but not less time than fp32")
 
@@ -115,10 +117,11 @@ def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -
 
 def precision_of(config: Config, of_seeds: list[Counts]) -> dict[str, Any]:
     """What a receipt says of a learner of less than float32."""
+    why = {"why": config.precision_why} if config.precision_why else {}
     if config.precision == "fp32":
-        return {}
+        return {"precision": {"mode": "fp32", **why}} if why else {}
     each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
-    return {"precision": {"mode": config.precision, **dict(zip(Counts._fields, each, strict=True))}}
+    return {"precision": {"mode": config.precision, **why, **dict(zip(Counts._fields, each, strict=True))}}
 
 
 def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:

@@ -337,7 +337,6 @@ WRONG_CALLS = {
     "correct": ((*CARTPOLE, "--correct", "tiss"), "did you mean tis?"),
     "a corrector of other values": ((*CARTPOLE, "--correct", "vtrace"), "which takes: none, tis"),
     "precision": ((*CARTPOLE, "--precision", "fp32x"), "did you mean fp32?"),
-    "later precision": ((*CARTPOLE, "--precision", "auto"), "not there yet"),
     "repair that an agent has not": (
         ("train", "ppo", "CartPole-v1", "--precision", "fp16-without-kahan-momentum"),
         "is not for ppo here, which has no target network: use fp16-without-hadam, ",

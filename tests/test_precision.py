@@ -20,7 +20,7 @@ from frugalrl.distributions import Normal, TanhNormal
 from frugalrl.envs import twins
 from frugalrl.envs.make import options_for
 from frugalrl.errors import Diverged, UsageError
-from frugalrl.levers.precision import log_probs, scaling
+from frugalrl.levers.precision import choice, log_probs, scaling
 from frugalrl.levers.precision.hadam import hadam, laid_down, rooted, taken_up
 from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, WITHOUT, Precision
 from frugalrl.levers.precision.numerics import Counts, Guarded, counts, numerics, stored, watched
@@ -38,6 +38,7 @@ from frugalrl.levers.precision.rounding import (
 )
 from frugalrl.levers.precision.scaling import Scaled
 from frugalrl.memory import uniform
+from frugalrl.monitor.receipt import entries
 from frugalrl.runtime import actor_learner
 from frugalrl.runtime import compiled as runtime
 from frugalrl.training import resume, train
@@ -816,6 +817,38 @@ def test_sac_runs_in_half_precision(runtime, tmp_path):
     assert found["steps"] == 900
     assert len(found["precision"]["skipped_updates"]) == 1
     assert found["returns"]["iqm"] < 0
+
+
+def test_auto_takes_bfloat16_where_it_was_measured_to_be_faster(monkeypatch, tmp_path):
+    """And float32 where nothing is known of it, of this machine, or where networks are narrow."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+    def chosen(*hidden: int, **options) -> tuple:
+        config = configure("sac", "Pendulum-v1", precision="auto", hyper={"hidden": hidden}, **options)
+        return config.precision, config.precision_why
+
+    unknown = chosen(1024)
+    assert unknown == ("fp32", "bf16 has not been measured on this machine, which frugal doctor does")
+    fast, slow = choice.Product(1024, 100.0, 190.0), choice.Product(256, 100.0, 110.0)
+    choice.remember([fast, slow])
+    assert chosen(1024, 64) == ("bf16", "matrix products of 1024 x 1024 are 1.9 times as fast in bf16")
+    assert chosen(512) == ("fp32", "matrix products of 256 x 256 are 1.1 times as fast in bf16")
+    assert chosen(64) == ("fp32", "layers of 64 units are too narrow for bf16 to gain")
+    assert chosen(1024, qat=8)[0] == "fp32"
+    assert configure("sac", "Pendulum-v1", precision="fp32").precision_why is None
+    monkeypatch.setattr(choice, "hardware", lambda: {"cpu": "another", "cores": 2})
+    assert chosen(1024) == unknown
+
+
+def test_a_receipt_says_why_auto_has_chosen():
+    config = configure("dqn", "CartPole-v1")._replace(precision_why="so it is")
+    assert jobs.precision_of(config, []) == {"precision": {"mode": "fp32", "why": "so it is"}}
+    assert ("precision", "fp32, as so it is") in entries(jobs.precision_of(config, []))
+    said = []
+    jobs.told(config, said.append)
+    assert said == ["precision: fp32, as so it is"]
+    low = jobs.precision_of(config._replace(precision="bf16"), [Counts(np.array([3]), np.array([1.0]))])
+    assert ("precision", "bf16, as so it is, 3 updates applied although not finite") in entries(low)
 
 
 def test_a_run_whose_scale_collapses_stops():
