@@ -245,10 +245,10 @@ FAMILIES = (
     Family("brax", "brax", tuple(f"brax/{name}" for name in _BRAX)),
     Family("dmc", "dm_control", tuple(f"dm_control/{d}-{t}-v0" for d, tasks in _DMC.items() for t in tasks.split())),
 )
-STUDIES = ("accerl", "actorq", "optimizers", "quarl", "rainbow")  # modules of `studies`
+STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  # modules of `studies`
 
 # promised by the design, not there yet
-LATER = ("auto", "ray", "wandb", "trackio")
+LATER = ("ray", "wandb", "trackio")
 LATER_COMMANDS = ("compare", "watch")
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 

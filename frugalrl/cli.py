@@ -162,7 +162,7 @@ def _training(p: argparse.ArgumentParser) -> None:
         help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
     )  # fmt: skip
     p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
-    p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16 or fp16")
+    p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16, fp16, or auto")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")
     p.add_argument("--log", default="none", metavar="L", help="tensorboard or none (default none)")

@@ -7,7 +7,6 @@ import operator
 import pickle
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from .errors import BadFile, UsageError
 from .levers.compress import modes
 from .levers.population import search as searches
 from .levers.population.search import Population
-from .levers.precision.modes import PRECISIONS
+from .levers.precision import choice
+from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
 from .monitor import files
 from .networks import Dense
 from .types import Agent, Discrete, Recipe
@@ -39,6 +39,7 @@ LOGS = ("none", "tensorboard")
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
 PRUNE_AT = (0.1,)  # of training, after which units go
+PICTURES = 256  # units of a layer that convolutions are taken for, where `auto` chooses a precision
 BITS = (2, 16)  # that a network can be trained for, least and most
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
@@ -83,6 +84,8 @@ class Config(NamedTuple):
         seed, member = divmod(run, self.members)
         return self.seed + seed, None if self.population is None else member
 
+    precision_why: str | None = None  # it is that one, if it was left to `auto`
+
 
 def configure(
     agent: str,
@@ -123,6 +126,8 @@ def configure(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
         tuple(prune_at), pull_period, qat,
     )  # fmt: skip
+    if precision == "auto":
+        config = _with_precision(config)
     if population is not None:
         config = config._replace(population=_population(config, **population))
     check(config)
@@ -155,13 +160,25 @@ def _population(
     return Population(kind, _whole("--members", members), written, ready, truncation, explore, copy)
 
 
+def _with_precision(config: Config) -> Config:
+    """The run in the precision that `auto` chooses."""
+    if config.prune is not None or config.qat is not None:
+        chosen, why = "fp32", "--prune and --qat change weights that are float32"
+    else:
+        # pictures are seen through convolutions, whose products are at least as large as the smallest that is measured
+        pictures = len(catalog.spaces(config.env, options_for(config.env, config.env_options))[0].shape) > 1
+        width = max(config.hyper.get("hidden") or (0,), default=0)
+        chosen, why = choice.choose(PICTURES if pictures else width, choice.remembered())
+    return config._replace(precision=chosen, precision_why=why)
+
+
 def check(config: Config) -> None:
     """Raises UsageError if a run with these choices could not train."""
     recipe = catalog.recipe(config.agent)
     _among("--actors", config.actors, MODES)
     _check_corrector(config, recipe)
-    _among("--precision", config.precision, tuple(PRECISIONS))
-    _check_precision(config, recipe)
+    _among("--precision", config.precision, (*PRECISIONS, "auto"))
+    _check_precision(config)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)
     if config.log == "tensorboard" and find_spec("tensorboardX") is None:
@@ -228,18 +245,32 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
         raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
 
 
-def _check_precision(config: Config, recipe: Recipe) -> None:
-    """What a learner of less than float32 can and cannot do."""
+def _check_precision(config: Config) -> None:
+    """What a learner of less than float32 cannot do."""
     if config.precision == "fp32":
         return
-    if "numerics" not in signature(recipe.assemble).parameters:
-        raise UsageError(f"--precision {config.precision} is not for {config.agent} so far: use --precision fp32")
     for option, value in (("--prune", config.prune), ("--qat", config.qat)):
         if value is not None:
             raise UsageError(
                 f"{option} changes weights that are float32, and --precision {config.precision} has others: leave one "
                 "of them out"
             )
+
+
+def _check_repair(config: Config, agent: Agent, hyper: Any) -> None:
+    """That a learner of less than float32 can be kept, and has the repair that is to be left out."""
+    from .levers.precision.numerics import repairs
+
+    try:
+        there = repairs(agent, hyper)
+    except ValueError as error:
+        raise UsageError(f"--precision {config.precision} is not for {config.agent} as it is here: {error}") from None
+    left_out = WITHOUT.get(config.precision)
+    if left_out and left_out not in there:
+        able = ", ".join(mode for mode, name in WITHOUT.items() if name in there)
+        raise UsageError(
+            f"--precision {config.precision} is not for {config.agent} here, {LACKS[left_out]}: use {able}"
+        )
 
 
 def _check_qat(config: Config) -> None:
@@ -302,6 +333,8 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         agent = _assembled(recipe, config, static, obs, actions)
     except ValueError as error:
         raise UsageError(f"{config.agent} cannot train on {config.env}: {error}") from None
+    if config.precision != "fp32":
+        _check_repair(config, agent, recipe.hyper)
     layers = agent.network.layers
     if config.prune is not None and not all(isinstance(layer, Dense) for layer in layers or (None,)):
         raise UsageError(

@@ -197,23 +197,27 @@ class TanhNormal(NamedTuple):
         xp = _xp(self.mean)
         return 2 * (log(2.0) - before - xp.logaddexp(-2 * before, xp.zeros_like(before)))
 
-    def _log_half(self) -> Array:
+    def log_half(self) -> Array:
         """The logarithm of half the range, which tanh is multiplied by."""
         xp = _xp(self.mean)
         return xp.log(xp.asarray((self.high - self.low) / 2, xp.float32))
 
     def _log_stretch(self, before: Array) -> Array:
         """The logarithm of the derivative of `_stretched`, summed over the last axis."""
-        return (self._log_slope(before) + self._log_half()).sum(-1)
+        return (self._log_slope(before) + self.log_half()).sum(-1)
 
     def sample(self, noise: Array) -> Array:
         return self._stretched(self.base().sample(noise))
 
-    def log_prob(self, action: Array) -> Array:
+    def before(self, action: Array) -> Array:
+        """What tanh and the stretch made `action` of."""
         xp = _xp(self.mean)
         limit = 1 - 1e-6  # an action of exactly 1 in float32 has no finite pre-image
         unit = (action - (self.high + self.low) / 2) / ((self.high - self.low) / 2)
-        before = xp.arctanh(xp.clip(unit, -limit, limit))
+        return xp.arctanh(xp.clip(unit, -limit, limit))
+
+    def log_prob(self, action: Array) -> Array:
+        before = self.before(action)
         return self.base().log_prob(before) - self._log_stretch(before)
 
     def sample_and_log_prob(self, noise: Array) -> tuple[Array, Array]:
@@ -236,7 +240,7 @@ class TanhNormal(NamedTuple):
         xp = _xp(self.mean)
         nodes, weights = (xp.asarray(x).reshape(-1, *(1,) * self.mean.ndim) for x in (NODES, WEIGHTS))
         slope = weights * self._log_slope(self.mean[None] + xp.exp(self.log_std)[None] * nodes)
-        return self.base().entropy() + (slope.sum(0) + self._log_half()).sum(-1)
+        return self.base().entropy() + (slope.sum(0) + self.log_half()).sum(-1)
 
     def kl(self, other: TanhNormal) -> Array:
         """KL(self || other): tanh is one to one, so it is that of the normals."""

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from . import catalog
 from .levers.compress import engines
+from .levers.precision.choice import Product, choose, remember
 from .monitor import words
 from .monitor.machine import Meter, hardware, versions
 from .networks import Layers, mlp
@@ -107,8 +108,8 @@ def one_thread_a_program() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def product_gflops(size: int, threads: int, seconds: float) -> float:
-    """10^9 float32 operations a second of JAX multiplying square matrices of `size`, a multiply-add counted as two.
+def product_gflops(size: int, threads: int, seconds: float, dtype: str = "float32") -> float:
+    """10^9 operations a second of JAX multiplying square matrices of `size`, a multiply-add counted as two.
 
     As seeds do in a `compiled` run, each of `threads` threads works by itself. XLA spreads a product over threads of
     its own unless `one_thread_a_program` was called before JAX's first computation. On an accelerator there is one
@@ -117,7 +118,7 @@ def product_gflops(size: int, threads: int, seconds: float) -> float:
     import jax
     import jax.numpy as jnp
 
-    a = jnp.full((size, size), 1 / size, jnp.float32)
+    a = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(jnp.matmul).lower(a, a).compile()
     jax.block_until_ready(product(a, a))
     end = perf_counter() + seconds
@@ -212,11 +213,27 @@ def _products(seconds: float) -> Iterator[Entry]:
 
     if jax.default_backend() != "cpu":
         yield "products", f"{product_gflops(4096, 1, seconds):,.0f} GFLOP/s (fp32 matrices of 4096 x 4096)"
+        yield "", _bf16(seconds, (256, 1024, 4096))
         return
     alone, together = (product_gflops(1024, threads, seconds) for threads in (1, cores()))
     yield "products", f"{alone:.0f} GFLOP/s on one core, {together:.0f} on all {cores()} (fp32, 1024 x 1024, XLA)"
     if together < 0.6 * cores() * alone:
         yield "", "the cores hold each other up: they share hardware, or the machine is busy with something else"
+    yield "", _bf16(seconds, (256, 1024))
+
+
+def _bf16(seconds: float, sizes: tuple[int, ...]) -> str:
+    """How much faster bf16 is, which is kept for `--precision auto`."""
+
+    def speed(size: int, dtype: str) -> float:
+        return product_gflops(size, cores(), seconds / 2, dtype)
+
+    found = [Product(size, speed(size, "float32"), speed(size, "bfloat16")) for size in sizes]
+    remember(found)
+    gains = ", ".join(f"{words.number(each.gain())} times at {each.size}" for each in found)
+    widths = [str(each.size) for each in found if choose(each.size, found)[0] == "bf16"]
+    chosen = f"bf16 for layers of {' or '.join(widths)} units" if widths else "fp32"
+    return f"in bf16 {gains}: --precision auto takes {chosen}"
 
 
 def _environments(problems: list[str]) -> Iterator[Entry]:

@@ -34,6 +34,10 @@ class RunFailed(RuntimeError):
         self.folder = folder
 
 
+class Diverged(RunFailed):
+    """A run broke off because its learner can learn nothing any more: to go on with it is of no use."""
+
+
 class Stopped(Exception):
     """A run was asked to stop: by the signal `signum`, or by its budget if that is 0.
 

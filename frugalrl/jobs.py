@@ -22,7 +22,7 @@ from .catalog import UsageError
 from .config import split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
-from .errors import EngineFailed, RunFailed
+from .errors import Diverged, EngineFailed
 from .evaluate import HELD_OUT, SELECTION, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .levers.compress import engines, modes, quantise, shrink, students
@@ -101,16 +101,18 @@ EXACT = {"xla_allow_excess_precision": False}  # what has 16 bits is rounded to 
 
 def told(config: Config, report: Callable[[str], None]) -> None:
     """Says what to expect of the precision."""
+    if config.precision_why:
+        report(f"precision: {config.precision}, as {config.precision_why}")
     if config.precision.startswith("fp16") and jax.default_backend() == "cpu":
         report(f"precision: {config.precision} on a CPU takes less memory, but not less time than fp32")
 
 
 def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -> None:
-    """Raises RunFailed if the scale of a loss has become so small that nothing is learned any more."""
+    """Raises Diverged if the scale of a loss has become so small that nothing is learned any more."""
     scales = np.concatenate([np.atleast_1d(x.loss_scale) for x in of_seeds])
     lost = [seed for seed, scale in zip(seeds, scales, strict=True) if scale < COLLAPSED]
     if lost and step < config.steps:
-        raise RunFailed(
+        raise Diverged(
             f"seed {lost[0]} has diverged, the scale of its loss has collapsed at step {step:,}: look at the rewards, "
             "or train it anew with --precision fp32 or a smaller learning_rate", None,
         )  # fmt: skip
@@ -118,10 +120,11 @@ def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -
 
 def precision_of(config: Config, of_seeds: list[Counts]) -> dict[str, Any]:
     """What a receipt says of a learner of less than float32."""
+    why = {"why": config.precision_why} if config.precision_why else {}
     if config.precision == "fp32":
-        return {}
+        return {"precision": {"mode": "fp32", **why}} if why else {}
     each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
-    return {"precision": {"mode": config.precision, **dict(zip(Counts._fields, each, strict=True))}}
+    return {"precision": {"mode": config.precision, **why, **dict(zip(Counts._fields, each, strict=True))}}
 
 
 def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:
@@ -150,9 +153,12 @@ def sized(static: Any, cadence: Cadence, config: Config, spare: int) -> Any:
 def memory_of(
     recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str = "fp32", **shape: int
 ) -> Memory:
-    """The memory of a run; a replay is told of how many frames an observation is made."""
-    if not cadence.rollout:
-        shape["stack"] = options_for(card.env, card.env_options).frame_stack
+    """The memory of a run. A replay is told of how many frames an observation is made, and keeps floats in 16 bits with
+    less than fp32; rollouts, which are gone soon, stay what the actor saw and did.
+    """
+    if cadence.rollout:
+        return recipe.memory(static, example(card), **shape)
+    shape["stack"] = options_for(card.env, card.env_options).frame_stack
     return stored(partial(recipe.memory, static, **shape), example(card), PRECISIONS[precision])
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from . import rng
-from .errors import EngineFailed, RunFailed
+from .errors import Diverged, EngineFailed, RunFailed
 from .levers.compress import calibrate, engines, modes, shrink, students
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
@@ -194,7 +194,7 @@ class Ledger:
         """Take fp32 after a compressed mode has failed. Raises RunFailed where that would not help."""
         step, failed = int(unfit.carry.step), self.chosen
         if not actors.finite(jax.tree.leaves(host_weights(self.agent, unfit.carry.state))):
-            raise RunFailed(
+            raise Diverged(
                 f"seed {self.seed} has diverged, its weights are no longer finite at step {step:,}: look at the "
                 "rewards, or train it anew with a smaller learning_rate", None,
             )  # fmt: skip

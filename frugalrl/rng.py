@@ -62,6 +62,6 @@ THREEFRY = define_prng_impl(
 )
 
 
-def key(seed: int) -> jax.Array:
+def key(seed: int | jax.Array) -> jax.Array:
     """A key for every random number of a run; `jax.random.key`, but faster on a CPU."""
     return jax.random.key(seed, impl=THREEFRY)

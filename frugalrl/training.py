@@ -19,7 +19,7 @@ from .config import Config, check, configure, is_run
 from .config import read as read_config
 from .config import write as write_config
 from .envs.make import options_for
-from .errors import ActorFailed, BadFile, RunFailed, Stopped, UsageError, one_line
+from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, members, receipt, rows
 from .monitor.progress import Progress, progress
@@ -360,10 +360,11 @@ class Sitting:
             with suppress(Exception):  # what can be saved still
                 if moment is not None:
                     self._save(checkpoints, moment)
+            kind = Diverged if isinstance(error, Diverged) else RunFailed
             with suppress(Exception):
-                self._write_receipt(finished=False)
+                self._write_receipt(finished=False, diverged=kind is Diverged)
             reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
-            raise RunFailed(reason, self.folder.path) from error
+            raise kind(reason, self.folder.path) from error
         if asked is not None:
             self._write_policy()
             self._write_receipt(finished=False)
@@ -433,7 +434,7 @@ class Sitting:
             checkpoint.save(checkpoints, moment.step, moment.snapshot())
         self.saved_at = perf_counter()
 
-    def _write_receipt(self, finished: bool) -> dict[str, Any]:
+    def _write_receipt(self, finished: bool, diverged: bool = False) -> dict[str, Any]:
         last = {rows.run_of(row): row["episode_return"] for row in self.rows}
         best = [self.config.who(k) for k in self._kept()]
         newest = list(self.steps.values())[-1] if self.steps else 0
@@ -448,6 +449,7 @@ class Sitting:
             per_seed=[last[run] for run in best if run in last],
             cost=self.meter.finish(),
             finished=finished,
+            diverged=diverged,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,
             episode_cap=episode_cap(self.config.env, options_for(self.config.env, self.config.env_options)),
             qat=self.config.qat,

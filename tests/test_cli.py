@@ -338,12 +338,14 @@ WRONG_CALLS = {
     "correct": ((*CARTPOLE, "--correct", "tiss"), "did you mean tis?"),
     "a corrector of other values": ((*CARTPOLE, "--correct", "vtrace"), "which takes: none, tis"),
     "precision": ((*CARTPOLE, "--precision", "fp32x"), "did you mean fp32?"),
-    "later precision": ((*CARTPOLE, "--precision", "auto"), "not there yet"),
-    "precision of another agent": (("train", "ppo", "CartPole-v1", "--precision", "fp16"), "use --precision fp32"),
+    "repair that an agent has not": (
+        ("train", "ppo", "CartPole-v1", "--precision", "fp16-without-kahan-momentum"),
+        "is not for ppo here, which has no target network: use fp16-without-hadam, ",
+    ),
     "precision and bits": ((*CARTPOLE, "--precision", "bf16", "--qat", "8"), "leave one of them out"),
     "precision and another optimiser": (
         (*CARTPOLE, "--precision", "fp16", "--hyper", "optimizer=rmsprop"),
-        "use optimizer=adam",
+        "use optimizer=adam, or --precision bf16",
     ),
     "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),
     "later log": ((*CARTPOLE, "--log", "wandb"), "not there yet"),

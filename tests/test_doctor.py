@@ -8,6 +8,8 @@ import pytest
 
 from frugalrl import catalog, doctor
 from frugalrl.levers.compress.engines import Timing
+from frugalrl.levers.precision import choice
+from frugalrl.monitor import words
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,9 @@ def test_report_is_quick_fits_and_ends_with_a_verdict():
     assert "could not be examined" not in text
     assert "litert" in text
     assert "LunarLander-v3" in text
+    found = choice.remembered()
+    assert [each.size for each in found] == [256, 1024]
+    assert f"in bf16 {words.number(found[0].gain())} times at 256" in text
     assert lines[labels.index("verdict") - 1] == ""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from frugalrl.agents.descent import gradient
+from frugalrl.agents.descent import PLAIN, in_parts
 from frugalrl.losses import before_and_after, huber, n_step, squared
 
 ERRORS = np.concatenate([np.linspace(-3, 3, 61), [-1, 1, 0, 1e-6, 1e4]]).astype(np.float32)
@@ -118,7 +118,7 @@ def test_a_gradient_in_parts_is_that_of_the_whole(most, size):
         error = part[0] @ params - part[1]
         return jnp.sum(error**2), error
 
-    (value, seen), grads = gradient(objective, params, (x, target), most)
+    (value, seen), grads = PLAIN.gradient(objective, params, (), in_parts((x, target), most))
     assert set(sizes) == {size}
     error = np.asarray(x) @ np.asarray(params) - np.asarray(target)
     np.testing.assert_allclose(seen, error, rtol=1e-5)

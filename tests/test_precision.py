@@ -12,18 +12,35 @@ import pytest
 from runs import receipt
 from small import ACTIONS, HYPER, OBS, TORQUE, bits, compiled, random_batch
 
-from frugalrl import jobs
-from frugalrl.agents import dqn, sac
-from frugalrl.agents.descent import PLAIN
+from frugalrl import catalog, jobs, rng
+from frugalrl.agents import sac
+from frugalrl.agents.descent import PLAIN, in_parts
 from frugalrl.config import configure, read
-from frugalrl.distributions import TanhNormal
-from frugalrl.errors import RunFailed
-from frugalrl.levers.precision import log_probs, scaling
-from frugalrl.levers.precision.hadam import Moments, hadam, rescaled
-from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, Precision
-from frugalrl.levers.precision.numerics import Counts, counts, numerics, stored, watched
-from frugalrl.levers.precision.rounding import Split, kahan, narrow, rounded, split, whole
+from frugalrl.distributions import Normal, TanhNormal
+from frugalrl.envs import twins
+from frugalrl.envs.make import options_for
+from frugalrl.errors import Diverged, UsageError
+from frugalrl.levers.precision import choice, log_probs, scaling
+from frugalrl.levers.precision.hadam import hadam, laid_down, rooted, taken_up
+from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, WITHOUT, Precision
+from frugalrl.levers.precision.numerics import Counts, Guarded, counts, numerics, stored, watched
+from frugalrl.levers.precision.rounding import (
+    Dithered,
+    Split,
+    at_random,
+    dithered,
+    kahan,
+    like,
+    narrow,
+    rounded,
+    split,
+    whole,
+)
+from frugalrl.levers.precision.scaling import Scaled
 from frugalrl.memory import uniform
+from frugalrl.monitor.receipt import entries
+from frugalrl.runtime import actor_learner
+from frugalrl.runtime import compiled as runtime
 from frugalrl.training import resume, train
 from frugalrl.types import Agent, Discrete, Linear, Transition, update
 
@@ -34,6 +51,11 @@ NAMES = {jnp.float16: "float16", jnp.bfloat16: "bfloat16"}
 
 def half(x) -> jax.Array:
     return jnp.asarray(x, HALF)
+
+
+def scaled(w, scale: float = scaling.START) -> Scaled:
+    """The gradient of one weight, as it flows back."""
+    return Scaled({"w": half(w)}, jnp.float32(scale))
 
 
 # rounding
@@ -152,6 +174,92 @@ def test_a_target_follows_exactly_at_both_ends(tau):
     assert bits(lowered.follow(target, params, jnp.float32(tau))) == bits(expected)
 
 
+# pure bfloat16
+
+
+def test_rounding_at_random_is_right_on_average():
+    """Each number comes out as one of its two neighbours, by chances that make its mean; what has the digits stays."""
+    r = np.random.default_rng(8)
+    x = np.float32(r.standard_normal(64) * 10.0 ** r.uniform(-6, 6, 64))
+    keys = jax.random.split(KEY, 4_000)
+    drawn = jax.jit(jax.vmap(lambda key: at_random(jnp.asarray(x), jnp.bfloat16, key)))(keys)
+    drawn = np.asarray(drawn, np.float64)
+    unit = 2.0 ** (np.floor(np.log2(np.abs(x))) - 7)
+    assert (np.abs(drawn - x) < unit).all()
+    below = np.floor(x / unit) * unit
+    chance = (x - below) / unit
+    assert {*np.unique((drawn - below) / unit)} == {0.0, 1.0}
+    # five standard deviations, of 64 means
+    np.testing.assert_allclose((drawn.mean(0) - below) / unit, chance, atol=5 * 0.5 / len(keys) ** 0.5)
+    exact = jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(at_random(exact, jnp.bfloat16, KEY).astype(jnp.float32), exact)
+    odd = jnp.float32([np.inf, -np.inf, np.nan, 0.0])
+    np.testing.assert_array_equal(at_random(odd, jnp.bfloat16, KEY).astype(jnp.float32), odd)
+
+
+def test_weights_that_are_rounded_at_random_draw_anew():
+    """At every step, for every array, and for networks that begin with other weights."""
+    x = jnp.full((2, 500), 0.3, jnp.float32)
+    one = dithered({"a": x, "b": x}, jnp.bfloat16)
+    again, other = like(one, {"a": x, "b": x}), dithered({"a": x, "b": x + 1e-6}, jnp.bfloat16)
+    values = [one.value["a"], one.value["b"], again.value["a"], other.value["a"]]
+    for i, y in enumerate(values):
+        assert set(np.unique(y.astype(np.float32))) == {np.float32(0.298828125), np.float32(0.30078125)}
+        assert not any((y == z).all() for z in values[i + 1 :])
+    assert bits(dithered({"a": x, "b": x}, jnp.bfloat16)) == bits(one)
+
+
+def descended(precision: str, steps: int = 500) -> float:
+    """A weight of 1 after some steps of 1e-4 each, by Adam."""
+    lowered, tx, kept, moments = fresh(precision)
+
+    @jax.jit
+    def run(kept, moments):
+        grads = Scaled({"w": jnp.ones(1, jnp.bfloat16)}, jnp.float32(1))
+        one = lambda _, c: lowered.descend(tx, *c, grads, jnp.float32(1e-4))
+        return jax.lax.fori_loop(0, steps, one, (kept, moments))
+
+    kept, _ = run(kept, moments)
+    return float(whole(kept)["w"][0])
+
+
+def test_steps_that_bfloat16_would_lose_are_kept():
+    """To .95; plain, every one of them is rounded away."""
+    assert descended("bf16-naive") == 1.0
+    assert descended("bf16-kahan") == pytest.approx(0.95, abs=1e-3)
+    assert descended("bf16-stochastic") == pytest.approx(0.95, abs=0.02)
+    assert descended("bf16") == pytest.approx(0.95, abs=1e-4)
+
+
+def test_the_second_moment_of_bfloat16_can_fall():
+    """By a thousandth a step, half of what it can tell: plain, it would stay at the greatest gradients ever seen."""
+    found = {}
+    for name in ("bf16-kahan", "bf16-stochastic"):
+        lowered, tx, kept, moments = fresh(name)
+        moments = moments._replace(inner=moments.inner._replace(nu=like(moments.inner.nu, {"w": jnp.full(1, 100.0)})))
+        grads = Scaled({"w": jnp.zeros(1, jnp.bfloat16)}, jnp.float32(1))
+
+        @jax.jit
+        def run(kept, moments, lowered=lowered, tx=tx, grads=grads):
+            one = lambda _, c: lowered.descend(tx, *c, grads, jnp.float32(0))
+            return jax.lax.fori_loop(0, 1_000, one, (kept, moments))
+
+        found[name] = float(whole(run(kept, moments)[1].inner.nu["w"])[0])
+    assert found["bf16-kahan"] == pytest.approx(100 * 0.999**1_000, rel=0.01)
+    assert found["bf16-stochastic"] == pytest.approx(100 * 0.999**1_000, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("precision", "size"), [("bf16-kahan", 14), ("bf16-stochastic", 8), ("fp16", 12), ("bf16", 16)]
+)
+def test_what_is_kept_of_a_weight(precision, size):
+    """Weight, two moments and target, in bytes; numbers that belong to a whole array aside."""
+    lowered, tx = numerics(PRECISIONS[precision]), optax.scale_by_adam()
+    kept = lowered.store({"w": jnp.zeros(1_000)})
+    state = kept, lowered.init(tx, kept), lowered.target(kept)
+    assert bytes_of(state) == pytest.approx(1_000 * size, abs=64)
+
+
 # hAdam
 
 
@@ -167,14 +275,27 @@ def trajectory(tx: optax.GradientTransformation, gradients, dtype) -> jax.Array:
         return jax.jit(lambda g: jax.lax.scan(step, start, g)[1])(gradients)
 
 
-@pytest.mark.parametrize("root", [True, False])
-def test_hadam_is_adam(root):
+def test_hadam_is_adam():
     gradients = np.random.default_rng(2).standard_normal((300, 5)) * 10.0 ** np.arange(-6, 4, 2)
     with jax.enable_x64(True):
         expected = trajectory(optax.scale_by_adam(eps=0.0), gradients, jnp.float64)
-        got = trajectory(hadam(eps=0.0, root=root), gradients, jnp.float64)
+        got = trajectory(hadam(eps=0.0), gradients, jnp.float64)
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+RULES = {"rms": lambda: optax.scale_by_rms(decay=0.99, eps=1e-12), "radam": lambda: optax.scale_by_radam(eps=1e-12)}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_other_optimisers_keep_roots_too(name):
+    """Those of A2C and PQN: in float64 nothing is lost, and in float16 little."""
+    gradients = np.random.default_rng(2).uniform(0.5, 1.5, (300, 5)) * 10.0 ** np.arange(-3, 2)
+    with jax.enable_x64(True):
+        expected = trajectory(RULES[name](), gradients, jnp.float64)
+        np.testing.assert_allclose(trajectory(rooted(RULES[name]()), gradients, jnp.float64), expected, rtol=1e-12)
+    if name == "rms":
+        np.testing.assert_allclose(trajectory(rooted(RULES[name]()), half(gradients), HALF)[-1], expected[-1], rtol=0.2)
 
 
 def published(g: float, steps: int, eps: float) -> tuple[float, float]:
@@ -213,7 +334,7 @@ def test_hadam_of_half_precision_moves_and_stays_finite(size):
         expected = trajectory(optax.scale_by_adam(eps=0.0), np.asarray(g, np.float64), jnp.float64)
     got = trajectory(hadam(eps=0.0), g, HALF)
     np.testing.assert_allclose(got[-1], expected[-1], rtol=0.2, atol=0.1)
-    stock = np.asarray(trajectory(hadam(eps=0.0, root=False), g, HALF))
+    stock = np.asarray(trajectory(optax.scale_by_adam(), g, HALF), np.float32)
     broken = ~np.isfinite(stock[0]) | (stock[0] == 0)
     assert broken.all() if size in (1e-4, 2e4) else not broken.any()
 
@@ -222,7 +343,7 @@ def test_nothing_that_nobody_reads_is_kept():
     """Two numbers a weight: the authors' code keeps a third."""
     params = jnp.zeros(1_000, HALF)
     kept = hadam().init(params)
-    assert sum(x.size for x in jax.tree.leaves(kept)) == 2_000 + 2
+    assert sum(x.size for x in jax.tree.leaves(kept)) == 2_000 + 1
 
 
 # compound loss scaling
@@ -231,51 +352,62 @@ def test_nothing_that_nobody_reads_is_kept():
 @pytest.mark.parametrize("root", [True, False])
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_another_scale_changes_no_step(factor, root):
+    """Of an optimiser that is itself told nothing of the scale."""
     gradients = np.random.default_rng(4).standard_normal((20, 5))
-    tx = hadam(eps=1e-4, root=root)
+    tx, scale, other = optax.scale_by_adam(), scaling.START, factor * scaling.START
     with jax.enable_x64(True):
         state = tx.init(jnp.zeros(5, jnp.float64))
-        for i, g in enumerate(gradients):
-            other = rescaled(state, jnp.float32(factor), root) if i else state
-            direction, state = tx.update(g, state)
-            if i:
-                again, _ = tx.update(factor * g, other)
-                assert bits(again) == bits(direction)
+        for g in gradients:
+            with jax.numpy_dtype_promotion("standard"):
+                direction, expected = tx.update(g, taken_up(laid_down(state, scale, root), scale, root))
+                again, state = tx.update(other * g / other, taken_up(laid_down(state, other, root), other, root))
+            np.testing.assert_allclose(again, direction, rtol=1e-14)
+            for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-14)
 
 
 def fresh(precision: str = "fp16", weight: float = 1.0):
     """(numerics, tx, kept, moments) of a learner of one weight."""
     lowered = numerics(PRECISIONS[precision])
-    kept, tx = lowered.store({"w": jnp.full(1, weight)}), lowered.adam()
+    kept, tx = lowered.store({"w": jnp.full(1, weight)}), optax.scale_by_adam()
     return lowered, tx, kept, lowered.init(tx, kept)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     lowered, tx, kept, moments = fresh()
-    kept, moments = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+    kept, moments = lowered.descend(tx, kept, moments, scaled([3.0]), jnp.float32(0.1))
     for i, bad in enumerate((np.inf, np.nan, 64_000.0), 1):  # the last leaves the moments no margin
-        after, halved = lowered.descend(tx, kept, moments, {"w": half([bad])}, jnp.float32(0.1))
+        after, halved = lowered.descend(tx, kept, moments, scaled([bad]), jnp.float32(0.1))
         assert bits(after) == bits(kept)
         assert halved.guard.scale == moments.guard.scale / 2
-        np.testing.assert_array_equal(halved.inner.m["w"], moments.inner.m["w"] / 2)
-        np.testing.assert_array_equal(halved.inner.w["w"], moments.inner.w["w"] / 2)
-        assert halved.inner.eps == moments.inner.eps / 2
-        assert halved.inner.steps == moments.inner.steps
+        np.testing.assert_array_equal(halved.inner.mu["w"], moments.inner.mu["w"] / 2)
+        np.testing.assert_array_equal(halved.inner.nu["w"], moments.inner.nu["w"] / 2)
+        assert halved.inner.count == moments.inner.count
         assert halved.guard.skipped == i
         assert halved.guard.good == 0
         moments = halved
-    after, moments = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+    after, moments = lowered.descend(tx, kept, moments, scaled([3.0]), jnp.float32(0.1))
     assert after.value["w"] < kept.value["w"]
     assert counts(moments).skipped_updates == 3
 
 
+def test_a_gradient_keeps_the_scale_that_it_was_taken_with():
+    """An actor-learner's comes when the scale may have changed."""
+    lowered, tx, kept, moments = fresh()
+    late = moments._replace(guard=moments.guard._replace(scale=jnp.float32(scaling.START / 4)))
+    expected, _ = lowered.descend(tx, kept, moments, scaled([3.0]), jnp.float32(0.1))
+    after, now = lowered.descend(tx, kept, late, scaled([3.0]), jnp.float32(0.1))
+    np.testing.assert_allclose(whole(after)["w"], whole(expected)["w"], rtol=1e-5)
+    np.testing.assert_allclose(now.inner.mu["w"], 0.1 * 3.0 / 4, rtol=1e-3)
+
+
 def test_the_scale_doubles_after_many_good_steps_if_the_moments_have_room():
-    for size, expected in ((3.0, 2e4), (40_000.0, 1e4)):
+    for size, expected in ((3.0, 2 * scaling.START), (40_000.0, scaling.START)):
         lowered, tx, kept, moments = fresh()
         moments = moments._replace(guard=moments.guard._replace(good=jnp.int32(scaling.PERIOD)))
-        full = {"w": jnp.full_like(moments.inner.w["w"], size)}
-        moments = moments._replace(inner=moments.inner._replace(w=full, m=full))
-        _, after = lowered.descend(tx, kept, moments, {"w": half([3.0])}, jnp.float32(0.1))
+        full = {"w": jnp.full_like(moments.inner.nu["w"], size)}
+        moments = moments._replace(inner=moments.inner._replace(nu=full, mu=full))
+        _, after = lowered.descend(tx, kept, moments, scaled([3.0]), jnp.float32(0.1))
         assert after.guard.scale == expected
         assert after.guard.good == 0
 
@@ -293,11 +425,11 @@ def test_gradients_stay_scaled_and_the_loss_is_not():
 def test_the_norm_is_clipped_in_the_units_of_the_loss():
     """And in float32: the squares of scaled gradients overflow float16."""
     lowered, tx, kept, moments = fresh()
-    grads = {"w": half([3e4])}
+    grads = scaled([3e4])
     _, after = lowered.descend(tx, kept, moments, grads, jnp.float32(0.1), jnp.float32(1.0))
-    np.testing.assert_allclose(after.inner.m["w"], 0.1 * 1e4, rtol=1e-3)
+    np.testing.assert_allclose(after.inner.mu["w"], 0.1 * scaling.START, rtol=1e-3)
     _, free = lowered.descend(tx, kept, moments, grads, jnp.float32(0.1), jnp.float32(10.0))
-    np.testing.assert_allclose(free.inner.m["w"], 0.1 * 3e4, rtol=1e-3)
+    np.testing.assert_allclose(free.inner.mu["w"], 0.1 * 3e4, rtol=1e-3)
 
 
 # log-probabilities
@@ -365,28 +497,42 @@ def test_the_published_form_of_the_normal_is_finite_where_the_stock_one_is_not()
     np.testing.assert_allclose(log_probs.normal_log_prob(half(u), half(mean), half(log_std)), expected, rtol=5e-3)
 
 
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_density_of_an_action_that_is_given(squash):
+    """Right in half precision with the repairs, and infinite without them."""
+    dist, action = Normal(jnp.float32([0.0]), jnp.float32([2.0])), jnp.float32([300.0])
+    if squash:
+        dist, action = TanhNormal(jnp.float32([-7.0]), jnp.float32([0.0])), jnp.float32([-0.999997])
+    expected = float(dist.log_prob(action))
+    assert float(log_probs.density(HALF)(dist, action)) == pytest.approx(expected, rel=5e-3)
+    broken = log_probs.density(HALF, normal_fix=squash, softplus_fix=not squash)(dist, action)
+    assert np.isinf(broken)
+
+
 # agents
 
-MODULES = {"sac": sac, "dqn": dqn}
-STATICS = {"sac": {}, "dqn": {}, "rainbow": {"noisy": True, "dueling": True, "atoms": 5, "double": True}}
-STATICS |= {"iqn": {"atoms": 8, "distribution": "implicit"}, "rescaled": {"rescale_obs": True}}
+STATICS: dict[str, tuple[str, dict]] = {
+    "sac": ("sac", {}), "td3": ("td3", {}), "dqn": ("dqn", {}), "iqn": ("iqn", {"atoms": 8}),
+    "rainbow": ("rainbow", {"prioritized": False, "n_step": 1, "atoms": 5}), "rescaled": ("dqn", {"rescale_obs": True}),
+}  # fmt: skip
 
 
 @cache
 def learner(name: str, precision: str) -> Agent:
-    module = MODULES.get(name, dqn)
-    static = module.Static(hidden=(16,), **STATICS[name])
-    chosen = PRECISIONS[precision]
+    agent, switches = STATICS[name]
+    recipe, chosen = catalog.recipe(agent), PRECISIONS[precision]
     lower = {} if precision == "fp32" else {"numerics": numerics(chosen)}
-    agent = module.assemble(static, OBS, TORQUE if module is sac else Discrete(ACTIONS), **lower)
-    return compiled(watched(agent, chosen) if lower else agent)
+    actions = TORQUE if name in ("sac", "td3") else Discrete(ACTIONS)
+    made = recipe.assemble(recipe.static._replace(hidden=(16,), **switches), OBS, actions, **lower)
+    return compiled(watched(made, chosen) if lower else made)
 
 
 def trained(name: str, precision: str, updates: int = 20):
     """(state, metrics) after some updates on one batch."""
     agent = learner(name, precision)
-    hyper = MODULES.get(name, dqn).Hyper(learning_rate=1e-2) if name == "sac" else HYPER
-    state, batch = agent.init(KEY, hyper), random_batch(continuous=name == "sac")
+    continuous = name in ("sac", "td3")
+    hyper = catalog.recipe(name).hyper._replace(learning_rate=1e-2) if continuous else HYPER
+    state, batch = agent.init(KEY, hyper), random_batch(continuous=continuous)
     kinds = jax.tree.map(lambda x: (x.shape, x.dtype), state)
     for i in range(updates):
         state, info = update(agent, state, batch, jax.random.key(i))
@@ -399,7 +545,8 @@ def bytes_of(tree) -> int:
 
 
 QUICK = {("sac", "fp16"), ("dqn", "bf16")}
-LEARNERS = [(name, precision) for name in STATICS for precision in ("bf16", "fp16")]
+MODES = ("bf16", "fp16", "bf16-kahan", "bf16-stochastic")
+LEARNERS = [(name, precision) for name in STATICS for precision in MODES if precision in MODES[:2] or name == "sac"]
 
 
 @pytest.mark.parametrize(
@@ -415,7 +562,8 @@ def test_a_learner_of_16_bits_learns_what_one_of_32_does(name, precision):
     def distance(one, two) -> float:
         return np.mean([float(jnp.abs(x - y).mean()) for x, y in zip(*map(jax.tree.leaves, (one, two)), strict=True)])
 
-    assert distance(weights, other) < 0.1 * distance(other, first)
+    # numbers of 8 bits that are rounded at random are as far apart as such numbers are
+    assert distance(weights, other) < (0.3 if precision == "bf16-stochastic" else 0.1) * distance(other, first)
     assert metrics["skipped_updates"] == 0
     assert counts(state).skipped_updates == 0
     assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
@@ -445,9 +593,17 @@ def density(lowered, mean: float, log_std: float) -> float:
     return float(lowered.draw(TanhNormal(jnp.float32([mean]), jnp.float32([log_std])), jnp.float32([1.5]))[1])
 
 
+def stepped(lowered):
+    """The moments after a small gradient."""
+    kept, tx = lowered.store({"w": jnp.zeros(1)}), optax.scale_by_adam()
+    moments = lowered.init(tx, kept)
+    grads = scaled([0.0078125], moments.guard.scale)
+    return lowered.descend(tx, kept, moments, grads, jnp.float32(0.1))[1]
+
+
 KEPT = {  # what each repair is to change in the state or in the program, and what without it is there instead
-    "hadam": lambda n: n.adam().update(half([0.0078125]), n.adam().init(half([0.0])))[1].w[0] > 1e-4,
-    "compound_scaling": lambda n: float(n.init(n.adam(), n.store(jnp.zeros(1))).guard.scale) == 1e4,
+    "hadam": lambda n: stepped(n).inner.nu["w"][0] > 1e-4,
+    "compound_scaling": lambda n: float(stepped(n).guard.scale) == scaling.START,
     "normal_fix": lambda n: abs(density(n, 4.0, -5.0) - density(PLAIN, 4.0, -5.0)) < 0.02,
     "softplus_fix": lambda n: bool(
         jnp.isfinite(jax.grad(lambda m: n.draw(TanhNormal(m, jnp.zeros(1)), jnp.zeros(1))[1])(jnp.float32([-7.0])))[0]
@@ -469,8 +625,9 @@ def test_float32_takes_no_detour():
     assert numerics(PRECISIONS["fp32"]) is PLAIN
     for name in ("sac", "dqn"):
         plain = learner(name, "fp32").init(KEY, HYPER if name == "dqn" else sac.Hyper())
-        found = jax.tree.leaves(plain, is_leaf=lambda x: isinstance(x, Split | Moments))
-        assert not [x for x in found if isinstance(x, Split | Moments)]
+        kinds = Split, Dithered, Guarded
+        found = jax.tree.leaves(plain, is_leaf=lambda x, kinds=kinds: isinstance(x, kinds))
+        assert not [x for x in found if isinstance(x, kinds)]
 
 
 def test_a_network_computes_in_the_dtype_of_its_weights():
@@ -481,6 +638,111 @@ def test_a_network_computes_in_the_dtype_of_its_weights():
     assert products
     assert all("f16[" in line.split("=")[0] for line in products)
     assert net.apply(weights, jnp.zeros(4)).dtype == jnp.float32
+
+
+ROLLED = [(name, precision) for name in ("ppo", "a2c", "impala", "ptr-ppo", "pqn", "a3c") for precision in MODES]
+
+
+def rolled(name: str, precision: str, env: str = "CartPole-v1", iterations: int = 3, **hyper):
+    """The carry of a run of an agent that learns from rollouts, and its metrics, after some iterations."""
+    small = {"num_envs": 4, "n_steps": 8} | (
+        {"num_minibatches": 2} if "num_minibatches" in catalog.hyper_fields(catalog.recipe(name)) else {}
+    )
+    config = configure(name, env, precision=precision, hyper=small | hyper, steps=100_000)
+    recipe, agent, static, values, card, cadence = jobs.records(config)
+    assert cadence.rollout
+    memory = jobs.memory_of(recipe, static, card, cadence, precision, lanes=4, unroll=8, streams=1)
+    if cadence.learners:
+        agent = actor_learner.in_rotation(agent, cadence.learners)
+    plan = runtime.Plan(4, 8, cadence.updates, 0)
+    run = runtime.run(agent, twins.twin(env, options_for(env, None)), memory, plan)
+    exact = {"compiler_options": jobs.EXACT}
+    carry = jax.jit(run.init, **exact)(rng.key(0), values)
+    kinds = jax.tree.map(lambda x: (x.shape, x.dtype), carry)
+    for _ in range(iterations):
+        carry, metrics = jax.jit(run.advance, **exact)(carry, jnp.int32(1))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), carry) == kinds
+    return agent, carry, metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [x if x == ("a3c", "fp16") else pytest.param(*x, marks=pytest.mark.long) for x in ROLLED]
+)
+def test_agents_of_rollouts_learn_in_16_bits(name, precision):
+    agent, carry, metrics = rolled(name, precision)
+    assert np.isfinite(float(metrics["loss"]))
+    assert metrics["skipped_updates"] == 0
+    weights = jax.tree.leaves(agent.policy(carry.state).params)
+    assert {x.dtype for x in weights} == {jnp.dtype("float32")}
+    dtype = jnp.dtype(PRECISIONS[precision].dtype)
+    state = getattr(carry.state, "newest", carry.state)
+    computed = numerics(PRECISIONS[precision]).weights(state.params)
+    assert {x.dtype for x in jax.tree.leaves(computed)} == {dtype}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_convolutions_learn_in_16_bits(precision):
+    """And their gradients, taken in parts, are added up in float32."""
+    _, _, metrics = rolled("ppo", precision, "MinAtar/Breakout-v1", n_epochs=1)
+    assert np.isfinite(float(metrics["loss"]))
+    assert metrics["skipped_updates"] == 0
+
+
+@pytest.mark.long
+def test_moments_of_observations_do_not_leave_half_precision():
+    """They are in float32, so that a first layer need not hold their ratio; and continuous actions have densities."""
+    more = {"normalize_obs": True, "normalize_reward": True}
+    _, _, metrics = rolled("ppo", "fp16", "Pendulum-v1", **more)
+    _, _, exact = rolled("ppo", "fp32", "Pendulum-v1", **more)
+    assert metrics["skipped_updates"] == 0
+    assert float(metrics["value_loss"]) == pytest.approx(float(exact["value_loss"]), rel=0.05)
+
+
+def test_a_gradient_in_parts_is_that_of_the_whole():
+    """Also with a scale, which is not added up."""
+    lowered = numerics(PRECISIONS["fp16"])
+    x, params = jax.random.normal(KEY, (12, 3)), half([0.5, -1.0, 2.0])
+
+    def objective(params, x):
+        found = x.astype(HALF) @ params
+        return 1e-2 * jnp.sum(found.astype(jnp.float32) ** 2), found
+
+    moments = lowered.init(optax.scale_by_adam(), lowered.store(params.astype(jnp.float32)))
+    found = [lowered.gradient(objective, params, moments, in_parts(x, most)) for most in (None, 4)]
+    (whole_value, whole_grads), (value, grads) = ((v[0], g) for v, g in found)
+    np.testing.assert_allclose(value, whole_value, rtol=1e-3)
+    assert grads.scale == whole_grads.scale == scaling.START
+    np.testing.assert_allclose(grads.value, whole_grads.value.astype(jnp.float32), rtol=5e-3)
+
+
+ABLE = {
+    ("sac", "Pendulum-v1"): set(REPAIRS),
+    ("sac", "CartPole-v1"): set(REPAIRS) - {"normal_fix", "softplus_fix"},
+    ("td3", "Pendulum-v1"): set(REPAIRS) - {"normal_fix", "softplus_fix"},
+    ("dqn", "CartPole-v1"): set(REPAIRS) - {"normal_fix", "softplus_fix"},
+    ("ppo", "CartPole-v1"): set(REPAIRS) - {"normal_fix", "softplus_fix", "kahan_momentum"},
+    ("ppo", "Pendulum-v1"): set(REPAIRS) - {"softplus_fix", "kahan_momentum"},
+}
+
+
+@pytest.mark.parametrize(("name", "env"), ABLE)
+def test_a_repair_that_an_agent_does_not_have_cannot_be_left_out(name, env):
+    for mode, repair in WITHOUT.items():
+        if repair in ABLE[name, env]:
+            assert configure(name, env, precision=mode).precision == mode
+        else:
+            with pytest.raises(
+                UsageError, match=f"{mode} is not for {name} here, which|{mode} is not for {name} here, whose"
+            ):
+                configure(name, env, precision=mode)
+
+
+def test_centred_rmsprop_is_not_for_weights_of_16_bits():
+    more = {"hyper": {"optimizer": "rmsprop"}}
+    assert configure("dqn", "CartPole-v1", precision="bf16", **more)
+    with pytest.raises(UsageError, match="differences of numbers that 16 bits cannot tell apart: use optimizer=adam"):
+        configure("dqn", "CartPole-v1", precision="fp16", **more)
 
 
 # memory
@@ -557,10 +819,42 @@ def test_sac_runs_in_half_precision(runtime, tmp_path):
     assert found["returns"]["iqm"] < 0
 
 
+def test_auto_takes_bfloat16_where_it_was_measured_to_be_faster(monkeypatch, tmp_path):
+    """And float32 where nothing is known of it, of this machine, or where networks are narrow."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+    def chosen(*hidden: int, **options) -> tuple:
+        config = configure("sac", "Pendulum-v1", precision="auto", hyper={"hidden": hidden}, **options)
+        return config.precision, config.precision_why
+
+    unknown = chosen(1024)
+    assert unknown == ("fp32", "bf16 has not been measured on this machine, which frugal doctor does")
+    fast, slow = choice.Product(1024, 100.0, 190.0), choice.Product(256, 100.0, 110.0)
+    choice.remember([fast, slow])
+    assert chosen(1024, 64) == ("bf16", "matrix products of 1024 x 1024 are 1.9 times as fast in bf16")
+    assert chosen(512) == ("fp32", "matrix products of 256 x 256 are 1.1 times as fast in bf16")
+    assert chosen(64) == ("fp32", "layers of 64 units are too narrow for bf16 to gain")
+    assert chosen(1024, qat=8)[0] == "fp32"
+    assert configure("sac", "Pendulum-v1", precision="fp32").precision_why is None
+    monkeypatch.setattr(choice, "hardware", lambda: {"cpu": "another", "cores": 2})
+    assert chosen(1024) == unknown
+
+
+def test_a_receipt_says_why_auto_has_chosen():
+    config = configure("dqn", "CartPole-v1")._replace(precision_why="so it is")
+    assert jobs.precision_of(config, []) == {"precision": {"mode": "fp32", "why": "so it is"}}
+    assert ("precision", "fp32, as so it is") in entries(jobs.precision_of(config, []))
+    said = []
+    jobs.told(config, said.append)
+    assert said == ["precision: fp32, as so it is"]
+    low = jobs.precision_of(config._replace(precision="bf16"), [Counts(np.array([3]), np.array([1.0]))])
+    assert ("precision", "bf16, as so it is, 3 updates applied although not finite") in entries(low)
+
+
 def test_a_run_whose_scale_collapses_stops():
     config = configure("dqn", "CartPole-v1", precision="fp16", seeds=2)
     sound = [Counts(np.array([0, 30]), np.array([1e4, scaling.COLLAPSED]))]
     jobs.sound(config, 100, [0, 1], sound)
-    with pytest.raises(RunFailed, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
+    with pytest.raises(Diverged, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
         jobs.sound(config, 100, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])
     jobs.sound(config, config.steps, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])  # it is over

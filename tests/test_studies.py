@@ -113,6 +113,7 @@ def go(out: Path, train=None, **options):
 
 
 RUNTIMES = {"quarl": {"compiled"}, "rainbow": {"compiled", "actors"}, "optimizers": {"compiled", "actors"}}
+RUNTIMES["precision"] = {"compiled", "actors"}
 
 
 @pytest.mark.parametrize("name", catalog.STUDIES)
@@ -290,6 +291,28 @@ def test_a_row_tells_what_one_seed_reached_and_cost(tmp_path):
     shared = [row for row in rows(tmp_path) if (row["task"], row["arm"]) == ("CartPole", "slow")]
     assert [row["training_seconds"] for row in shared] == [pytest.approx(11.0 / 3)] * 3
     assert shared[0]["actor_microseconds_per_step"] is None
+
+
+def test_a_run_that_diverged_is_a_row_without_a_return(tmp_path):
+    """And is not run again: it would diverge again."""
+
+    class Diverging(Trainer):
+        def __call__(self, said, stop, lock) -> int:
+            super().__call__(said, stop, lock)
+            folder = Path(said[said.index("--out") + 1])
+            made = receipt.read(folder / "receipt.json") or {}
+            more = {"finished": False, "diverged": True, "precision": {"skipped_updates": [7] * made["seeds"]}}
+            receipt.write(folder / "receipt.json", made | more)
+            return 1
+
+    first, second = Diverging(), Trainer()
+    done = go(tmp_path, first)
+    assert (done.done, done.failed) == (8, [])
+    assert {(row["final_return"], row["area"], row["diverged"], row["skipped_updates"]) for row in rows(tmp_path)} == {
+        (None, None, True, 7)
+    }
+    assert go(tmp_path, second).done == 8
+    assert second.calls == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, 0])
@@ -514,6 +537,20 @@ def test_less_time_is_reproduced_when_the_whole_interval_says_so(ours, base, ver
 )  # fmt: skip
 def test_nothing_is_lost_when_the_intervals_overlap_or_ours_is_higher(ours, base, verdict):
     assert findings.equal_return()([some(ours)], [some(base)]).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "skipped", "verdict"),
+    [
+        (LOW, 0, REPRODUCED), (HIGH, 0, NOT), (HIGH, 3, REPRODUCED), ([None, None, 11.0], 0, REPRODUCED),
+        ([10.0, 11.0, None], 0, UNDECIDED), (HIGH[:2], 3, UNDECIDED), (WIDE, 0, UNDECIDED),
+    ],
+)  # fmt: skip
+def test_to_fail_is_to_return_less_or_to_have_no_numbers(ours, skipped, verdict):
+    answer = findings.breaks()([some(ours, skipped_updates=skipped)], [some(HIGH)])
+    assert answer.verdict == verdict
+    count = sum(1 for x in ours if x is None or skipped)
+    assert f"in {count} of {len(ours)} runs" in answer.note
 
 
 def test_better_is_decided_over_all_tasks():

@@ -20,7 +20,7 @@ from ..networks import Dense, torso
 from ..networks import network as build_network
 from ..types import Agent, Box, Cadence, Corrector, Discrete, Memory, Policy, Recipe, Space, Transition
 from . import ppo
-from .descent import by_width
+from .descent import PLAIN, Numerics, by_width
 from .pqn import rollout_q
 
 
@@ -104,12 +104,14 @@ def exploring(agent: Agent, workers: int, *, draw: bool = True) -> Agent:
     return agent._replace(init=init, policy=policy, prepare=prepare, own=own)
 
 
-def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def assemble(
+    static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     """The agent of one actor-learner that `static` describes. Raises ValueError for a choice that does not exist."""
     if static.algorithm == ACTOR_CRITIC:
         return ppo.assembled(
             static._replace(num_envs=static.workers * static.num_envs), obs, actions,
-            surrogate=None, corrector=corrector, normalize_advantage=False,
+            surrogate=None, corrector=corrector, normalize_advantage=False, numerics=numerics,
         )  # fmt: skip
     bootstrap, share = ppo.choice("algorithm", static.algorithm, {ACTOR_CRITIC: None, **VALUES})
     if not isinstance(actions, Discrete):
@@ -120,8 +122,9 @@ def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = la
     layers = (*torso(static.network, static.hidden, obs), Dense(actions.n, relu=False, gain=1.0))
     optimizer = by_width(ppo.choice("optimizer", static.optimizer, ppo.OPTIMIZERS)(), static.base_width)
     agent = rollout_q(
-        build_network(layers, obs), corrector=corrector, bootstrap=bootstrap, target=True, optimizer=optimizer
-    )
+        build_network(layers, obs), corrector=corrector, bootstrap=bootstrap, target=True, optimizer=optimizer,
+        numerics=numerics,
+    )  # fmt: skip
 
     def init(key, hyper: Hyper) -> Any:
         return agent.init(key, hyper._replace(q_lambda=share * hyper.q_lambda))

@@ -12,6 +12,7 @@ from .actor_critic import actor as actor_network
 from .actor_critic import bounds
 from .actor_critic import critic as critic_network
 from .ddpg import as_it_is
+from .descent import PLAIN, Numerics
 from .returns import categorical, expectation
 from .td3 import Critic, greedy, td3
 
@@ -64,7 +65,7 @@ def distributional(network: Network, atoms: int) -> Critic:
     return Critic(network.init, value, target, loss)
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAIN) -> Agent:
     """The D4PG that `static` describes, for these spaces. Raises ValueError for what it cannot handle."""
     if static.atoms < 2:
         raise ValueError(f"atoms={static.atoms} make no distribution; use atoms=51")
@@ -72,7 +73,7 @@ def assemble(static: Static, obs: Box, actions: Space) -> Agent:
     assert isinstance(actions, Box)
     actor = actor_network(static.hidden, dims, obs)
     critic = distributional(critic_network(static.hidden, obs, dims, static.atoms), static.atoms)
-    return td3(actor, critic, actions, smooth=as_it_is)
+    return td3(actor, critic, actions, smooth=as_it_is, numerics=numerics)
 
 
 recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")

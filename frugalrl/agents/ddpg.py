@@ -12,6 +12,7 @@ from ..types import Agent, Box, Recipe, Space
 from .actor_critic import actor as actor_network
 from .actor_critic import bounds
 from .actor_critic import critic as critic_network
+from .descent import PLAIN, Numerics
 from .td3 import Static, greedy, least, td3
 
 
@@ -30,12 +31,12 @@ def as_it_is(hyper, action, key):
     return action
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAIN) -> Agent:
     """The DDPG that `static` describes, for these spaces. Raises ValueError for spaces it cannot handle."""
     dims = bounds(actions)[0].size
     assert isinstance(actions, Box)
     actor = actor_network(static.hidden, dims, obs)
-    return td3(actor, least(critic_network(static.hidden, obs, dims), 1), actions, smooth=as_it_is)
+    return td3(actor, least(critic_network(static.hidden, obs, dims), 1), actions, smooth=as_it_is, numerics=numerics)
 
 
 recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")

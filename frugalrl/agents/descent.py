@@ -13,29 +13,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..distributions import TanhNormal
+from ..distributions import Dist, TanhNormal
 
 
-def gradient(objective: Callable, params, data, most: int | None = None) -> tuple[tuple[Any, Any], Any]:
-    """((value, seen), gradients) of a sum over samples, `most` of them at a time if that is given.
+def directly(both: Callable, weights):
+    """((value, aux), gradients) by `both`, at once."""
+    return both(weights)
 
-    `objective` of (params, some of `data` [samples, ...]) is (their share of the sum, what is to be seen of each
+
+def in_parts(data, most: int | None = None) -> Callable:
+    """How to take gradients of a sum over samples, `most` of them at a time if that is given.
+
+    The objective, of (weights, some of `data` [samples, ...]), is (their share of the sum, what is to be seen of each
     [samples, ...]).
     """
-    both = jax.value_and_grad(objective, has_aux=True)
     samples = jax.tree.leaves(data)[0].shape[0]
     size = next(n for n in range(min(most or samples, samples), 0, -1) if samples % n == 0)
-    if size == samples:
-        return both(params, data)
 
-    def add(total, part):
-        (value, seen), grads = both(params, part)
-        return jax.tree.map(jnp.add, total, (value, grads)), seen
+    def summed(both: Callable, weights):
+        if size == samples:
+            return both(weights, data)
 
-    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), data)
-    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (value, grads), seen = jax.lax.scan(add, start, parts)
-    return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)), grads
+        def add(total, part):
+            (value, seen), grads = both(weights, part)
+            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, (value, grads)), seen
+
+        parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), data)
+        start = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights))
+        (value, grads), seen = jax.lax.scan(add, start, parts)
+        return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)), grads
+
+    return summed
 
 
 def shrunk(grads, most):
@@ -78,21 +86,21 @@ def follow(target, params, tau):
 
 class Numerics(NamedTuple):
     """How a learner keeps its weights, and what it computes with: `PLAIN` is float32 throughout, `levers.precision`
-    has others. Between `store` and `weights` an agent treats what is kept as a whole.
+    has others. Between `store` and `weights` an agent treats what is kept as a whole, and so it does gradients.
     """
 
-    adam: Callable[..., optax.GradientTransformation]  # eps -> a direction, without its learning rate
     store: Callable[[Any], Any]  # float32 weights -> what is kept of them
     target: Callable[[Any], Any]  # what is kept of weights -> what is kept of target weights
     weights: Callable[[Any], Any]  # what is kept of either -> weights of the dtype that networks compute in
     full: Callable[[Any], Any]  # what is kept of weights -> float32 weights, to act with
     init: Callable[[optax.GradientTransformation, Any], Any]  # (tx, kept) -> moments
-    # (objective of weights with an aux, weights, moments) -> ((value, aux), gradients in the units of the moments)
-    gradient: Callable[[Callable, Any, Any], tuple[tuple[Any, Any], Any]]
+    # (objective of weights with an aux, weights, moments, `directly` or `in_parts`) -> ((value, aux), gradients)
+    gradient: Callable[..., tuple[tuple[Any, Any], Any]]
     # (tx, kept, moments, gradients, learning rate, the most their norm may be or None) -> (kept, moments)
     descend: Callable[..., tuple[Any, Any]]
     follow: Callable[[Any, Any, Any], Any]  # (kept of the target, kept, tau) -> kept of the target
     draw: Callable[[TanhNormal, Any], tuple[Any, Any]]  # (dist, noise) -> (action, log_prob)
+    log_prob: Callable[[Dist, Any], Any]  # (dist, action) -> that of the action
 
 
 def _step(tx: optax.GradientTransformation, params, moments, grads, learning_rate, most=None) -> tuple[Any, Any]:
@@ -100,14 +108,16 @@ def _step(tx: optax.GradientTransformation, params, moments, grads, learning_rat
 
 
 PLAIN = Numerics(
-    adam=lambda eps=1e-8: optax.scale_by_adam(eps=eps),
     store=lambda params: params,
     target=lambda params: params,
     weights=lambda params: params,
     full=lambda params: params,
     init=lambda tx, params: tx.init(params),
-    gradient=lambda objective, params, moments: jax.value_and_grad(objective, has_aux=True)(params),
+    gradient=lambda objective, weights, moments, how=directly: how(
+        jax.value_and_grad(objective, has_aux=True), weights
+    ),
     descend=_step,
     follow=follow,
     draw=TanhNormal.sample_and_log_prob,
+    log_prob=lambda dist, action: dist.log_prob(action),
 )

@@ -133,12 +133,12 @@ def dqn(
     undoes with weights that samples were drawn by priority, and gives back priorities. `noisy` says that `form` has
     noise: each use of a network draws its own, and the policy that acts has one draw, new with each rollout that comes
     in. `optimizer` is an optax direction, without its learning rate (default Adam, Kingma and Ba 2015). `inputs` says
-    that `form` is one for these. `numerics` is the precision of the learner, whose Adam it has unless another
-    `optimizer` is given. The number of steps in a return is the window of the batch.
+    that `form` is one for these. `numerics` is the precision of the learner. The number of steps in a return is the
+    window of the batch.
     """
     form = Form(network.init, lambda params, key: params) if form is None else form
     returns = expected(loss) if returns is None else returns
-    tx = numerics.adam() if optimizer is None else optimizer
+    tx = optax.scale_by_adam() if optimizer is None else optimizer
 
     def init(key, hyper: Hyper) -> State:
         params = numerics.store(form.init(key))
@@ -239,7 +239,7 @@ def importance(state: State, chance: jax.Array) -> jax.Array:
 
 LOSSES = {"huber": huber, "mse": squared}
 OPTIMIZERS = {
-    "adam": PLAIN.adam,
+    "adam": lambda eps=1e-8: optax.scale_by_adam(eps=eps),
     "rmsprop": lambda eps=0.01: optax.scale_by_stddev(decay=0.95, eps=eps),
 }
 DISTRIBUTIONS = {
@@ -274,9 +274,6 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
         return (*below, Dense(outputs, relu=False, gain=1.0))
 
     eps = {"eps": static.optimizer_eps} if static.optimizer_eps else {}
-    rule = numerics.adam if static.optimizer == "adam" else OPTIMIZERS[static.optimizer]
-    if static.optimizer != "adam" and numerics is not PLAIN:
-        raise ValueError(f"optimizer={static.optimizer} is for --precision fp32 alone; use optimizer=adam")
     is_implicit = static.atoms > 1 and static.distribution == "implicit"
     numbers = 1 if is_implicit else returns.numbers
     form = plain(layers((actions.n + static.dueling) * numbers), obs)
@@ -292,7 +289,7 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
     return dqn(
         build_network(layers(actions.n * returns.outputs), obs), form=form, returns=returns, double=static.double,
         munchausen=static.munchausen, prioritized=static.prioritized, noisy=static.noisy,
-        optimizer=rule(**eps), inputs=inputs, numerics=numerics,
+        optimizer=OPTIMIZERS[static.optimizer](**eps), inputs=inputs, numerics=numerics,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from ..types import (
     Transition,
 )
 from .actor_critic import bounds, unit
-from .descent import by_width, descend, gradient, shrunk
+from .descent import PLAIN, Numerics, by_width, in_parts
 from .schedules import learning_rate
 
 
@@ -118,7 +118,6 @@ class Model(NamedTuple):
     network: Network  # the actor's
     init: Callable[[Any], tuple[Any, Any]]  # key -> weights of (actor, critic)
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]  # (actor, critic, one observation) -> (outputs, value)
-    critic_sees: bool  # the observation itself, rather than the actor's features
 
 
 def apart(actor: Layers, critic: Layers, obs: Box) -> Model:
@@ -129,15 +128,15 @@ def apart(actor: Layers, critic: Layers, obs: Box) -> Model:
         key_actor, key_critic = jax.random.split(key)
         return one.init(key_actor), two.init(key_critic)
 
-    return Model(one, init, lambda a, c, x: (one.apply(a, x, None), two.apply(c, x, None)[0]), True)
+    return Model(one, init, lambda a, c, x: (one.apply(a, x, None), two.apply(c, x, None)[0]))
 
 
 def shared(actor: Layers, obs: Box) -> Model:
     """The value is one more output of the actor's network, with weights of its own (Mnih et al. 2016, section 5)."""
     body, last = actor[:-1], actor[-1]
     assert isinstance(last, Dense)
-    whole, torso = build_network(actor, obs), build_network(body, obs)
-    value = build_network((last._replace(features=1, gain=1.0),), Box((out_features(body, obs.shape),)))
+    whole, torso, features = build_network(actor, obs), build_network(body, obs), Box((out_features(body, obs.shape),))
+    out, value = build_network((last,), features), build_network((last._replace(features=1, gain=1.0),), features)
 
     def init(key):
         key_actor, key_critic = jax.random.split(key)
@@ -145,9 +144,9 @@ def shared(actor: Layers, obs: Box) -> Model:
 
     def apply(a, c, x):
         hidden = torso.apply(a[:-1], x, None)
-        return hidden @ a[-1].w + a[-1].b, value.apply(c, hidden, None)[0]
+        return out.apply(a[-1:], hidden, None), value.apply(c, hidden, None)[0]
 
-    return Model(whole, init, apply, False)
+    return Model(whole, init, apply)
 
 
 def clipped(ratio, advantage, clip_range):
@@ -172,6 +171,7 @@ def actor_critic(
     dims: int = 0,
     limits: tuple[Any, Any] | None = None,
     beyond: Callable | None = None,
+    numerics: Numerics = PLAIN,
 ) -> Agent:
     """An actor-critic on `model`, whose actor's outputs `head` turns into a distribution.
 
@@ -184,17 +184,17 @@ def actor_critic(
     observations and folds them into the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is
     how many environments there are to scale rewards of. `dims` is the size of a continuous action; `limits` are its
     (low, high), [dims] each, for a head that keeps within them. `beyond` of mean actions [dims] says how far they are
-    out of bounds, for one that does not.
+    out of bounds, for one that does not. `numerics` is the precision of the learner.
     """
     fixed = {} if limits is None else {"low": jnp.float32(limits[0]), "high": jnp.float32(limits[1])}
 
     def init(key, hyper: Hyper) -> State:
         actor, critic = model.init(key)
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
-        params = Params(actor, critic, jnp.full(dims, hyper.log_std_init) if dims else ())
+        params = numerics.store(Params(actor, critic, jnp.full(dims, hyper.log_std_init) if dims else ()))
         obs = Normaliser.start(model.network.obs.shape) if normalize_obs else ()
         rewards = Rewards(jnp.zeros(reward_lanes), Normaliser.start()) if reward_lanes else ()
-        return State(params, optimizer.init(params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
+        return State(params, numerics.init(optimizer, params), hyper, jnp.zeros((), jnp.int32), obs, rewards)
 
     def fold(state: State, weights: tuple) -> tuple:
         """The weights that take raw observations and give what `weights` give on normalised ones."""
@@ -203,14 +203,19 @@ def actor_critic(
     def unfold(state: State, weights: tuple) -> tuple:
         return released(weights, state.obs.mean, state.obs.scale()) if normalize_obs else weights
 
-    def both(state: State, params: Params) -> tuple[tuple, tuple]:
-        return fold(state, params.actor), fold(state, params.critic) if model.critic_sees else params.critic
+    def seen(state: State, obs):
+        """Observations [..., n] as networks learn from them."""
+        if not normalize_obs:
+            return obs
+        mean, scale = (jnp.broadcast_to(x, obs.shape) for x in (state.obs.mean, state.obs.scale()))
+        return (obs - mean) * scale
 
     def knobs(params: Params) -> dict:
-        return fixed | {"log_std": params.log_std} if dims else {}
+        return fixed | {"log_std": params.log_std.astype(jnp.float32)} if dims else {}
 
     def policy(state: State) -> Policy:
-        return Policy(fold(state, state.params.actor), knobs(state.params))
+        params = numerics.full(state.params)
+        return Policy(fold(state, params.actor), knobs(params))
 
     def dist(policy: Policy, obs, key=None):
         return head(model.network.apply(policy.params, obs, key), policy.knobs)
@@ -235,13 +240,14 @@ def actor_critic(
         return state._replace(obs=obs, rewards=rewards)
 
     def prepare(state: State, rollout: Transition) -> Extra:
-        def judge(weights: tuple[tuple, tuple], obs):
-            return model.apply(weights[0], weights[1], obs)
+        def judge(params: Params, obs):
+            return model.apply(params.actor, params.critic, obs)
 
+        params, obs, next_obs = numerics.weights(state.params), seen(state, rollout.obs), seen(state, rollout.next_obs)
         (outputs, value), (_, bootstrap) = before_and_after(
-            judge, both(state, state.params), rollout.obs, rollout.next_obs, rollout.truncated, at_once(model.network)
+            judge, params, obs, next_obs, rollout.truncated, at_once(model.network)
         )
-        log_prob = jax.vmap(lambda o, a: head(o, knobs(state.params)).log_prob(a))(outputs, rollout.action)
+        log_prob = jax.vmap(lambda o, a: numerics.log_prob(head(o, knobs(params)), a))(outputs, rollout.action)
         reward = rollout.reward
         if reward_lanes:
             reward = jnp.clip(reward * state.rewards.moments.scale(), -10.0, 10.0)
@@ -264,10 +270,10 @@ def actor_critic(
         if normalize_advantage:
             advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
 
-        def one(params, actor, critic, obs, action, old, advantage, target):
-            outputs, value = model.apply(actor, critic, obs)
+        def one(params, obs, action, old, advantage, target):
+            outputs, value = model.apply(params.actor, params.critic, obs)
             chosen = head(outputs, knobs(params))
-            log_prob = chosen.log_prob(action)
+            log_prob = numerics.log_prob(chosen, action)
             ratio = jnp.exp(log_prob - old)
             gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
             # actions are clipped to their bounds, and a mean far beyond them is one that no reward calls back
@@ -276,7 +282,7 @@ def actor_critic(
 
         def objective(params: Params, part):
             *steps, weight = part
-            judged = jax.vmap(jax.vmap(partial(one, params, *both(state, params))))(*steps)
+            judged = jax.vmap(jax.vmap(partial(one, params)))(*steps)
             gain, value, entropy, ratio, excess = judged
             losses = weight * (h.vf_coef * value - gain) - h.ent_coef * entropy + h.bounds_coef * excess
             return share * jnp.sum(losses), (gain, value, entropy, ratio)
@@ -284,8 +290,10 @@ def actor_critic(
         old = batch.extra.log_prob if ratio_to_latest else data.log_prob
         weight = batch.weight[:, None] * batch.extra.weight
         share = reduce(jnp.ones_like(weight)) / weight.size  # of a step's loss in the loss: 1 of a sum
-        steps = (data.obs, data.action, old, advantage, batch.extra.target, weight)
-        (loss, (gain, value, entropy, ratio)), grads = gradient(objective, state.params, steps, at_once(model.network))
+        steps = (seen(state, data.obs), data.action, old, advantage, batch.extra.target, weight)
+        (loss, (gain, value, entropy, ratio)), grads = numerics.gradient(
+            objective, numerics.weights(state.params), state.optimizer, in_parts(steps, at_once(model.network))
+        )
         metrics = {
             "loss": loss,
             "policy_loss": -jnp.mean(gain),
@@ -298,8 +306,9 @@ def actor_critic(
         return grads, Info(metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
 
     def apply(state: State, grads: Params) -> State:
-        grads = shrunk(grads, state.hyper.max_grad_norm)
-        params, opt = descend(optimizer, state.params, state.optimizer, grads, learning_rate(state))
+        params, opt = numerics.descend(
+            optimizer, state.params, state.optimizer, grads, learning_rate(state), state.hyper.max_grad_norm
+        )
         return state._replace(params=params, optimizer=opt, version=state.version + 1)
 
     def graft(state: State, donor: State) -> State:
@@ -471,34 +480,43 @@ def choice(kind: str, name: str, table: Any) -> Any:
     return table[name]
 
 
-def _ppo(static: PPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def _ppo(
+    static: PPO, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     return assembled(
         static, obs, actions,
-        corrector=corrector, normalize_advantage=static.normalize_advantage,
+        corrector=corrector, normalize_advantage=static.normalize_advantage, numerics=numerics,
     )  # fmt: skip
 
 
-def _a2c(static: A2C, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def _a2c(
+    static: A2C, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     return assembled(
         static, obs, actions,
-        surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage,
+        surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage, numerics=numerics,
     )  # fmt: skip
 
 
-def _impala(static: Impala, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def _impala(
+    static: Impala, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     return assembled(
         static, obs, actions,
         surrogate=None, corrector=corrector, normalize_advantage=False,
-        reduce=jnp.sum if static.sum_loss else jnp.mean,
+        reduce=jnp.sum if static.sum_loss else jnp.mean, numerics=numerics,
     )  # fmt: skip
 
 
-def _ptr_ppo(static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def _ptr_ppo(
+    static: PtrPPO, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     return assembled(
         static, obs, actions,
         corrector=corrector, weigh=trajectory_weight, normalize_advantage=static.normalize_advantage,
         one_step=choice("value_target", static.value_target, {"lambda": False, "one-step": True}),
         ratio_to_latest=choice("ratio", static.ratio, {"behaviour": False, "latest": True}),
+        numerics=numerics,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ..memory import by_rollouts, in_epochs
 from ..networks import Dense, at_once, normalised, torso
 from ..networks import network as build_network
 from ..types import Agent, Batch, Box, Corrector, Discrete, Info, Network, Policy, Recipe, Space, Trace, Transition
-from .descent import descend, follow, gradient, shrunk
+from .descent import PLAIN, Numerics, in_parts
 from .dqn import greedy
 from .schedules import epsilon, learning_rate, target_due
 
@@ -69,6 +69,7 @@ def rollout_q(
     loss: Callable = squared,
     optimizer: optax.GradientTransformation | None = None,
     reduce: Callable = jnp.mean,
+    numerics: Numerics = PLAIN,
 ) -> Agent:
     """Action values on `network`, learned from rollouts whose targets `corrector` makes, once for all updates.
 
@@ -82,7 +83,7 @@ def rollout_q(
     of the learner's once in `target_update_interval` environment steps (Mnih et al. 2016, algorithms 1 and 2: lambda 0
     is one step, lambda 1 as many as the rollout has). `loss` is taken of the error of each step; `reduce` makes a
     number of those of a batch; `optimizer` is an optax direction, without its learning rate (default RAdam, Liu et al.
-    2020).
+    2020); `numerics` is the precision of the learner.
 
     The hyper-parameters read are learning_rate, anneal_lr, gamma, q_lambda, max_grad_norm, the three of exploration,
     total_steps, steps_per_update and, with a target network, target_update_interval; a record may have others. Raises
@@ -95,18 +96,19 @@ def rollout_q(
     tx = optax.scale_by_radam() if optimizer is None else optimizer
 
     def init(key, hyper) -> State:
-        params = network.init(key)
+        params = numerics.store(network.init(key))
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
-        return State(params, params if target else (), tx.init(params), hyper, jnp.zeros((), jnp.int32))
+        judge = numerics.target(params) if target else ()
+        return State(params, judge, numerics.init(tx, params), hyper, jnp.zeros((), jnp.int32))
 
     def policy(state: State) -> Policy:
-        return Policy(state.params, {"epsilon": epsilon(state)})
+        return Policy(numerics.full(state.params), {"epsilon": epsilon(state)})
 
     def dist(policy: Policy, obs, key=None) -> EpsilonGreedy:
         return epsilon_greedy(network.apply(policy.params, obs, key), policy.knobs)
 
     def prepare(state: State, rollout: Transition) -> jax.Array:
-        judge = state.target if target else state.params
+        judge = numerics.weights(state.target if target else state.params)
         own_epsilon = jnp.float32(0) if bootstrap == "max" else epsilon(state)
         now, then = (
             EpsilonGreedy(values, own_epsilon)
@@ -141,15 +143,19 @@ def rollout_q(
         weight = jnp.broadcast_to(batch.weight[:, None], batch.extra.shape)
         share = reduce(jnp.ones_like(weight)) / weight.size  # of a step's loss in the loss: 1 of a sum
         steps = (batch.data.obs, batch.data.action, batch.extra, weight)
-        (value, q), grads = gradient(objective, state.params, steps, at_once(network))
+        (value, q), grads = numerics.gradient(
+            objective, numerics.weights(state.params), state.optimizer, in_parts(steps, at_once(network))
+        )
         error = batch.extra - q
         return grads, Info({"loss": value, "q": jnp.mean(q)}, jnp.mean(jnp.abs(error), -1))
 
     def apply(state: State, grads) -> State:
-        grads = shrunk(grads, state.hyper.max_grad_norm)
-        params, moments = descend(tx, state.params, state.optimizer, grads, learning_rate(state))
-        version = state.version + 1
-        judge = follow(state.target, params, jnp.where(target_due(state, version), 1.0, 0.0)) if target else ()
+        params, moments = numerics.descend(
+            tx, state.params, state.optimizer, grads, learning_rate(state), state.hyper.max_grad_norm
+        )
+        version, judge = state.version + 1, state.target
+        if target:
+            judge = numerics.follow(judge, params, jnp.where(target_due(state, version), 1.0, 0.0))
         return State(params, judge, moments, state.hyper, version)
 
     return Agent(init, policy, epsilon_greedy, dist, grad, apply, network, ratio_from=1, prepare=prepare)
@@ -160,13 +166,16 @@ def _taken(values: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, action[..., None], -1)[..., 0]
 
 
-def assemble(static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return) -> Agent:
+def assemble(
+    static: Static, obs: Box, actions: Space, corrector: Corrector = lambda_return, numerics: Numerics = PLAIN
+) -> Agent:
     """The PQN that `static` describes, for these spaces. Raises ValueError for a choice that does not exist."""
     if not isinstance(actions, Discrete):
         raise ValueError("pqn chooses among discrete actions")
     layers = torso(static.network, static.hidden, obs)
     layers = normalised(layers) if static.layer_norm else layers
-    return rollout_q(build_network((*layers, Dense(actions.n, relu=False, gain=1.0)), obs), corrector=corrector)
+    network = build_network((*layers, Dense(actions.n, relu=False, gain=1.0)), obs)
+    return rollout_q(network, corrector=corrector, numerics=numerics)
 
 
 recipe = Recipe(

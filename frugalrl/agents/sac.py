@@ -130,7 +130,7 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True, numerics: Num
     of steps in a return is the window of the batch. A batch's weights count for the critics. `numerics` is the
     precision of actor and critics; the temperature, one number, is always float32.
     """
-    tx, exact = numerics.adam(), optax.scale_by_adam()
+    tx = optax.scale_by_adam()
 
     def init(key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
@@ -138,7 +138,7 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True, numerics: Num
         critics = numerics.store(soft.critics(key_critic))
         log_ent_coef = jnp.log(jnp.maximum(hyper.ent_coef, 1e-8))
         params = Params(numerics.store(actor.init(key_actor)), critics, log_ent_coef)
-        moments = Params(numerics.init(tx, params.actor), numerics.init(tx, critics), exact.init(log_ent_coef))
+        moments = Params(numerics.init(tx, params.actor), numerics.init(tx, critics), tx.init(log_ent_coef))
         return State(params, numerics.target(critics), moments, hyper, jnp.zeros((), jnp.int32))
 
     def policy(state: State) -> Policy:
@@ -182,8 +182,8 @@ def sac(actor: Network, soft: Soft, *, auto_ent_coef: bool = True, numerics: Num
 
     def apply(state: State, grads: Params) -> State:
         h, params, moments = state.hyper, state.params, state.optimizer
-        parts = zip((numerics.descend,) * 2 + (PLAIN.descend,), (tx, tx, exact), params, moments, grads, strict=True)
-        steps = [step(rule, *part, h.learning_rate) for step, rule, *part in parts]
+        parts = zip((numerics, numerics, PLAIN), params, moments, grads, strict=True)
+        steps = [each.descend(tx, *part, h.learning_rate) for each, *part in parts]
         params, moments = (Params(*found) for found in zip(*steps, strict=True))
         return State(params, numerics.follow(state.target, params.critic, h.tau), moments, h, state.version + 1)
 

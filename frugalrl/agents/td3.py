@@ -19,7 +19,7 @@ from ..types import Agent, Batch, Box, Info, Network, Policy, Recipe, Space
 from .actor_critic import actor as actor_network
 from .actor_critic import bounds, ensemble, unit
 from .actor_critic import critic as critic_network
-from .descent import descend, follow
+from .descent import PLAIN, Numerics
 
 
 class Static(NamedTuple):
@@ -98,11 +98,13 @@ def smoothed(hyper, action, key):
     return jnp.clip(action + jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip), -1.0, 1.0)
 
 
-def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoothed) -> Agent:
+def td3(
+    actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoothed, numerics: Numerics = PLAIN
+) -> Agent:
     """TD3 with `actor`, whose outputs tanh makes actions, and `critic`.
 
     `smooth` is (hyper, target action in [-1, 1], key) -> the action to value. The number of steps in a return is the
-    window of the batch. A batch's weights count for the critics.
+    window of the batch. A batch's weights count for the critics. `numerics` is the precision of actor and critics.
     """
     tx = optax.scale_by_adam()
     low, high = bounds(actions)
@@ -110,13 +112,15 @@ def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoo
     def init(key, hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
         hyper = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
-        params = Params(actor.init(key_actor), critic.init(key_critic))
-        return State(params, params, Params(*map(tx.init, params)), hyper, jnp.zeros((), jnp.int32))
+        params = Params(numerics.store(actor.init(key_actor)), numerics.store(critic.init(key_critic)))
+        target = Params(*map(numerics.target, params))
+        moments = Params(*(numerics.init(tx, part) for part in params))
+        return State(params, target, moments, hyper, jnp.zeros((), jnp.int32))
 
     def policy(state: State) -> Policy:
         random = (state.version == 0).astype(jnp.float32)
         knobs = {"low": jnp.asarray(low), "high": jnp.asarray(high), "noise": state.hyper.action_noise}
-        return Policy(state.params.actor, knobs | {"random": random})
+        return Policy(numerics.full(state.params.actor), knobs | {"random": random})
 
     def dist(policy: Policy, obs, key=None) -> ClippedNormal:
         return clipped_normal(actor.apply(policy.params, obs, key), policy.knobs)
@@ -125,14 +129,15 @@ def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoo
         return jnp.tanh(actor.apply(params, obs, None))
 
     def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
-        h, data, params = state.hyper, batch.data, state.params
+        h, data, moments = state.hyper, batch.data, state.optimizer
+        params, slow = (Params(*map(numerics.weights, parts)) for parts in (state.params, state.target))
         ret = jax.vmap(n_step, (0, 0, 0, None))(data.reward, data.terminated, data.truncated, h.gamma)
         obs, action = data.obs[:, 0], jax.vmap(lambda a: unit(a, low, high))(data.action[:, 0])
         next_obs = jax.vmap(lambda x, i: x[i])(data.next_obs, ret.last)
 
         def aim(ret, next_obs, key):
-            next_action = smooth(h, act(state.target.actor, next_obs), key)
-            return critic.target(state.target.critic, h, ret, next_obs, next_action)
+            next_action = smooth(h, act(slow.actor, next_obs), key)
+            return critic.target(slow.critic, h, ret, next_obs, next_action)
 
         target = jax.vmap(aim)(ret, next_obs, jax.random.split(key, batch.weight.shape))
 
@@ -141,17 +146,18 @@ def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoo
             return jnp.mean(batch.weight * loss), (error, values)
 
         def actor_loss(weights):  # Silver et al. 2014, equation 9; Lillicrap et al. 2015, equation 6
-            return -jnp.mean(jax.vmap(lambda o: critic.value(params.critic, h, o, act(weights, o)))(obs))
+            return -jnp.mean(jax.vmap(lambda o: critic.value(params.critic, h, o, act(weights, o)))(obs)), ()
 
-        (loss, (error, values)), critic_grads = jax.value_and_grad(critic_loss, has_aux=True)(params.critic)
-        policy_loss, actor_grads = jax.value_and_grad(actor_loss)(params.actor)
+        (loss, (error, values)), critic_grads = numerics.gradient(critic_loss, params.critic, moments.critic)
+        (policy_loss, _), actor_grads = numerics.gradient(actor_loss, params.actor, moments.actor)
         return Params(actor_grads, critic_grads), Info(
             {"loss": loss, "actor_loss": policy_loss, "q": jnp.mean(values)}, error
         )
 
     def apply(state: State, grads: Params) -> State:
         h, version = state.hyper, state.version + 1
-        steps = [descend(tx, *part, h.learning_rate) for part in zip(state.params, state.optimizer, grads, strict=True)]
+        parts = zip(state.params, state.optimizer, grads, strict=True)
+        steps = [numerics.descend(tx, *part, h.learning_rate) for part in parts]
         (actor_params, actor_moments), (critic_params, critic_moments) = steps
         # a select, not a cond: under vmap, which every compiled run is under, a cond runs both branches
         due = version % jnp.maximum(jnp.round(h.policy_delay), 1.0).astype(jnp.int32) == 0
@@ -161,7 +167,8 @@ def td3(actor: Network, critic: Critic, actions: Box, *, smooth: Callable = smoo
             (state.params.actor, state.optimizer.actor),
         )
         params = Params(actor_params, critic_params)
-        target = follow(state.target, params, jnp.where(due, h.tau, 0.0))
+        tau = jnp.where(due, h.tau, 0.0)
+        target = Params(*(numerics.follow(*part, tau) for part in zip(state.target, params, strict=True)))
         return State(params, target, Params(actor_moments, critic_moments), h, version)
 
     def graft(state: State, donor: State) -> State:
@@ -181,12 +188,12 @@ def greedy(actions: Space) -> dict[str, Any]:
     return {"low": low.tolist(), "high": high.tolist(), "noise": 0.0, "random": 0.0}
 
 
-def assemble(static: Static, obs: Box, actions: Space) -> Agent:
+def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAIN) -> Agent:
     """The TD3 that `static` describes, for these spaces. Raises ValueError for spaces it cannot handle."""
     dims = bounds(actions)[0].size
     assert isinstance(actions, Box)
     actor = actor_network(static.hidden, dims, obs)
-    return td3(actor, least(critic_network(static.hidden, obs, dims), 2), actions)
+    return td3(actor, least(critic_network(static.hidden, obs, dims), 2), actions, numerics=numerics)
 
 
 recipe = Recipe(Static(), Hyper(), assemble, in_turns, replay, greedy, values="weight")

@@ -203,7 +203,10 @@ def _wall(receipt: Mapping[str, Any]) -> str:
 def _precision(precision: Mapping[str, Any]) -> str:
     skipped, scales = precision.get("skipped_updates") or [], precision.get("loss_scale") or []
     counted = "applied although not finite" if min(scales, default=1) == 1 else "skipped as not finite"
-    return f"{precision.get('mode')}, {words.number(sum(skipped))} updates {counted}"
+    parts = [str(precision.get("mode"))]
+    parts += [f"as {precision['why']}"] if precision.get("why") else []
+    parts += [f"{words.number(sum(skipped))} updates {counted}"] if scales else []
+    return ", ".join(parts)
 
 
 def _actors(actors: Mapping[str, Any]) -> str:

@@ -37,8 +37,8 @@ class Learning(NamedTuple):
 
 
 def light(state: Any) -> Any:
-    """A state without what only `apply` reads."""
-    return state._replace(optimizer=())
+    """A state without what only `apply` reads: of the optimiser only its numbers are left, the scale of a loss say."""
+    return state._replace(optimizer=jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else (), state.optimizer))
 
 
 def gradient(agent: Agent, memory: Memory, state: Any, items: Transition, key) -> tuple[Any, dict]:

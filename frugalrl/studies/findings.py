@@ -178,6 +178,27 @@ def methods(ours: Runs, base: Runs) -> str:
     return f"{' and '.join(sorted(found))}, compilation and evaluation included"
 
 
+def breaks() -> Test:
+    """Whether ours fails: by a return below the interval of base, or, in at least half of its runs, by updates that
+    were not finite numbers, or by weights.
+    """
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
+        runs = [row for each in ours for row in each]
+        lost = [row for row in runs if row.get("diverged") or row.get("skipped_updates") or row["final_return"] is None]
+        said = f"return {words.interval(mine)} against {words.interval(theirs)}"
+        note = f"updates that were not finite, or too large to be kept, in {len(lost)} of {len(runs)} runs"
+        if not _enough(ours, base):
+            return Answer(UNDECIDED, said, note)
+        below = mine.high is not None and theirs.low is not None and mine.high < theirs.low
+        if below or 2 * len(lost) >= len(runs):
+            return Answer(REPRODUCED, said, note)
+        return Answer(UNDECIDED if lost or mine.point < (theirs.low or mine.point) else NOT, said, note)
+
+    return test
+
+
 def decided(found: Interval, ours: Runs, base: Runs, least: float = -np.inf, most: float = np.inf) -> str:
     """The verdict on the claim that a number is between `least` and `most`."""
     if not _enough(ours, base) or found.low is None or found.high is None:

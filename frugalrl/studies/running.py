@@ -84,8 +84,8 @@ def study(
                 break
             if not quiet:
                 print(f"{name}, run {number} of {len(todo)}: {_title(run)}", file=sys.stderr, flush=True)
-            code = 0 if _finished(folder, run) else (train or child)(_words(folder, run, stop, quiet), stop, lock)
-            if _finished(folder, run):
+            code = 0 if _over(folder, run) else (train or child)(_words(folder, run, stop, quiet), stop, lock)
+            if _over(folder, run):
                 for row in _rows(made.study, folder, run):  # each may take a while
                     rows.write(folder / "rows.jsonl", [row])
                     if _missing(folder, run) and (stopped := stop.asked()) is not None:
@@ -135,12 +135,13 @@ def _words(folder: Path, run: Run, stop: Stop, quiet: bool) -> list[str]:
     return [*said, "--quiet"] if quiet else said
 
 
-def _finished(folder: Path, run: Run) -> bool:
+def _over(folder: Path, run: Run) -> bool:
+    """Whether a run has ended, well or because it diverged, which it would do again."""
     try:
         found = receipt.read(place(folder, run) / "receipt.json") or {}
     except ValueError:  # damaged: let the run itself say what to do
         return False
-    return bool(found.get("finished")) and found.get("steps") == run.config.steps
+    return bool(found.get("diverged")) or (bool(found.get("finished")) and found.get("steps") == run.config.steps)
 
 
 def _missing(folder: Path, run: Run) -> list[int]:
@@ -153,6 +154,7 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
     """The rows of a finished run that are not there yet; seeds that trained together share its cost."""
     there, share = place(folder, run), len(run.seeds)
     found, evaluations = receipt.read(there / "receipt.json") or {}, rows.read(there / "rows.jsonl")
+    diverged, skipped = bool(found.get("diverged")), (found.get("precision") or {}).get("skipped_updates") or []
     actors = found["actors"] and {key: found["actors"].get(key) for key in KEPT}
     for seed in _missing(folder, run):
         curve = [(row["step"], row["episode_return"]) for row in evaluations if row["seed"] == seed]
@@ -160,9 +162,10 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
         yield {
             "study": study.name, "task": run.task, "arm": run.arm, "seed": seed,
             "agent": run.config.agent, "env": run.config.env, "runtime": run.config.runtime,
-            "steps": found["steps"], "final_return": curve[-1][1] if curve else None,
-            "area": area(*zip(*known, strict=True)) if len(known) == len(curve) > 0 else None, "curve": curve,
-            "rounded": _rounded(study, there, run, seed),
+            "steps": found["steps"], "final_return": curve[-1][1] if curve and not diverged else None,
+            "area": area(*zip(*known, strict=True)) if len(known) == len(curve) > 0 and not diverged else None,
+            "curve": curve, "diverged": diverged, "rounded": [] if diverged else _rounded(study, there, run, seed),
+            "skipped_updates": skipped[run.seeds.index(seed)] if len(skipped) == share else None,
             "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
             "actors": actors,
             "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),

@@ -1,4 +1,4 @@
-"""Log-probabilities of tanh-squashed normals in 16 bits: forms whose gradients stay finite, and the stock ones."""
+"""Log-probabilities of normals, squashed or not, in 16 bits: forms whose gradients stay finite, and the stock ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...distributions import TanhNormal
+from ...distributions import Dist, Normal, TanhNormal
 from .rounding import rounded
 
 STOCK_THRESHOLD = 20.0  # above which PyTorch's softplus is linear
@@ -86,3 +86,28 @@ def sampler(dtype: Any, normal_fix: bool = True, softplus_fix: bool = True) -> C
         return rounded(jnp.tanh(u), dtype), rounded(each, dtype).sum(-1)
 
     return draw
+
+
+def density(dtype: Any, normal_fix: bool = True, softplus_fix: bool = True) -> Callable:
+    """`log_prob` of an action that is given, with numbers of `dtype`: (dist, action) -> log_prob, float32.
+
+    As in `sampler`, but for the action itself: rounded it would be another one than that which was taken. Other
+    distributions than normals have no such forms.
+    """
+
+    def log_prob(dist: Dist, action: Any) -> Any:
+        if not isinstance(dist, Normal | TanhNormal):
+            return dist.log_prob(action)
+        u = dist.before(action) if isinstance(dist, TanhNormal) else action
+        mean, log_std = rounded(dist.mean, dtype), rounded(dist.log_std, dtype)
+        if normal_fix:
+            z = rounded((u - mean) / rounded(jnp.exp(log_std), dtype), dtype)
+            each = rounded(-0.5 * z * z - log_std - 0.5 * log(2 * pi), dtype)
+        else:
+            each = rounded(stock_normal_log_prob(u, mean, log_std, dtype), dtype)
+        if isinstance(dist, TanhNormal):
+            plus = softplus if softplus_fix else lambda x: stock_softplus(x, dtype)
+            each = each - rounded(log_slope(u, plus), dtype) - dist.log_half()
+        return each.sum(-1)
+
+    return log_prob

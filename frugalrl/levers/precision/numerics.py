@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...agents.descent import PLAIN, Numerics, follow, shrunk
+from ...agents.descent import PLAIN, Numerics, directly, follow, shrunk
+from ...distributions import normal, squashed_normal, tanh_normal
 from ...types import Agent, Batch, Memory, Transition
-from . import scaling
-from .hadam import Moments, hadam, rescaled
-from .log_probs import sampler
-from .modes import Precision
-from .rounding import Split, narrow, split, whole, wide
-from .scaling import Guard
+from . import log_probs, scaling
+from .hadam import laid_down, of_squares, taken_up
+from .modes import REPAIRS, Precision
+from .rounding import dithered, like, narrow, split, value_of, whole, wide
+from .scaling import Guard, Scaled
 
 
 class Guarded(NamedTuple):
@@ -32,61 +32,97 @@ def numerics(precision: Precision) -> Numerics:
 
     What is kept between updates, what networks compute with, and what flows back through them has 16 bits; losses,
     returns and targets, and the registers of a step, are float32. Without `compound_scaling` gradients are only counted
-    where they are not finite, and applied all the same, as supervised learning would do it.
+    where they are not finite, and applied all the same, as supervised learning would do it. Log-probabilities are
+    rounded in float16 alone, whose range they may leave.
     """
     if precision == Precision():
         return PLAIN
     dtype, scaled = jnp.dtype(precision.dtype), precision.compound_scaling
 
-    def kept(params: Any, compensated: bool) -> Any:
+    def kept(tree: Any, compensated: bool) -> Any:
+        """As it is kept from now on: `like` goes on with it."""
         if precision.masters:
-            return params
-        return split(params, dtype) if compensated else narrow(params, dtype)
+            return tree
+        if precision.stochastic:
+            return dithered(wide(tree), dtype)
+        return split(wide(tree), dtype) if compensated else narrow(wide(tree), dtype)
 
     def weights(found: Any) -> Any:
-        found = found.value if isinstance(found, Split) else found
-        return jax.tree.map(lambda x: x.astype(dtype), found)
-
-    def adam(eps: float = 1e-8) -> optax.GradientTransformation:
-        return hadam(eps=eps * (scaling.START if scaled else 1.0), root=precision.hadam)
+        return jax.tree.map(lambda x: x.astype(dtype), value_of(found))
 
     def init(tx: optax.GradientTransformation, found: Any) -> Guarded:
-        start = scaling.guard(scaling.START if scaled else 1.0)
-        return Guarded(tx.init(found if precision.masters else weights(found)), start)
+        state, full = tx.init(whole(found)), not precision.masters
+        if full and isinstance(state, optax.ScaleByRStdDevState):
+            raise ValueError(
+                "centred RMSProp takes differences of numbers that 16 bits cannot tell apart: use optimizer=adam, or "
+                "--precision bf16"
+            )
 
-    def gradient(objective, params: Any, moments: Guarded) -> tuple[tuple[Any, Any], Any]:
-        return scaling.value_and_grad(objective)(params, moments.guard.scale)
+        def one(path: tuple, x: jax.Array) -> Any:
+            if not full or not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            return kept(x, precision.kahan_squares) if of_squares(path) else narrow(x, dtype)
 
-    def descend(tx, found: Any, moments: Guarded, grads: Any, learning_rate, most=None) -> tuple[Any, Guarded]:
-        ok, grads = scaling.fits(grads, dtype), wide(grads)
+        return Guarded(
+            jax.tree_util.tree_map_with_path(one, state), scaling.guard(scaling.START if scaled else 1.0)
+        )  # fmt: skip
+
+    def gradient(objective, params: Any, moments: Guarded, how=directly) -> tuple[tuple[Any, Any], Any]:
+        both, scale = scaling.value_and_grad(objective), moments.guard.scale
+        found, grads = how(lambda params, *rest: both(params, scale, *rest), params)
+        return found, Scaled(grads, scale)
+
+    def descend(tx, found: Any, moments: Guarded, grads: Scaled, learning_rate, most=None) -> tuple[Any, Guarded]:
+        ok, params, guard = scaling.fits(grads.value, dtype), whole(found), moments.guard
+        slopes = jax.tree.map(lambda g: g / grads.scale, wide(grads.value))
         if most is not None:
-            grads = shrunk(grads, most * moments.guard.scale)
-        direction, inner = tx.update(grads, moments.inner, whole(found))
-        moved = jax.tree.map(lambda p, d: p - learning_rate * d, whole(found), direction)
-        moved = kept(moved, precision.kahan_gradients)
-        if not scaled:
-            return moved, Guarded(inner, scaling.counted(moments.guard, ok))
-        moved, inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (moved, inner), (found, moments.inner))
-        assert isinstance(inner, Moments)
-        roomy = scaling.fits((inner.m, inner.w), dtype, 2.0 if precision.hadam else 4.0)
-        guard, factor = scaling.followed(moments.guard, ok, roomy)
-        return moved, Guarded(rescaled(inner, factor, precision.hadam), guard)
+            slopes = shrunk(slopes, most)
+        before = taken_up(moments.inner, guard.scale, precision.hadam)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+            if precision.supervised:
+                direction, after = tx.update(narrow(slopes, dtype), moments.inner, value_of(found))
+                direction, after = wide(direction), taken_up(after, root=False)
+            else:
+                direction, after = tx.update(slopes, before, params)
+        moved = like(found, jax.tree.map(lambda p, d: p - learning_rate * d, params, direction))
+        if scaled:
+            moved, after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (moved, after), (found, before))
+            roomy = scaling.fits(laid_down(after, 2 * guard.scale, precision.hadam), dtype)
+            guard = scaling.followed(guard, ok, roomy)
+        else:
+            guard = scaling.counted(guard, ok)
+        return moved, Guarded(like(moments.inner, laid_down(after, guard.scale, precision.hadam)), guard)
 
     def towards(target: Any, found: Any, tau) -> Any:
-        return kept(follow(whole(target), whole(found), tau), precision.kahan_momentum)
+        return like(target, follow(whole(target), whole(found), tau))
 
+    rounds = precision.dtype == "float16"
+    fixes = precision.normal_fix, precision.softplus_fix
     return Numerics(
-        adam=adam,
         store=lambda params: kept(params, precision.kahan_gradients),
         target=lambda found: kept(whole(found), precision.kahan_momentum),
         weights=weights,
-        full=lambda found: wide(found.value if isinstance(found, Split) else found),
+        full=lambda found: wide(value_of(found)),
         init=init,
         gradient=gradient,
         descend=descend,
         follow=towards,
-        draw=PLAIN.draw if precision.masters else sampler(dtype, precision.normal_fix, precision.softplus_fix),
+        draw=log_probs.sampler(dtype, *fixes) if rounds else PLAIN.draw,
+        log_prob=log_probs.density(dtype, *fixes) if rounds else PLAIN.log_prob,
     )
+
+
+def repairs(agent: Agent, hyper: Any) -> tuple[str, ...]:
+    """Those that change something in what `agent`, assembled with any `numerics`, learns with. Raises ValueError for
+    an optimiser that these numerics do not have.
+    """
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), hyper))
+    there = {
+        "kahan_momentum": bool(jax.tree.leaves(getattr(state, "target", ()))),
+        "normal_fix": agent.head in (normal, tanh_normal, squashed_normal),
+        "softplus_fix": agent.head in (tanh_normal, squashed_normal),
+    }
+    return tuple(name for name in REPAIRS if there.get(name, True))
 
 
 def guards(state: Any) -> list[Guard]:
@@ -115,7 +151,7 @@ def watched(agent: Agent, precision: Precision) -> Agent:
 
     def grad(state: Any, batch: Batch, key):
         grads, info = agent.grad(state, batch, key)
-        bad = ~scaling.fits(grads, precision.dtype)
+        bad = ~scaling.fits(scaling.unscaled(grads), precision.dtype)
         scale = jnp.min(jnp.stack([x.scale for x in guards(state)]))
         told = {"skipped_updates": bad.astype(jnp.float32), "loss_scale": scale}
         return grads, info._replace(metrics=info.metrics | told)

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from ... import rng
 
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
@@ -38,7 +41,11 @@ _rounded.defvjp(lambda x, dtype: (_nearest(x, dtype), None), lambda dtype, _, co
 
 def wide(tree: Any) -> Any:
     """Floats as those that a step is computed in: float32, or what they are if that is wider."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype.itemsize < 4 else x, tree)
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if _short(x) else x, tree)
+
+
+def _short(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
 
 
 def narrow(tree: Any, dtype: Any) -> Any:
@@ -58,6 +65,14 @@ class Split(NamedTuple):
     lost: Any
 
 
+class Dithered(NamedTuple):
+    """A tree of floats that are rounded at random, up or down so that the mean is what was rounded."""
+
+    value: Any
+    seed: jax.Array  # uint32, of its random numbers
+    times: jax.Array  # uint32, that it was rounded
+
+
 def _magnified(dtype: Any) -> float:
     return 2.0 ** (jnp.finfo(dtype).nmant + 1)
 
@@ -69,13 +84,67 @@ def split(tree: Any, dtype: Any) -> Split:
     return Split(values, narrow(lost, dtype))
 
 
+def dithered(tree: Any, dtype: Any, seed: jax.Array | None = None, times: Any = 0) -> Dithered:
+    """Float32 numbers rounded to `dtype` at random. Without a `seed` one is made of the numbers themselves, so that two
+    networks that begin with other weights are rounded by other chances.
+    """
+    leaves, kind = jax.tree.flatten(tree)
+    if seed is None:
+        seed = jnp.asarray(sum((jnp.sum(_bits(x), dtype=jnp.uint32) for x in leaves), jnp.uint32(0)))
+    key = jax.random.fold_in(rng.key(seed), times)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    values = [at_random(x, dtype, one) for x, one in zip(leaves, keys, strict=False)]
+    return Dithered(kind.unflatten(values), seed, jnp.asarray(times, jnp.uint32))
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+
+
+def at_random(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """Float32 numbers as the next of `dtype` above or below, the nearer the likelier: what they are on average.
+
+    A random number is added to the digits that go, and these are cut off; a number that `dtype` has stays what it is.
+    """
+    drop = 23 - jnp.finfo(dtype).nmant
+    noise = jax.random.bits(key, x.shape, jnp.uint32) >> np.uint32(32 - drop)
+    cut = (_bits(x) + noise) & np.uint32(-1 << drop & 0xFFFFFFFF)
+    return narrow(jax.lax.bitcast_convert_type(cut, jnp.float32), dtype)
+
+
+def _is_record(x: Any) -> bool:
+    return isinstance(x, Split | Dithered)
+
+
 def whole(kept: Any) -> Any:
-    """The floats of a Split, or of any other tree, in the precision of a step."""
-    if not isinstance(kept, Split):
-        return wide(kept)
-    return jax.tree.map(
-        lambda v, lost: v.astype(jnp.float32) + lost.astype(jnp.float32) / _magnified(v.dtype), kept.value, kept.lost
-    )
+    """What is kept, in the precision of a step, be it in two parts or in one."""
+
+    def joined(value: jax.Array, lost: jax.Array) -> jax.Array:
+        return value.astype(jnp.float32) + lost.astype(jnp.float32) / _magnified(value.dtype)
+
+    def one(x: Any) -> Any:
+        return jax.tree.map(joined, x.value, x.lost) if isinstance(x, Split) else wide(value_of(x))
+
+    return jax.tree.map(one, kept, is_leaf=_is_record)
+
+
+def value_of(kept: Any) -> Any:
+    """The part of what is kept that computes."""
+    return jax.tree.map(lambda x: x.value if _is_record(x) else x, kept, is_leaf=_is_record)
+
+
+def like(before: Any, tree: Any) -> Any:
+    """`tree`, as `before` is kept."""
+
+    def one(old: Any, new: Any) -> Any:
+        match old:
+            case Split(value):
+                return split(new, jax.tree.leaves(value)[0].dtype)
+            case Dithered(value, seed, times):
+                return dithered(new, jax.tree.leaves(value)[0].dtype, seed, times + np.uint32(1))
+        return narrow(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
+
+    return jax.tree.map(one, before, tree, is_leaf=_is_record)
 
 
 class Lost(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from .rounding import wide
 
-START = 1e4  # scale
+START = 2.0**13  # scale: the published 1e4 as a power of two, by which nothing is rounded
 PERIOD = 10_000  # good steps until it doubles
 MOST = 2.0**24  # of the scale: gradients that are all but zero would double it for ever
 COLLAPSED = 1e-3  # below this gradients do not fit for another reason than the scale
@@ -33,14 +33,29 @@ def guard(scale: float = 1.0) -> Guard:
     return Guard(jnp.float32(scale), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
+class Scaled(NamedTuple):
+    """Gradients, and what they were multiplied by: the scale may be another when they are applied."""
+
+    value: Any
+    scale: jax.Array
+
+
+def unscaled(grads: Any) -> Any:
+    """Gradients, Scaled or not, as they are kept: without their scales."""
+    return jax.tree.map(
+        lambda x: x.value if isinstance(x, Scaled) else x, grads, is_leaf=lambda x: isinstance(x, Scaled)
+    )
+
+
 def value_and_grad(objective: Callable) -> Callable:
-    """Like `jax.value_and_grad(objective, has_aux=True)`, of (params, scale): gradients times `scale`.
+    """Like `jax.value_and_grad(objective, has_aux=True)`, of (params, scale, further arguments): gradients
+    times `scale`.
 
     The scale is the cotangent of the loss, which itself is not scaled and so cannot overflow.
     """
 
-    def run(params: Any, scale: jax.Array) -> tuple[tuple[Any, Any], Any]:
-        value, backward, aux = jax.vjp(objective, params, has_aux=True)
+    def run(params: Any, scale: jax.Array, *rest: Any) -> tuple[tuple[Any, Any], Any]:
+        value, backward, aux = jax.vjp(lambda params: objective(params, *rest), params, has_aux=True)
         return (value, aux), backward(scale.astype(value.dtype))[0]
 
     return run
@@ -49,8 +64,8 @@ def value_and_grad(objective: Callable) -> Callable:
 def fits(tree: Any, dtype: Any, factor: float = 1.0) -> jax.Array:
     """Whether all of these floats, `factor` times as large, are finite numbers of `dtype`, by a margin."""
     most = float(jnp.finfo(dtype).max) / (MARGIN * factor)
-    leaves = [jnp.all(jnp.abs(x) <= most) for x in jax.tree.leaves(wide(tree))]
-    return jnp.all(jnp.stack(leaves))
+    leaves = [x for x in jax.tree.leaves(wide(tree)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) <= most) for x in leaves]))
 
 
 def counted(state: Guard, ok: jax.Array) -> Guard:
@@ -58,13 +73,12 @@ def counted(state: Guard, ok: jax.Array) -> Guard:
     return state._replace(good=jnp.where(ok, state.good + 1, 0), skipped=state.skipped + (~ok).astype(jnp.int32))
 
 
-def followed(state: Guard, ok: jax.Array, roomy: jax.Array) -> tuple[Guard, jax.Array]:
-    """`counted`, and the factor by which the scale, and all that is measured in it, changes.
-
-    Halved after a gradient that was not `ok`; doubled after PERIOD good ones, if the moments have room (`roomy`).
+def followed(state: Guard, ok: jax.Array, roomy: jax.Array) -> Guard:
+    """`counted`, with the scale halved after a gradient that was not `ok`, and doubled after PERIOD good ones, if what
+    is measured in it has room (`roomy`).
     """
     state = counted(state, ok)
     due = state.good > PERIOD
     grows = due & roomy & (state.scale < MOST)
     factor = jnp.where(ok, jnp.where(grows, 2.0, 1.0), 0.5)
-    return Guard(state.scale * factor, jnp.where(due, 0, state.good), state.skipped), factor
+    return Guard(state.scale * factor, jnp.where(due, 0, state.good), state.skipped)
