@@ -91,7 +91,7 @@ def flags(task: Task) -> list[str]:
 
 
 def import_packages(checkout: Path) -> dict[str, str]:
-    """Import all that the script imports, with the empty writer in place; returns the versions."""
+    """Import all that the script imports, with the empty writer in place and `clip` as it was; returns the versions."""
     import flax
     import flax.linen
     import flax.training.train_state
@@ -108,6 +108,8 @@ def import_packages(checkout: Path) -> dict[str, str]:
     sys.path.insert(0, str(checkout))
     import cleanrl_utils.buffers  # noqa: F401
 
+    clip = jax.numpy.clip  # whose bounds had other names until jax 0.7
+    jax.numpy.clip = lambda x, a_min=None, a_max=None: clip(x, a_min, a_max)  # type: ignore[assignment]
     modules = {"jax": jax, "flax": flax, "optax": optax, "torch": torch, "gymnasium": gymnasium}
     return {"cleanrl": COMMIT} | {name: module.__version__ for name, module in modules.items()}
 

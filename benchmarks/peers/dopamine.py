@@ -10,10 +10,11 @@ is the name of an agent's class:
 
 `options` are gin's bindings. Revisiting Rainbow (Obando-Ceron and Castro 2021) is built on Dopamine: its agents
 subclass those of version 3.1.10, and have the bindings of its own CartPole-v0 beneath. It needs Python 3.8 and the
-oldest jaxlib there still is for it, with names that are gone from JAX and Flax put back. Of what Dopamine 4.1.2
-imports, Atari and TensorFlow, with which it writes summaries, are left out; no checkpoints and logs are written. The loop over steps is its `Runner`'s, episodes 500 steps at most. `wall_seconds` runs from the construction
-of the agent to the last step; `warm_seconds` of those had passed after `warm_steps`, when acting and learning were
-compiled. `mean_return` is that of the last training episodes.
+oldest jaxlib there still is for it, with names that are gone from NumPy, JAX and Flax put back. Of what Dopamine 4.1.2
+imports, Atari and TensorFlow, with which it writes summaries, are left out; no checkpoints and logs are written. The
+loop over steps is its `Runner`'s, episodes 500 steps at most. `wall_seconds` runs from the construction of the agent to
+the last step; `warm_seconds` of those had passed after `warm_steps`, when acting and learning were compiled.
+`mean_return` is that of the last training episodes.
 """
 # pyright: reportMissingImports=false
 # Dopamine and gin live in the peer's environment, not in ours.
@@ -91,9 +92,12 @@ def _bind(gin: Any, task: Task) -> None:
 
 
 def _restore_names() -> None:
-    """Names that code of 2021 uses and that JAX 0.4.13 and Flax 0.5.3 no longer have, or have elsewhere."""
+    """Names that code of 2021 uses and that NumPy 1.24, JAX 0.4.13 and Flax 0.5.3 no longer have, or elsewhere."""
     import jax
     import jax.tree_util
+    import numpy
+
+    numpy.bool = bool  # type: ignore[attr-defined]
 
     arrays = import_module("jax.experimental.array_serialization")
     serialization: Any = import_module("jax.experimental.array_serialization.serialization")
