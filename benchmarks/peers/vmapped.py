@@ -90,9 +90,9 @@ def _dqn(task: Task, checkout: Path) -> Callable:
         text, replaced = re.subn(rf"nn\.Dense\({units}\)", f"nn.Dense({wanted})", text)
         if replaced != 1:
             raise ValueError(f"expected one layer of {units} units in dqn.py, found {replaced}")
-    script: dict[str, Any] = {"__name__": "dqn"}
-    exec(compile(text, "dqn.py", "exec"), script)
-    return script["make_train"]
+    script = sys.modules["dqn"] = ModuleType("dqn")
+    exec(compile(text, "dqn.py", "exec"), vars(script))
+    return script.make_train
 
 
 def train(task: Task, checkout: Path) -> dict[str, object]:
