@@ -155,12 +155,22 @@ def train(
     environment of the process; `program` is what Python runs in place of `frugal`. Raises RuntimeError with what it
     printed if it fails.
     """
-    line = [sys.executable, *program, "train", *words, "--out", str(folder), "--quiet"]
     places = dict(variables or {}) | ({} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+    return _trained(folder, [*program, "train", *words, "--out", str(folder)], places)
+
+
+def resume(folder: Path, words: Sequence[str] = ()) -> Trained:
+    """Go on with the run in `folder` by `frugal resume`; raises as `train` does. Costs are those of all sittings."""
+    return _trained(folder, [*COMMAND, "resume", str(folder), *words], {})
+
+
+def _trained(folder: Path, line: Sequence[str], variables: Mapping[str, str]) -> Trained:
     start = time.perf_counter()
-    done = subprocess.run(line, env=os.environ | places, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *line, "--quiet"], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True
+    )
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise RuntimeError(f"frugal train {shlex.join(words)} exited with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"frugal {shlex.join(line[2:])} exited with {done.returncode}:\n{done.stderr[-2000:]}")
     receipt, config = (json.loads((folder / name).read_text()) for name in ("receipt.json", "config.json"))
     return Trained(receipt, config, seconds)

@@ -47,6 +47,14 @@ class DQN(NamedTuple):
     epsilon_end: float = 0.05
     # Share of the steps over which epsilon falls linearly. It matters for speed: a random action costs no forward pass.
     exploration_fraction: float = 0.5
+    # what Rainbow adds
+    double: bool = False
+    dueling: bool = False
+    noisy: bool = False
+    prioritized: bool = False
+    n_step: int = 1
+    atoms: int = 1  # 1: the mean of the returns is learned, otherwise their distribution on atoms up to
+    v_max: float = 200.0  # and down to as much below 0
 
 
 class PPO(NamedTuple):

@@ -14,6 +14,8 @@ from .common import DQN, IMPALA, PPO, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
+SHARED = {"rejax": "jax", "purejaxrl": "jax"}  # environments that are not of the peer's name
+CHECKOUTS = ("cleanrl", "purejaxrl", "revisiting", "actorq")
 TIME_LIMIT = 6 * 3600.0  # seconds for all processes of one row
 JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # and its own thread pool
 
@@ -21,6 +23,20 @@ JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "
 def checkout(name: str) -> str | None:
     """Where a peer's source is, from the variable NAME_SOURCE; None if it is not said."""
     return os.environ.get(f"{name.upper()}_SOURCE")
+
+
+def source(name: str) -> str:
+    """The same as an absolute path, this folder's if it is not said."""
+    return str(Path(checkout(name) or ".").resolve())
+
+
+def missing(name: str) -> str | None:
+    """Why a peer cannot take part; None if it can."""
+    if not (ENVIRONMENTS / SHARED.get(name, name) / "bin" / "python").exists():
+        return f"`bash benchmarks/peers/setup.sh {SHARED.get(name, name)}` has not been run"
+    if name in CHECKOUTS and checkout(name) is None:
+        return f"{name.upper()}_SOURCE is not set (see benchmarks/peers/setup.sh)"
+    return None
 
 
 def sb3_dqn(s: DQN) -> Task:
@@ -43,12 +59,14 @@ def sb3_dqn(s: DQN) -> Task:
 
 
 def cleanrl_dqn(s: DQN) -> Task:
-    """The flags of CleanRL's `dqn_jax.py`. Its loss (squared error) is its own."""
-    options = {
+    """The flags of CleanRL's `dqn_jax.py` or, with atoms, `c51_jax.py`. The loss of the first is the squared error."""
+    options: dict[str, Any] = {"tau": 1.0}
+    if s.atoms > 1:
+        options = {"n-atoms": s.atoms, "v-min": -s.v_max, "v-max": s.v_max}
+    options |= {
         "learning-rate": s.learning_rate,
         "buffer-size": s.replay,
         "gamma": s.gamma,
-        "tau": 1.0,
         "target-network-frequency": s.target_every,
         "batch-size": s.batch,
         "start-e": s.epsilon_start,
@@ -57,7 +75,80 @@ def cleanrl_dqn(s: DQN) -> Task:
         "learning-starts": s.learning_starts,
         "train-frequency": s.update_every,
     }
-    return Task("dqn_jax", s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+    return Task("c51_jax" if s.atoms > 1 else "dqn_jax", s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+
+
+def rejax_dqn(s: DQN, seeds: int) -> Task:
+    """Rejax's words. Its clipping (each gradient to 10) is its own."""
+    options = {
+        "learning_rate": s.learning_rate,
+        "buffer_size": s.replay,
+        "fill_buffer": s.learning_starts,
+        "batch_size": s.batch,
+        "gamma": s.gamma,
+        "target_update_freq": s.target_every,
+        "polyak": 0.0,
+        "eps_start": s.epsilon_start,
+        "eps_end": s.epsilon_end,
+        "exploration_fraction": s.exploration_fraction,
+        "num_epochs": 1,
+        "ddqn": s.double,
+    }
+    return Task("rejax dqn", s.env, s.steps, options, (s.width,) * 2, num_envs=s.update_every, seed=s.seed, seeds=seeds)
+
+
+def purejaxrl_dqn(s: DQN, seeds: int) -> Task:
+    """The configuration of PureJaxRL's `dqn.py`."""
+    options = {
+        "LR": s.learning_rate,
+        "BUFFER_SIZE": s.replay,
+        "BUFFER_BATCH_SIZE": s.batch,
+        "LEARNING_STARTS": s.learning_starts,
+        "TRAINING_INTERVAL": s.update_every,
+        "TARGET_UPDATE_INTERVAL": s.target_every,
+        "TAU": 1.0,
+        "GAMMA": s.gamma,
+        "EPSILON_START": s.epsilon_start,
+        "EPSILON_FINISH": s.epsilon_end,
+        "EPSILON_ANNEAL_TIME": s.exploration_fraction * s.steps,
+    }
+    return Task(
+        "purejaxrl dqn", s.env, s.steps, options, (s.width,) * 2, num_envs=s.update_every, seed=s.seed, seeds=seeds
+    )
+
+
+def dopamine_dqn(s: DQN) -> Task:
+    """The bindings of Dopamine's DQN or, with atoms, of its Rainbow: atoms, priorities and steps, nothing else."""
+    agent = "JaxRainbowAgent" if s.atoms > 1 else "JaxDQNAgent"
+    options = _bindings(s, agent) | {"ReplayBuffer.max_capacity": s.replay, "ReplayBuffer.batch_size": s.batch}
+    if s.prioritized:
+        options |= {"PrioritizedSamplingDistribution.max_capacity": s.replay}
+    return Task(agent, s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+
+
+def revisiting_dqn(s: DQN) -> Task:
+    """The bindings of Revisiting Rainbow's DQN or, with atoms, of its Rainbow with all of its parts."""
+    agent = "JaxRainbowAgentNew" if s.atoms > 1 else "JaxDQNAgentNew"
+    memory = "OutOfGraphPrioritizedReplayBuffer"
+    options = _bindings(s, "JaxDQNAgent", atoms=agent)
+    options |= {f"{memory}.replay_capacity": s.replay, f"{memory}.batch_size": s.batch}
+    return Task(agent, s.env, s.steps, options, (s.width,) * 2, seed=s.seed)
+
+
+def _bindings(s: DQN, agent: str, atoms: str | None = None) -> dict[str, Any]:
+    """What Dopamine's agents and those made of them share. Their epsilon is constant: the last one of the settings."""
+    bindings = {
+        f"{agent}.gamma": s.gamma,
+        f"{agent}.update_horizon": s.n_step,
+        f"{agent}.min_replay_history": s.learning_starts,
+        f"{agent}.update_period": s.update_every,
+        f"{agent}.target_update_period": s.target_every,
+        f"{agent}.epsilon_train": s.epsilon_end,
+        "create_optimizer.learning_rate": s.learning_rate,
+    }
+    if s.atoms > 1:
+        bindings |= {f"{atoms or agent}.num_atoms": s.atoms, f"{atoms or agent}.vmax": s.v_max}
+    return bindings
 
 
 def sb3_ppo(s: PPO) -> Task:
@@ -109,10 +200,10 @@ def rejax_ppo(s: PPO, seeds: int) -> Task:
         "vf_coef": s.vf_coef,
         "max_grad_norm": s.max_grad_norm,
     }
-    return Task("rejax", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
+    return Task("rejax ppo", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
 
 
-def purejaxrl_ppo(s: PPO, seeds: int, source: str) -> Task:
+def purejaxrl_ppo(s: PPO, seeds: int) -> Task:
     """The configuration of PureJaxRL's `ppo.py`. It clips the value's loss as well."""
     options = {
         "LR": s.learning_rate,
@@ -127,7 +218,7 @@ def purejaxrl_ppo(s: PPO, seeds: int, source: str) -> Task:
         "VF_COEF": s.vf_coef,
         "MAX_GRAD_NORM": s.max_grad_norm,
     }
-    return Task(f"purejaxrl {source}", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
+    return Task("purejaxrl ppo", s.env, s.steps, options, num_envs=s.num_envs, seed=s.seed, seeds=seeds)
 
 
 def sf_impala(s: IMPALA, serial: bool) -> Task:
@@ -166,13 +257,22 @@ def sb3(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[
 
 def cleanrl(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     """A script of CleanRL, from the checkout that CLEANRL_SOURCE names; otherwise like `sb3`."""
-    source = str(Path(checkout("cleanrl") or ".").resolve())
-    return row("cleanrl", ["cleanrl", source], task, processes, JAX, time_limit)
+    return row("cleanrl", ["cleanrl", source("cleanrl")], task, processes, JAX, time_limit)
 
 
-def jax_ppo(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
-    """PPO of Rejax or PureJaxRL, all seeds of the task in one process; otherwise like `sb3`."""
-    return row("jax", ["jax_ppo"], task, 1, JAX, time_limit)
+def vmapped(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """Rejax, or PureJaxRL from where PUREJAXRL_SOURCE says, all seeds in one process; otherwise like `sb3`."""
+    return row("jax", ["vmapped", source("purejaxrl")], task, 1, JAX, time_limit)
+
+
+def dopamine(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """Dopamine; otherwise like `sb3`."""
+    return row("dopamine", ["dopamine", "."], task, processes, JAX, time_limit)
+
+
+def revisiting(task: Task, processes: int = 1, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """Revisiting Rainbow's code, from the checkout that REVISITING_SOURCE names; otherwise like `sb3`."""
+    return row("revisiting", ["dopamine", source("revisiting")], task, processes, JAX, time_limit)
 
 
 def sf(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
@@ -182,8 +282,7 @@ def sf(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
 
 def actorq(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     """An actor of ActorQ, without a learner, from the checkout that ACTORQ_SOURCE names; otherwise like `sb3`."""
-    source = str(Path(checkout("actorq") or ".").resolve())
-    return row("actorq", ["actorq", source], task, 1, {"TF_CPP_MIN_LOG_LEVEL": "3"}, time_limit)
+    return row("actorq", ["actorq", source("actorq")], task, 1, {"TF_CPP_MIN_LOG_LEVEL": "3"}, time_limit)
 
 
 def row(
