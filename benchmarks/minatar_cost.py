@@ -54,7 +54,7 @@ def measured(agent: str, done: rows.Trained, folder: Path) -> rows.Row:
     """What a run has cost so far."""
     found = done.receipt
     training = found["wall_seconds"] - found["compile_seconds"] - found["evaluation_seconds"]
-    made = found["training_steps"]
+    made = found["steps"]
     curve = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     points = [{name: row[name] for name in ("step", "wall_seconds", "episode_return")} for row in curve]
     goal = {"target_minutes": TARGET_MINUTES, "reached": minutes_for(found, STEPS) < TARGET_MINUTES}
@@ -71,7 +71,7 @@ def measured(agent: str, done: rows.Trained, folder: Path) -> rows.Row:
 
 def minutes_for(receipt: dict[str, Any], steps: int) -> float:
     """Minutes that `steps` steps take: those of the receipt, and the rest at its rate in training."""
-    made = receipt["training_steps"]
+    made = receipt["steps"]
     training = receipt["wall_seconds"] - receipt["compile_seconds"]
     return (receipt["wall_seconds"] + max(steps - made, 0) * training / made) / 60
 
