@@ -420,6 +420,7 @@ def _free(base: Path) -> Path:
     return next(path for path in paths if not path.exists())
 
 
+TRAIN = ("train", "pbt", "sweep", "resume", "study")  # commands that do
 COMMANDS = {
     "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study,
     "report": report,
@@ -441,11 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:
-        with (
-            EndAtOnce()
-            if argv is None and words[:1] in (["train"], ["pbt"], ["sweep"], ["resume"], ["study"])
-            else nullcontext()
-        ):
+        with EndAtOnce() if argv is None and words and words[0] in TRAIN else nullcontext():
             try:
                 return _command(words)
             finally:

@@ -67,6 +67,7 @@ class Config(NamedTuple):
     prune_at: tuple[float, ...] = PRUNE_AT  # parts of the training, after each of which as large a part of them goes
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
     qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
+    precision_why: str | None = None  # it is that one, if it was left to `auto`
     population: Population | None = None  # members of each seed, with hyper-parameters of their own
 
     @property
@@ -83,8 +84,6 @@ class Config(NamedTuple):
         """The seed of a run, and which member of its population it is."""
         seed, member = divmod(run, self.members)
         return self.seed + seed, None if self.population is None else member
-
-    precision_why: str | None = None  # it is that one, if it was left to `auto`
 
 
 def configure(

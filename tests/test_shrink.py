@@ -16,23 +16,27 @@ PAIRS = [("impala", "Pendulum-v1"), ("dqn", "CartPole-v1"), ("sac", "Pendulum-v1
          ("d4pg", "Pendulum-v1"), ("ppo", "CartPole-v1")]  # fmt: skip
 
 
-def parts(agent: str, env: str) -> jobs.Parts:
-    return jobs.records(config.configure(agent, env, hyper={"hidden": "64,64"}))
+def parts(agent: str, env: str, **hyper) -> tuple[jobs.Parts, config.Config]:
+    made = config.configure(agent, env, hyper={"hidden": "64,64", **hyper})
+    return jobs.records(made), made
+
+
+def narrowed(made: jobs.Parts, of: config.Config, hidden: tuple[int, ...]):
+    """The agent with other widths."""
+    return jobs.assembled(made.recipe, made.static._replace(hidden=hidden), made.card.obs, made.card.actions, of)
 
 
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_a_smaller_state_is_one_of_the_smaller_agent(agent, env):
     """Also where actor and critic have the same shapes, as on Pendulum."""
-    made = parts(agent, env)
+    made, of = parts(agent, env)
     state = jax.eval_shape(lambda: shrink.smaller(made.agent.init(rng.key(0), made.hyper), (32, 48)))
-    narrow = jobs.assembled(
-        made.recipe, made.static._replace(hidden=(32, 48)), made.card.obs, made.card.actions, "none"
-    )
+    narrow = narrowed(made, of, (32, 48))
     assert state == jax.eval_shape(lambda: narrow.init(rng.key(0), made.hyper))
 
 
 def test_moments_and_targets_keep_the_units_of_their_weights():
-    made = parts("dqn", "CartPole-v1")
+    made, _ = parts("dqn", "CartPole-v1")
     state = made.agent.init(rng.key(0), made.hyper)
     marked = jax.tree.map(lambda x: np.asarray(x) * 10, state.params)
     state = state._replace(target=marked, optimizer=state.optimizer._replace(mu=marked))
@@ -43,14 +47,14 @@ def test_moments_and_targets_keep_the_units_of_their_weights():
 
 
 def test_networks_of_other_layers_are_refused():
-    made = parts("pqn", "CartPole-v1")
+    made, _ = parts("pqn", "CartPole-v1")
     with pytest.raises(ValueError, match="only those can be pruned"):
         shrink.smaller(made.agent.init(rng.key(0), made.hyper), (32, 48))
 
 
 def test_what_is_left_is_distilled_from_what_was_there():
     """Of actor and critic; the observations are far from the unit scale, and normalised."""
-    made = jobs.records(config.configure("impala", "Pendulum-v1", hyper={"hidden": "64,64", "normalize_obs": True}))
+    made, of = parts("impala", "Pendulum-v1", normalize_obs=True)
     state = made.agent.init(rng.key(0), made.hyper)
     state = state._replace(
         params=jax.tree.map(lambda x: x + 0.1 * jax.random.normal(rng.key(1), x.shape), state.params)
@@ -58,9 +62,7 @@ def test_what_is_left_is_distilled_from_what_was_there():
     obs = 5 + 3 * np.random.default_rng(0).standard_normal((1024, 3), np.float32)
     state = state._replace(obs=state.obs.seen(obs))
     few = shrink.smaller(state, (32, 32))
-    narrow = jobs.assembled(
-        made.recipe, made.static._replace(hidden=(32, 32)), made.card.obs, made.card.actions, "none"
-    )
+    narrow = narrowed(made, of, (32, 32))
     after = shrink.reminded(made.agent, state, narrow, few, obs)
 
     def error(found, name: str) -> float:
@@ -139,6 +141,7 @@ def test_a_run_that_ends_with_its_first_message_can_go_on(tmp_path):
     assert widths(out) == [(3, 32), (32, 32), (32, 2)]
 
 
+@pytest.mark.long
 def test_a_student_of_a_pruned_learner_is_half_of_what_is_left(tmp_path):
     out = tmp_path / "run"
     words = WORDS | {"hyper": WORDS["hyper"] | {"hidden": "128,128"}}

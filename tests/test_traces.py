@@ -77,7 +77,7 @@ def test_any_number_of_iterations_is_one_program():
     ticks = compiled.train(programs, compiled.Way(1, 1), carry, [1, 2, 5, 12])
     assert [int(tick.carry().iteration[0]) for tick in ticks] == [1, 2, 5, 12]
     assert dict(count) == before
-    assert list(programs.compiled) == [1]
+    assert list(programs.compiled) == [(1, 1)]
 
 
 def test_the_session_is_strict():

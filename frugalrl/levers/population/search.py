@@ -18,10 +18,9 @@ from ...errors import UsageError
 KINDS = ("pbt", "random", "grid")
 EXPLORE = ("perturb", "resample")
 COPY = ("everything", "policy")
-FACTOR = (
-    0.2  # of a value on a logarithmic scale, by which `perturbed` changes it (Jaderberg et al. 2017, section 4.1.1)
-)
-SHIFT = 0.1  # of a range that is not logarithmic
+# By which `perturbed` changes a value (Jaderberg et al. 2017, section 4.1.1): a share of it where its scale is
+# logarithmic, else of its range.
+FACTOR, SHIFT = 0.2, 0.1
 POINTS = 5  # of a range, in a grid
 _FORMS = "name=log:LOW:HIGH, name=uniform:LOW:HIGH or name=choice:A:B"
 
