@@ -247,6 +247,7 @@ def test_a_checkpoint_from_just_before_members_take_over_is_enough(tmp_path, mon
     assert bits(resumed.actor.weights) == bits(whole().actor.weights)
 
 
+@pytest.mark.long
 def test_a_member_of_a_sweep_is_the_run_that_train_gives():
     result = frugalrl.sweep(
         "dqn", "CartPole-v1", {"learning_rate": [1e-4, 1e-2], "n_step": "choice:1:3"}, grid=True, seeds=2, steps=600,

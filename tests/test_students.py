@@ -138,7 +138,9 @@ def test_what_acts_is_the_student_with_the_knobs_of_its_teacher():
     assert bits(students.teacher(state)) == bits(state.teacher) == bits(students.teacher(state.teacher))
 
 
-@pytest.mark.parametrize("agent", [a_dqn, an_actor_critic], ids=["values", "policy"])
+@pytest.mark.parametrize(
+    "agent", [pytest.param(a_dqn, id="values"), pytest.param(an_actor_critic, id="policy", marks=pytest.mark.long)]
+)
 def test_a_student_comes_to_act_as_its_teacher(agent):
     """The teacher stands still, far from where it began."""
     agent = agent()
