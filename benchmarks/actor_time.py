@@ -14,7 +14,7 @@ episodes on the same environments:
   reckoned, that of `free` and its call's share, and not measured in this loop
 
 Ratios are of the step of `best fp32`, `xla` or `torch` to a contestant's, taken within a round: above 1 is faster.
-Weights are random, so the episodes are those of a random policy.
+Weights are random, so the episodes are those of a random policy. With `--only`, rows of other tasks stay.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def main() -> None:
     args = command.parse_args()
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # as the engine advises
     rounds, turn = (2, 0.05) if args.quick else (args.rounds, 0.5)
-    path, made = rows.destination(NAME, args), []
+    path = rows.destination(NAME, args)
+    made = [each for each in rows.read(path) if each["task"] not in args.only]
     for task in args.only:
         for batch in BATCHES:
             new = measured(task, batch, rounds, turn)

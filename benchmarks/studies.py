@@ -3,8 +3,9 @@
     python -m benchmarks.studies quarl [--env ENV ...] [--arms ARM ...] [--folder DIR] [--minutes M] [--out FILE]
 
 The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
-go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. `policy_share` is
-that of policy calls and packets in the work of actors and learner.
+go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. With `--env`, what
+the file has of other tasks stays there. `policy_share` is that of policy calls and packets in the work of actors and
+learner.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def told(found: report.Found) -> Iterator[rows.Row]:
     common = {"study": found.study.name, "seeds": there["seeds"], "scale": there["scale"]}
     yield rows.row(
         NAME, kind="study", **common, claim=found.study.claim, runs=len(found.rows), of=found.expected,
-        envs=there["envs"],
+        envs=there["envs"], tasks=found.tasks,
     )  # fmt: skip
     for task in found.tasks:
         for arm in found.arms:
@@ -50,6 +51,15 @@ def told(found: report.Found) -> Iterator[rows.Row]:
             NAME, kind="finding", **common, question=finding.question, task=task, ours=finding.ours, base=finding.base,
             **answer._asdict(),
         )  # fmt: skip
+
+
+def others(kept: list[rows.Row], tasks: list[str]) -> list[rows.Row]:
+    """Of the rows that a file has, those that are about none of `tasks`; what is about all of them together is not."""
+
+    def about(row: rows.Row) -> list[str]:
+        return row.get("tasks") or row.get("envs") or [row.get("task", "")]
+
+    return [row for row in kept if not {*tasks, "", "all tasks"} & {*about(row)}]
 
 
 def _spread(numbers: list[float]) -> dict[str, float] | None:
@@ -87,7 +97,7 @@ def main() -> None:
                 quiet=False,
             )  # fmt: skip
         found = report.load(done.folder)
-        made = list(told(found))
+        made = others(rows.read(path), found.tasks) + list(told(found))
     rows.write(path, made)
     print(f"{done.done} of {done.total} runs are finished")
     for line in report.told(found):

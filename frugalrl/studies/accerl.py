@@ -22,10 +22,11 @@ _CHEETAH = {
 }  # fmt: skip
 
 
-def _wide(width: int) -> dict:
-    return _CHEETAH | {"hyper": {**_CHEETAH["hyper"], "hidden": (width,) * 3}}
+def _wide(width: int, **hyper) -> dict:
+    return _CHEETAH | {"hyper": {**_CHEETAH["hyper"], "hidden": (width,) * 3, **hyper}}
 
 
+_FEW = ("fp32", "int8", "pruned+int8", "all")
 _PRUNED = {"prune": 0.25}  # at a tenth of the training
 _ALL = {"actors": "half+int8", **_PRUNED}
 _COMPRESSED = ("int8", "half", "half+int8", "pruned", "pruned+int8", "all")
@@ -45,7 +46,11 @@ STUDY = Study(
                 "all tis", "fp32 batched",
             )
         },
-        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": ("fp32", "int8", "pruned+int8", "all")},
+        "HalfCheetah-v5 2048x3": _wide(2048) | {"arms": _FEW, "steps": 100_000},
+        # one for each actor, who calls the policy for it alone; as many steps a batch
+        "HalfCheetah-v5 2048x3, 2 environments": _wide(2048, num_envs=2, n_steps=32) | {
+            "arms": _FEW, "steps": 100_000
+        },
         "LunarLander-v3": {
             "env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)},
             "arms": ("fp32", "auto", "int8", "half+int8", "pruned", "all"),
