@@ -399,6 +399,13 @@ def noisy(form: Form, std: float) -> Form:
     return Form(init, weights)
 
 
+def frozen(form: Form) -> Form:
+    """`form` with one draw of its noise for ever, the same wherever it is used: what Revisiting Rainbow's code had."""
+    import jax
+
+    return Form(form.init, lambda params, key: form.weights(params, jax.random.key(0)))
+
+
 def dueling(form: Form, numbers: int = 1) -> Form:
     """A value and an advantage of each action: V + A - mean A (Wang et al. 2016, arXiv 1511.06581, equation 9).
 

@@ -221,13 +221,25 @@ def test_each_network_of_an_update_draws_its_own_noise():
     """A network that judges itself has no error, unless the two uses of it differ."""
     batch = random_batch(size=16, ends=0.0)
     data = batch.data._replace(next_obs=batch.data.obs, reward=0 * batch.data.reward, action=0 * batch.data.action)
-    for std, exact in ((0.0, True), (0.5, False)):
-        agent = assemble(Static(hidden=(16,), noisy=True, noisy_std=std), OBS, Discrete(1))
+    for std, frozen, exact in ((0.0, False, True), (0.5, True, True), (0.5, False, False)):
+        static = Static(hidden=(16,), noisy=True, noisy_std=std, frozen_noise=frozen)
+        agent = assemble(static, OBS, Discrete(1))
         state = agent.init(KEY, HYPER._replace(gamma=1.0))
         error = jax.jit(agent.grad)(state, batch._replace(data=data), KEY)[1].priority
         assert (np.abs(error).max() < 1e-6) == exact
     errors = [jax.jit(agent.grad)(state, batch, jax.random.key(i))[1].priority for i in range(2)]
     assert (errors[0] != errors[1]).all()
+
+
+def test_frozen_noise_moves_the_weights_once_and_for_all():
+    agent, plain = made(noisy=True, frozen_noise=True), made()
+    state = random_state(agent)
+    means = tuple(Linear(layer.w, layer.b) for layer in state.params)
+    acting, mean = agent.policy(state).params, plain.policy(random_state(plain)._replace(params=means)).params
+    for a, b in zip(jax.tree.leaves(acting), jax.tree.leaves(mean), strict=True):
+        assert (a != b).all()
+    assert bits(best_policy(agent, state).params) == bits(acting)
+    assert agent.observe is plain.observe
 
 
 def test_a_run_acts_with_new_noise_in_every_iteration():
@@ -434,6 +446,7 @@ def test_a_memory_forgets_no_sample_that_has_no_error():
     ("options", "message"),
     [
         ({"hyper": {"munchausen": True, "double": True}}, "use double=false"),
+        ({"hyper": {"frozen_noise": True}}, "frozen_noise=true is for noisy=true"),
         ({"hyper": {"munchausen": True, "double": False, "atoms": 51}}, "use distribution=quantile"),
         ({"hyper": {"atoms": 51, "distribution": "gauss"}}, "there are: categorical, quantile, implicit"),
         ({"hyper": {"noisy": True}, "actors": "half"}, "not for noisy=true: a student has no noise"),

@@ -149,7 +149,14 @@ def changed(config, other) -> set[str]:
 def test_an_arm_of_rainbow_differs_in_its_component_alone():
     switch = {"n-step": "n_step", "distributional": "atoms"}
     alpha, seldom = {"prioritized_replay_alpha"}, {"exploration_initial_eps", "exploration_fraction"}
-    for task, configs in plan(catalog.study("rainbow")).configs.items():
+    all_configs = plan(catalog.study("rainbow")).configs
+    published = all_configs.pop("CartPole-v1 as published")["DQN"]
+    assert published.env_options["time_limit"] == 200
+    first = all_configs["CartPole-v1"]
+    assert changed(published._replace(env_options=first["DQN"].env_options), first["DQN"]) == {"loss"}
+    for arm, same in (("+ noisy, frozen", "+ noisy"), ("Rainbow, frozen noise", "Rainbow")):
+        assert changed(first[arm], first[same]) == {"frozen_noise"}
+    for task, configs in all_configs.items():
         for name in ("double", "prioritized", "dueling", "n-step", "distributional", "noisy"):
             noisy = seldom if name == "noisy" and task.startswith("MinAtar/") else set()
             about = {switch.get(name, name)} | noisy
@@ -571,6 +578,13 @@ def test_curves_are_compared_by_their_mean():
     assert findings.learns_better()(low, high).verdict == NOT
     assert findings.learns_better()(high, high).verdict == UNDECIDED
     assert findings.learns_better()([curved(HIGH[:2])], low).verdict == UNDECIDED
+
+
+def test_one_published_curve_is_like_ours_if_it_could_be_one_of_them():
+    ours = [curved([90.0, 110.0, 100.0])]
+    verdicts = [findings.like(theirs)(ours, ours).verdict for theirs in (89.0, 91.0, 111.0)]
+    assert verdicts == [NOT, REPRODUCED, NOT]
+    assert findings.like(91.0)([curved([90.0, 110.0])], []).verdict == UNDECIDED
 
 
 def test_one_task_on_which_it_hurts_is_enough_not_to_help_everywhere():

@@ -26,6 +26,7 @@ from ..networks import (
     absorbed,
     dueling,
     embedding,
+    frozen,
     noisy,
     out_features,
     plain,
@@ -69,6 +70,7 @@ class Static(NamedTuple):
     dueling: bool = False
     noisy: bool = False  # noise in the weights of dense layers, to explore with
     noisy_std: float = 0.5  # of that noise at first, times the square root of a layer's inputs
+    frozen_noise: bool = False  # one draw for ever, as in the code of Revisiting Rainbow
     atoms: int = 1  # numbers that describe the returns of an action; 1: their mean
     distribution: str = "categorical"  # or "quantile", "implicit": what they are, if there are more
     prioritized: bool = False
@@ -284,17 +286,22 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
         form = embedding(form, out_features(below, obs.shape))
     if static.noisy:
         form = noisy(form, static.noisy_std)
+    if static.frozen_noise:
+        form = frozen(form)
     if static.dueling:
         form = dueling(form, numbers)
     return dqn(
         build_network(layers(actions.n * returns.outputs), obs), form=form, returns=returns, double=static.double,
-        munchausen=static.munchausen, prioritized=static.prioritized, noisy=static.noisy,
+        munchausen=static.munchausen, prioritized=static.prioritized,
+        noisy=static.noisy and not static.frozen_noise,
         optimizer=OPTIMIZERS[static.optimizer](**eps), inputs=inputs, numerics=numerics,
     )  # fmt: skip
 
 
 def _check(static: Static) -> None:
     """Raises ValueError for switches that do not go together."""
+    if static.frozen_noise and not static.noisy:
+        raise ValueError("frozen_noise=true is for noisy=true")
     if static.munchausen and static.double:
         raise ValueError("munchausen=true takes no best action that double=true could pick; use double=false")
     if static.munchausen and static.atoms > 1 and static.distribution == "categorical":

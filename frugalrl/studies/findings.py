@@ -73,6 +73,20 @@ def learns_better() -> Test:
     return test
 
 
+def like(theirs: float) -> Test:
+    """Whether the mean of one published curve lies among those of our runs, which are of the same steps."""
+
+    def test(ours: Runs, base: Runs) -> Answer:
+        areas = np.array([value for each in ours for value in values(each, "area")])
+        if not _enough(ours) or np.isnan(areas).any():
+            return Answer(UNDECIDED, "a run that has failed, or too few runs")
+        among = areas.min() <= theirs <= areas.max()
+        said = f"a mean of the curve of {areas.min():.4g} to {areas.max():.4g}, theirs {theirs:.4g}"
+        return Answer(REPRODUCED if among else NOT, said)
+
+    return test
+
+
 def not_everywhere() -> Test:
     """Whether there is a task on which ours learns worse than base, and so helps not on all of them."""
 
