@@ -52,7 +52,7 @@ STUDY = Study(
             "arms": _FEW, "steps": 100_000
         },
         "LunarLander-v3": {
-            "env": "LunarLander-v3", "agent": "ppo", "hyper": {"hidden": (256, 256)},
+            "env": "LunarLander-v3", "agent": "ppo", "steps": 400_000, "hyper": {"hidden": (256, 256)},
             "arms": ("fp32", "auto", "int8", "half+int8", "pruned", "all"),
         },
         # a learner of convolutions is not pruned
