@@ -71,8 +71,8 @@ def before_and_after(
 
     `apply` is of (params, one observation). What follows is the next step's observation, so the network runs once for
     each, but for the last step and where an episode was `truncated`. Where it terminated, and a new one followed, the
-    second result is that of the new one: nothing may be bootstrapped from it. If only so many observations fit
-    `at_once`, the network takes one of each rollout at a time.
+    second result is that of the new one: nothing may be bootstrapped from it. Gradients are of the first result alone.
+    If only so many observations fit `at_once`, the network takes one of each rollout at a time.
     """
 
     def each(params, obs):
@@ -97,9 +97,9 @@ def before_and_after(
         return made, jax.tree.map(lambda _: True, made)
 
     # the last step has what followed it already
-    return jax.tree.map(lambda x: x[:-1], values), mended(
-        params, next_obs, truncated.at[-1].set(False), jax.tree.map(lambda x: x[1:], values)
-    )
+    after = jax.lax.stop_gradient(jax.tree.map(lambda x: x[1:], values))
+    mend = mended(jax.lax.stop_gradient(params), next_obs, truncated.at[-1].set(False), after)
+    return jax.tree.map(lambda x: x[:-1], values), mend
 
 
 def huber(error: jax.Array) -> jax.Array:

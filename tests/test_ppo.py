@@ -18,6 +18,7 @@ from frugalrl.agents.ppo import Extra, Hyper, Normaliser, prioritised, trajector
 from frugalrl.config import values_of
 from frugalrl.envs.cartpole import cartpole
 from frugalrl.levers.correct import ACTION_VALUES, STATE_VALUES
+from frugalrl.networks import Dense, network
 from frugalrl.policy import HEADS
 from frugalrl.runtime import compiled
 from frugalrl.runtime.actor_learner import in_rotation
@@ -66,7 +67,14 @@ def lane(seed: int = 0, time: int = 12, ends: float = 0.15, dims: int = 0) -> Tr
     return jax.tree.map(jnp.asarray, data)
 
 
+def unprepared(agent: Agent) -> bool:
+    return agent.prepare is Agent._field_defaults["prepare"]
+
+
 def batch_of(agent: Agent, state: Any, data: Transition) -> Batch:
+    """One rollout as it is dealt: step by step, or whole to an agent that looks at it once."""
+    if unprepared(agent):
+        return Batch(jax.tree.map(lambda x: x[None], data), jnp.ones(1), jnp.arange(1))
     extra = agent.prepare(state, data)
     one = jax.tree.map(lambda x: x[:, None], (data, extra))
     n = data.reward.shape[0]
@@ -90,7 +98,12 @@ def own(agent: Agent, state: Any, data: Transition) -> Transition:
 
 
 def values(agent: Agent, state: Any, obs: Any) -> np.ndarray:
-    """V of observations [n, ...]: the negative advantage of a last step without a reward."""
+    """V of observations [n, ...]: the negative advantage of a last step without a reward; of an agent that prepares
+    none, what its critic gives.
+    """
+    if unprepared(agent):
+        critic = network((Dense(16), Dense(1, relu=False)), agent.network.obs)
+        return np.asarray(jax.vmap(critic.apply, (None, 0, None))(state.params.critic, obs, None))[:, 0]
     zero = jnp.zeros(obs.shape[0])
     whole = jnp.zeros(obs.shape[0], jnp.int32)
     still = own(agent, state, Transition(obs, whole, zero, zero == 0, zero != 0, obs, zero, whole))
@@ -143,8 +156,8 @@ def test_without_a_step_taken_ppo_climbs_the_plain_policy_gradient():
     """The derivative of the ratio is that of the log-probability where the two policies are one."""
     clipped, plain = made("ppo", normalize_advantage=False), made("a2c")
     state = stirred(clipped)
-    batch = batch_of(clipped, state, own(clipped, state, lane()))
-    grads = [agent.grad(state, batch, KEY)[0] for agent in (clipped, plain)]
+    data = own(clipped, state, lane())
+    grads = [agent.grad(state, batch_of(agent, state, data), KEY)[0] for agent in (clipped, plain)]
     for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -170,8 +183,29 @@ def test_impala_sums_what_a2c_averages_and_corrects():
         # on its own data V-trace with c and rho of 1 is the lambda-return
         np.testing.assert_allclose(b, c, rtol=1e-3, atol=1e-5)
     off = lane()
-    advantages = [agent.prepare(state, off).advantage for agent in (summed, plain)]
-    assert np.abs(advantages[0] - advantages[1]).max() > 0.1
+    sizes = [agent.grad(state, batch_of(agent, state, off), KEY)[1].priority for agent in (summed, plain)]
+    assert abs(sizes[0] - sizes[1]) > 0.1  # of their advantages
+
+
+@pytest.mark.parametrize("reduce", [jnp.sum, jnp.mean])
+def test_a_rollout_that_is_looked_at_once_teaches_what_it_does_when_it_is_prepared(reduce):
+    """Episodes are cut and end within; each rollout bootstraps from its own last observation."""
+    rollouts = [lane(seed, ends=0.3) for seed in range(3)]
+    assert sum(data.truncated.sum() for data in rollouts) > 2
+    options = {"surrogate": None, "corrector": STATE_VALUES["vtrace"], "normalize_advantage": False, "reduce": reduce}
+    twice, once = (ppo.assembled(small("impala"), OBS, ACTIONS, **options, once=x) for x in (False, True))
+    state = stirred(twice)
+    dealt = [batch_of(twice, state, data) for data in rollouts]
+    steps, extra = jax.tree.map(lambda *x: jnp.concatenate(x), *((each.data, each.extra) for each in dealt))
+    whole = jax.tree.map(lambda *x: jnp.stack(x), *rollouts)
+    weight = jnp.array([1.0, 0.5, 2.0])
+    wanted, info = twice.grad(state, Batch(steps, jnp.repeat(weight, 12), jnp.arange(36), extra), KEY)
+    got, seen = once.grad(state, Batch(whole, weight, jnp.arange(3)), KEY)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    for name in seen.metrics:
+        np.testing.assert_allclose(seen.metrics[name], info.metrics[name], rtol=1e-4)
+    np.testing.assert_allclose(seen.priority, info.priority.reshape(3, 12).mean(1), rtol=1e-4)
 
 
 def test_the_weight_of_a_trajectory():
@@ -462,6 +496,8 @@ def test_a_switch_changes_its_parts_and_no_other(name, switch):
     actions, data = (BOUNDED, lane(dims=2)) if switch == "squash" else (ACTIONS, lane())
     agents = (made(name, actions), made(name, actions, **{switch: value}))
     before, after = (programs(agent, numbers(name), data) for agent in agents)
+    if unprepared(agents[0]) and switch in ("normalize_advantage", "squash"):
+        expected = expected ^ {"prepare"}  # which is a part of `grad`, unless advantages are compared with all others
     assert {part for part in PARTS if before[part] != after[part]} == expected
 
 

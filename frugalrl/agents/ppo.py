@@ -6,6 +6,7 @@ They differ in the surrogate that the policy climbs, in how targets are made (a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -163,6 +164,7 @@ def actor_critic(
     weigh: Callable[[Trace], Any] | None = None,
     one_step: bool = False,
     ratio_to_latest: bool = False,
+    once: bool = False,
     optimizer: optax.GradientTransformation,
     reduce: Callable = jnp.mean,
     normalize_advantage: bool = True,
@@ -179,12 +181,13 @@ def actor_critic(
     log-probability (Mnih et al. 2016, section 4). `optimizer` is an optax direction, without its learning rate.
     `corrector` makes targets and advantages of each rollout, once for all updates of an iteration; `weigh` says how
     much each step of it counts. With `one_step` values learn r + gamma V(next) instead of the Corrector's target. The
-    surrogate's ratio is to the policy that acted, or with `ratio_to_latest` to that of the last iteration. `reduce`
-    makes a number of the losses of a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the moments of
-    observations and folds them into the first layer, so that actors run a plain network. `reward_lanes`, if not 0, is
-    how many environments there are to scale rewards of. `dims` is the size of a continuous action; `limits` are its
-    (low, high), [dims] each, for a head that keeps within them. `beyond` of mean actions [dims] says how far they are
-    out of bounds, for one that does not. `numerics` is the precision of the learner.
+    surrogate's ratio is to the policy that acted, or with `ratio_to_latest` to that of the last iteration. `once` is
+    for a memory that deals each rollout whole, and once: the pass whose gradient is taken then makes the targets, too.
+    `reduce` makes a number of the losses of a batch: the mean, or the sum as in IMPALA. `normalize_obs` keeps the
+    moments of observations and folds them into the first layer, so that actors run a plain network. `reward_lanes`, if
+    not 0, is how many environments there are to scale rewards of. `dims` is the size of a continuous action; `limits`
+    are its (low, high), [dims] each, for a head that keeps within them. `beyond` of mean actions [dims] says how far
+    they are out of bounds, for one that does not. `numerics` is the precision of the learner.
     """
     fixed = {} if limits is None else {"low": jnp.float32(limits[0]), "high": jnp.float32(limits[1])}
 
@@ -239,14 +242,14 @@ def actor_critic(
             rewards = Rewards(after, rewards.moments.seen(rets.reshape(-1)))
         return state._replace(obs=obs, rewards=rewards)
 
-    def prepare(state: State, rollout: Transition) -> Extra:
+    def judged(state: State, params: Params, rollout: Transition, most: int | None = None) -> tuple[Any, Any, Extra]:
+        """(outputs, values, what they make of the steps) of one rollout [time, ...]."""
+
         def judge(params: Params, obs):
             return model.apply(params.actor, params.critic, obs)
 
-        params, obs, next_obs = numerics.weights(state.params), seen(state, rollout.obs), seen(state, rollout.next_obs)
-        (outputs, value), (_, bootstrap) = before_and_after(
-            judge, params, obs, next_obs, rollout.truncated, at_once(model.network)
-        )
+        obs, next_obs = seen(state, rollout.obs), seen(state, rollout.next_obs)
+        (outputs, value), (_, bootstrap) = before_and_after(judge, params, obs, next_obs, rollout.truncated, most)
         log_prob = jax.vmap(lambda o, a: numerics.log_prob(head(o, knobs(params)), a))(outputs, rollout.action)
         reward = rollout.reward
         if reward_lanes:
@@ -262,37 +265,56 @@ def actor_critic(
         made = corrector(trace, state.hyper.gae_lambda)
         weight = jnp.ones_like(value) if weigh is None else weigh(trace)
         target = trace.reward + trace.discount * bootstrap if one_step else made.target
-        return Extra(made.advantage, target, weight, log_prob if ratio_to_latest else ())
+        return outputs, value, Extra(made.advantage, target, weight, log_prob if ratio_to_latest else ())
+
+    def prepare(state: State, rollout: Transition) -> Extra:
+        return judged(state, numerics.weights(state.params), rollout, at_once(model.network))[-1]
 
     def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
         h, data = state.hyper, batch.data
-        advantage = batch.extra.advantage
-        if normalize_advantage:
-            advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
 
-        def one(params, obs, action, old, advantage, target):
-            outputs, value = model.apply(params.actor, params.critic, obs)
-            chosen = head(outputs, knobs(params))
-            log_prob = numerics.log_prob(chosen, action)
-            ratio = jnp.exp(log_prob - old)
-            gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
-            # actions are clipped to their bounds, and a mean far beyond them is one that no reward calls back
-            excess = beyond(chosen.mode()) if beyond else 0.0
-            return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio, excess
+        def loss_of(params: Params, outputs, value, action, old, extra: Extra):
+            """What the losses of steps [rollouts, time] are made of."""
 
-        def objective(params: Params, part):
-            *steps, weight = part
-            judged = jax.vmap(jax.vmap(partial(one, params)))(*steps)
-            gain, value, entropy, ratio, excess = judged
-            losses = weight * (h.vf_coef * value - gain) - h.ent_coef * entropy + h.bounds_coef * excess
-            return share * jnp.sum(losses), (gain, value, entropy, ratio)
+            def one(outputs, value, action, old, advantage, target):
+                chosen = head(outputs, knobs(params))
+                log_prob = numerics.log_prob(chosen, action)
+                ratio = jnp.exp(log_prob - old)
+                gain = log_prob * advantage if surrogate is None else surrogate(ratio, advantage, h.clip_range)
+                # actions are clipped to their bounds, and a mean far beyond them is one that no reward calls back
+                excess = beyond(chosen.mode()) if beyond else 0.0
+                return gain, 0.5 * (value - target) ** 2, chosen.entropy(), ratio, excess
 
-        old = batch.extra.log_prob if ratio_to_latest else data.log_prob
-        weight = batch.weight[:, None] * batch.extra.weight
-        share = reduce(jnp.ones_like(weight)) / weight.size  # of a step's loss in the loss: 1 of a sum
-        steps = (seen(state, data.obs), data.action, old, advantage, batch.extra.target, weight)
-        (loss, (gain, value, entropy, ratio)), grads = numerics.gradient(
-            objective, numerics.weights(state.params), state.optimizer, in_parts(steps, at_once(model.network))
+            steps = outputs, value, action, old, extra.advantage, extra.target
+            gain, value, entropy, ratio, excess = jax.vmap(jax.vmap(one))(*steps)
+            losses = extra.weight * (h.vf_coef * value - gain) - h.ent_coef * entropy + h.bounds_coef * excess
+            return share * jnp.sum(losses), (gain, value, entropy, ratio, extra.advantage)
+
+        def at_first_sight(params: Params, part):
+            rollouts, weight = part
+            outputs, value, extra = jax.vmap(lambda each: judged(state, params, each))(rollouts)
+            extra = jax.lax.stop_gradient(extra._replace(weight=weight[:, None] * extra.weight))
+            return loss_of(params, outputs, value, rollouts.action, rollouts.log_prob, extra)
+
+        def as_prepared(params: Params, part):
+            obs, action, old, extra = part
+            outputs, value = jax.vmap(jax.vmap(partial(model.apply, params.actor, params.critic)))(obs)
+            return loss_of(params, outputs, value, action, old, extra)
+
+        shape, most = data.reward.shape, at_once(model.network)
+        share = reduce(jnp.ones(shape)) / math.prod(shape)  # of a step's loss in the loss: 1 of a sum
+        if once:
+            objective, parts = at_first_sight, (data, batch.weight)
+            most = most and max(most // (shape[1] + 1), 1)
+        else:
+            advantage = batch.extra.advantage
+            if normalize_advantage:
+                advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+            old = batch.extra.log_prob if ratio_to_latest else data.log_prob
+            extra = batch.extra._replace(advantage=advantage, weight=batch.weight[:, None] * batch.extra.weight)
+            objective, parts = as_prepared, (seen(state, data.obs), data.action, old, extra)
+        (loss, (gain, value, entropy, ratio, advantage)), grads = numerics.gradient(
+            objective, numerics.weights(state.params), state.optimizer, in_parts(parts, most)
         )
         metrics = {
             "loss": loss,
@@ -303,7 +325,8 @@ def actor_critic(
             # the k3 estimate of KL(behaviour || policy), never negative
             "approx_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
         }
-        return grads, Info(metrics, jnp.mean(jnp.abs(batch.extra.advantage), -1))
+        raw = advantage if once else batch.extra.advantage
+        return grads, Info(metrics, jnp.mean(jnp.abs(raw), -1))
 
     def apply(state: State, grads: Params) -> State:
         params, opt = numerics.descend(
@@ -316,10 +339,10 @@ def actor_critic(
         params = donor.params._replace(critic=state.params.critic)
         return state._replace(params=params, optimizer=optimizer.init(params), obs=donor.obs)
 
-    return Agent(
-        init, policy, head, dist, grad, apply, model.network,
-        observe=observe, prepare=prepare, fold=fold, unfold=unfold, graft=graft,
-    )  # fmt: skip
+    agent = Agent(
+        init, policy, head, dist, grad, apply, model.network, observe=observe, fold=fold, unfold=unfold, graft=graft
+    )
+    return agent if once else agent._replace(prepare=prepare)
 
 
 class PPO(NamedTuple):
@@ -494,7 +517,8 @@ def _a2c(
 ) -> Agent:
     return assembled(
         static, obs, actions,
-        surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage, numerics=numerics,
+        surrogate=None, corrector=corrector, normalize_advantage=static.normalize_advantage, once=_once(static),
+        numerics=numerics,
     )  # fmt: skip
 
 
@@ -503,7 +527,7 @@ def _impala(
 ) -> Agent:
     return assembled(
         static, obs, actions,
-        surrogate=None, corrector=corrector, normalize_advantage=False,
+        surrogate=None, corrector=corrector, normalize_advantage=False, once=True,
         reduce=jnp.sum if static.sum_loss else jnp.mean, numerics=numerics,
     )  # fmt: skip
 
@@ -528,13 +552,18 @@ def greedy(actions: Space) -> dict[str, Any]:
     return {"log_std": [0.0] * actions.shape[0], "low": low, "high": high}
 
 
+def _once(static: A2C) -> bool:
+    """Whether a rollout needs no second look: advantages are compared with those of the whole batch."""
+    return not static.normalize_advantage
+
+
 def _a2c_memory(static: A2C, example: Transition, **shape: Any) -> Memory:
-    return rollouts(example, **shape)
+    return rollouts(example, whole=_once(static), **shape)
 
 
 def _impala_memory(static: Impala, example: Transition, **shape: Any) -> Memory:
     beside = int(static.buffer_size > 0)
-    return rollouts(example, capacity=static.buffer_size, beside=beside, alone=True, **shape)
+    return rollouts(example, capacity=static.buffer_size, beside=beside, alone=True, whole=True, **shape)
 
 
 def _ptr_memory(static: PtrPPO, example: Transition, **shape: Any) -> Memory:
