@@ -710,7 +710,7 @@ def test_a_policy_that_is_not_finite_ends_the_run_and_is_not_kept(mode, tmp_path
 
 def test_a_resumed_run_keeps_its_first_fallback():
     first = {"actors": {"mode": "fp32", "fallback": {"step": 5}, "restarts": 1}}
-    again = training._added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
+    again = training.added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
     assert again["actors"] == {"mode": "int8", "fallback": {"step": 5}, "restarts": 2}
 
 

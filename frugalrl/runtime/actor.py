@@ -76,7 +76,9 @@ class Spec(NamedTuple):
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
-    members: int = 0  # agents that act side by side, each in lanes of its own; a packet then has them all, [members, ...]
+    members: int = (
+        0  # agents that act side by side, each in lanes of its own; a packet then has them all, [members, ...]
+    )
 
     @property
     def lanes(self) -> int:

@@ -280,8 +280,9 @@ def fastest(
 ) -> dict[Way, float]:
     """Microseconds that an iteration of one seed takes each way, measured on copies of `carry` [seeds, ...].
 
-    `programs` are given a part of the carry and a number of iterations, and must have been prepared. `seconds` is for all measurements together, if an iteration does not take
-    longer than its share of them; a way that took half as long again as the best is not measured further.
+    `programs` are given a part of the carry and a number of iterations, and must have been prepared. `seconds` is for
+    all measurements together, if an iteration does not take longer than its share of them; a way that took half as long
+    again as the best is not measured further.
     """
     best: dict[Way, float] = {}
     trials = {way: split(carry, way, way.threads) for way in options}
