@@ -243,9 +243,10 @@ def _of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]]
             return next(iter(parts.values()))
         counted = [part["precision"] for part in parts.values() if "precision" in part]
         lists = {name: [x for part in counted for x in part[name]] for name in Counts._fields if counted}
+        ways = {name: part["batching"] for name, part in parts.items() if part.get("batching")}
         return {
             **reduce(lambda before, part: added(part, before), parts.values()),
-            "batching": {name: part["batching"] for name, part in parts.items()},
+            **({"batching": ways} if ways else {}),
             **({"precision": {"mode": config.precision, **lists}} if counted else {}),
         }
 
