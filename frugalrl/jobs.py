@@ -465,16 +465,18 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     asked = FULL if config.actors == "auto" else modes.mode(config.actors)
     starts, message = start_of(group, hyper), plan.unroll * plan.num_envs
 
-    def reached(step: int) -> int:
-        """The step of the message after which a run has made `step` steps; of agents that wait, of a round of them."""
-        round_ = message * (plan.actors if plan.waits else 1)
-        return min(-(-step // round_) * round_, -(-config.steps // message) * message)
+    def after(step: int, messages: int) -> int:
+        """The first step that is not before `step` and at which a whole number of so many messages has come in."""
+        return -(-step // (messages * message)) * messages * message
 
-    due = looks(config)
+    due, looked, turns = looks(config), set(), set()
     if population is not None:
-        due = sorted({min(reached(step), config.steps) for step in due if step > plan.warmup or step == config.steps})
-    looked = {reached(step) for step in due}
-    turns = {reached(step) for step in due if population and population.evolves and step < config.steps}
+        # agents that wait learn from a message of every actor: in between some would have acted with another policy
+        reached = {step: after(step, plan.actors if plan.waits else 1) for step in due if step > plan.warmup}
+        looked = {after(config.steps, 1), *(step for step in reached.values() if step < config.steps)}
+        due = sorted({min(step, config.steps) for step in looked})
+        if population.evolves:
+            turns = {reached[step] for step in reached if step % population.ready == 0}
 
     @cache
     def pruned(share: float) -> Agent:
@@ -500,14 +502,17 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         if population is not None:
             watch = Watch(config, len(runs), agent, type(hyper), looked, turns, partial(_severed, memory, plan))
 
+        def beginning(share: float) -> Callable[[Start], Any]:
+            init = learner(pruned(share), asked, 0).init
+            return jax.jit(jax.vmap(lambda x: init(x.key, x.hyper)) if members else lambda x: init(x.key, x.hyper))
+
+        if members:
+            fits(config, jax.eval_shape(beginning(1.0), start), members)
+
         def moments(restore: Restore | None) -> Iterator[Moment]:
             share = left(restore.step if restore else 0)
-            init = learner(pruned(share), asked, 0).init
-            begin = jax.jit(jax.vmap(lambda x: init(x.key, x.hyper)) if members else lambda x: init(x.key, x.hyper))
-            shapes = jax.eval_shape(begin, start)
-            if members:
-                fits(config, shapes, members)
-            carry = begin(start) if restore is None else restore.read(shapes)
+            begin = beginning(share)
+            carry = begin(start) if restore is None else restore.read(jax.eval_shape(begin, start))
             ledger.begin(seed, pruned(share), len(runs))
             while True:
                 agent = pruned(share)
