@@ -553,7 +553,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                     ticks = actors.train(
                         parts, plan, spec, carry, steps=config.steps, seed=seed,
                         report=report, timer=ledger.timer, fleets=ledger.fleets,
-                        turns=turns, between=succession, losses=population is not None,
+                        turns=turns, between=succession,
+                        losses=population is not None and (members > 0 or mode == FULL),
                     )  # fmt: skip
                     with closing(cast(Generator, ticks)):
                         for tick in ticks:
@@ -566,7 +567,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                                 raise Changed(carry)  # before anything is kept: a checkpoint's step says what it holds
                             metrics: dict[str, Any] = ledger.look(parts, tick)
                             if watch is not None:
-                                metrics |= watch.metrics(fitness, tick.step, lambda carry=carry: _joined(carry.state))
+                                scores = partial(fitness, agent)
+                                metrics |= watch.metrics(scores, tick.step, lambda carry=carry: _joined(carry.state))
                             yield Moment(
                                 min(tick.step, config.steps),
                                 metrics,
@@ -608,14 +610,14 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
 
         def succession(step: int, carry: Any) -> Any:
             assert watch is not None
-            return actors.taken_over(carry, watch.succession(fitness, step, lambda: _joined(carry.state)))
+            found = watch.succession(partial(fitness, agent), step, lambda: _joined(carry.state))
+            return actors.taken_over(carry, found)
 
         def weights_of(agent: Agent, state: Any) -> list:
             return host_weights_of_each(agent, _joined(state)) if members else [host_weights(agent, state)]
 
-        def fitness(state: Callable[[], Any]) -> np.ndarray:
-            weights = host_weights_of_each(agent, state()) if members else [host_weights(agent, state())]
-            return np.mean(played(agent, weights, EVAL_EPISODES, SELECTION).returns, -1)
+        def fitness(agent: Agent, state: Callable[[], Any]) -> np.ndarray:
+            return np.mean(played(agent, weights_of(agent, state()), EVAL_EPISODES, SELECTION).returns, -1)
 
         def evaluate(agent: Agent, parts: actors.Learner, carry: Any, last: bool, episodes: int) -> Episodes:
             """Of the full policy; at the end of the compressed one as well."""

@@ -444,7 +444,8 @@ def train(
         nonlocal last
         packet = arrays_of(*jax.device_get(parts.ship(carry.state)))
         if losses and not finite(packet):
-            packet = without_lost(packet, last or [np.zeros_like(x) for x in packet])
+            before = last or [np.zeros_like(x) for x in packet]
+            packet = without_lost(packet, before) if spec.members else before
         if not finite(packet):
             raise Unfit(f"{spec.mode} packets are no longer finite", carry)
         last = packet
