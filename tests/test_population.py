@@ -306,7 +306,7 @@ def test_a_population_in_actors_that_was_killed_keeps_its_rows(agent, env, tmp_p
     words = ["pbt", agent, env, "--members", 3, "--steps", 4096, "--ready", 1024, "--runtime", "actors", "--out"]
     words += [tmp_path / "run", "--hyper", "hidden=16", "--search", "learning_rate=log:1e-5:1e-2"]
     if agent != "ppo":
-        words += ["--hyper", "learning_starts=500"]
+        words += ["--hyper", "learning_starts=500", "train_freq=16"]
     program = "import sys; from frugalrl import cli, training; training.SAVE_SECONDS = 0.5; cli.main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], stderr=subprocess.DEVNULL)
     try:
