@@ -24,7 +24,7 @@ from .levers.precision import choice
 from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
 from .monitor import files
 from .networks import Dense
-from .types import Agent, Discrete, Recipe
+from .types import Agent, Cadence, Discrete, Recipe
 
 FORMAT = 1  # of config.json
 RUNTIMES = ("auto", "compiled", "actors")
@@ -244,6 +244,13 @@ def _check_actors(config: Config, recipe: Recipe) -> None:
         raise UsageError("--prune needs actor processes: use --runtime actors, or leave it out")
 
 
+def side_by_side(config: Config, cadence: Cadence) -> bool:
+    """Whether actors step the environments of several runs at once: what acts must follow from the weights alone, and
+    gradients from what one Learner has.
+    """
+    return config.actors in ("fp32", "bf16", "int8") and config.prune is None and not cadence.learners
+
+
 def _check_precision(config: Config) -> None:
     """What a learner of less than float32 cannot do."""
     if config.precision == "fp32":
@@ -422,12 +429,16 @@ def _check_population(config: Config, recipe: Recipe) -> None:
     least = 2 if population.evolves else 1
     if not least <= _whole("--members", population.members) or config.runs > MOST:
         raise UsageError(f"--members must be from {least} to {MOST // config.seeds}, got {population.members}")
-    if config.runtime != "compiled":
-        why = f"{config.env} has none" if not catalog.has_twin(config.env) else "leave out what asks for actors"
-        raise UsageError(f"a population needs --runtime compiled, that is a JAX twin of the environment: {why}")
     found = searches.priors(config.agent, population.search)
     if population.evolves:
         _check_evolution(population, recipe, found)
+        if config.runtime == "actors" and not side_by_side(config, recipe.cadence(split(recipe, config.hyper)[0])):
+            asked = "--prune" if config.prune is not None else f"--actors {config.actors}"
+            able = f"{asked} is" if asked != "--actors fp32" else f"{config.agent} and other actor-learners are"
+            raise UsageError(
+                f"{able} not for members of pbt in --runtime actors, who train side by side: use --actors fp32, bf16 "
+                "or int8 and another agent than a3c, or compare members with frugal sweep"
+            )
     fields, ends = catalog.hyper_fields(recipe), {name: prior.values for name, prior in found.items()}
     for name, values in ends.items():
         for value in values:

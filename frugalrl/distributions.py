@@ -85,10 +85,11 @@ def distributional_greedy(outputs: Array, knobs: dict) -> EpsilonGreedy:
     """The `head` of agents whose network gives, for each action, logits of its returns (Bellemare et al. 2017).
 
     The returns lie evenly between `v_min` and `v_max`. knobs holds those, `epsilon`, and `actions` [actions], of which
-    only the length is read.
+    only the length is read. As in all heads knobs may have leading axes that go with those of the outputs, numbers then
+    a last one of 1.
     """
     xp = _xp(outputs)
-    logits = outputs.reshape(*outputs.shape[:-1], len(knobs["actions"]), -1)
+    logits = outputs.reshape(*outputs.shape[:-1], np.shape(knobs["actions"])[-1], -1)
     weights = xp.exp(logits - logits.max(-1, keepdims=True))
     rank = xp.arange(logits.shape[-1], dtype=np.float32) / np.float32(logits.shape[-1] - 1)
     mean = (weights @ rank) / weights.sum(-1)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import cache, partial
+from functools import cache, partial, reduce
 from math import gcd, prod
 from pathlib import Path
 from time import perf_counter
@@ -19,12 +19,13 @@ import numpy as np
 
 from . import catalog, rng
 from .catalog import UsageError
-from .config import split, values_of
+from .config import side_by_side, split, values_of
 from .envs.make import options_for
 from .envs.twins import twin
 from .errors import Diverged, EngineFailed
 from .evaluate import HELD_OUT, SELECTION, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
+from .ledger import weights_of_each as host_weights_of_each
 from .levers.compress import engines, modes, quantise, shrink, students
 from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
@@ -40,7 +41,7 @@ from .monitor.machine import free_memory, hardware, versions
 from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
-from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, milestones
+from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, added, milestones
 from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
@@ -199,28 +200,57 @@ def groups(config: Config) -> list[Group]:
     return [group(number, shape, runs) for number, (shape, runs) in enumerate(together.items())]
 
 
+class Start(NamedTuple):
+    """What runs begin with, [runs]."""
+
+    seed: Any  # int32
+    member: Any  # int32; -1 of members that have the random numbers of their seed
+    hyper: Any  # float32, of each leaf
+
+    @property
+    def key(self) -> Any:
+        """Of one run."""
+        key = rng.key(self.seed)
+        return jnp.where(self.member < 0, key, jax.random.fold_in(key, jnp.maximum(self.member, 0)))
+
+
+def start_of(group: Group, hyper: Any) -> Start:
+    """Members of a population that evolves begin apart; those of a sweep are what `train` gives with their numbers."""
+    who = [group.config.who(k) for k in group.runs]
+    evolves = group.config.population is not None and group.config.population.evolves
+    values = {
+        name: jnp.array([own.get(name, value) for own in group.hypers], jnp.float32)
+        for name, value in hyper._asdict().items()
+    }
+    member = jnp.array([member if evolves else -1 for _, member in who], jnp.int32)
+    return Start(jnp.array([seed for seed, _ in who], jnp.int32), member, type(hyper)(**values))
+
+
 def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     """All runs in the `compiled` runtime: one program, or of a sweep one for each of the shapes it has."""
     set_up_jax()
     told(config, report)
     made = [_compiled_group(group, report) for group in groups(config)]
-    accounts = {phase.name: account for phase, account in made}
+    return Job([phase for phase, _ in made], _of_groups(config, {phase.name: account for phase, account in made}))
+
+
+def _of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]]) -> Callable[[], dict[str, Any]]:
+    """The account of a run from those of its groups, by their names."""
 
     def account() -> dict[str, Any]:
         parts = {name: told() for name, told in accounts.items()}
-        first = next(iter(parts.values()))
         if len(parts) == 1:
-            return first
+            return next(iter(parts.values()))
         counted = [part["precision"] for part in parts.values() if "precision" in part]
         lists = {name: [x for part in counted for x in part[name]] for name in Counts._fields if counted}
+        ways = {name: part["batching"] for name, part in parts.items() if part.get("batching")}
         return {
-            "compile_seconds": sum(part["compile_seconds"] for part in parts.values()),
-            "first_update_seconds": first["first_update_seconds"],
-            "batching": {name: part["batching"] for name, part in parts.items()},
+            **reduce(lambda before, part: added(part, before), parts.values()),
+            **({"batching": ways} if ways else {}),
             **({"precision": {"mode": config.precision, **lists}} if counted else {}),
         }
 
-    return Job([phase for phase, _ in made], account)
+    return account
 
 
 def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase, Callable[[], dict[str, Any]]]:
@@ -240,29 +270,13 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     memory = memory_of(recipe, static, card, cadence, config.precision, lanes=static.num_envs, unroll=unroll, streams=1)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
-    who = [config.who(k) for k in group.runs]
-    # members of a population that evolves begin apart; those of a sweep are what `train` gives with their numbers
-    evolves = population is not None and population.evolves
-    apart = jnp.array([member if evolves else -1 for _, member in who], jnp.int32)
-    seeds = jnp.array([seed for seed, _ in who], jnp.int32)
-    hypers = type(hyper)(
-        *(
-            jnp.array([own.get(name, value) for own in group.hypers], jnp.float32)
-            for name, value in hyper._asdict().items()
-        )
-    )
+    starts, evolves = start_of(group, hyper), population is not None and population.evolves
     players = on_twin(agent, env, EVAL_EPISODES)
     spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
     low, of_runs = config.precision != "fp32", []
 
-    def begin(seeds, apart, hypers):
-        def one(seed, member, hyper):
-            key = rng.key(seed)
-            if evolves:
-                key = jax.random.fold_in(key, member)
-            return run.init(key, hyper)
-
-        return jax.vmap(one)(seeds, apart, hypers)
+    def begin(starts: Start):
+        return jax.vmap(lambda start: run.init(start.key, start.hyper))(starts)
 
     def play(states, key):
         return jax.vmap(lambda state: players(best_policy(agent, state), key))(states)
@@ -277,7 +291,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     def iteration_at(step: int) -> int:
         return -(-(step - step_of(0)) // per_iteration)
 
-    shapes = jax.eval_shape(begin, seeds, apart, hypers)
+    shapes = jax.eval_shape(begin, starts)
     if count > 1:
         fits(config, shapes, count)
     due = [step for step in looks(config) if step > step_of(0) or step == config.steps or population is None]
@@ -290,14 +304,14 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         pool = ThreadPoolExecutor(2)
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
         level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
-        starter = pool.submit(lambda: jax.jit(begin).lower(seeds, apart, hypers).compile(compiler_options=level))
+        starter = pool.submit(lambda: jax.jit(begin).lower(starts).compile(compiler_options=level))
         list(pool.map(lambda size: programs.prepare(*size), {(way.width, way.devices) for way in options}))
         starter = starter.result()
         # needed at the first evaluation only: until then it is compiled beside the training
         evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
         pool.shutdown(wait=False)
         spent["compile"] += perf_counter() - start
-        carry = jax.block_until_ready(starter(seeds, apart, hypers)) if restore is None else restore.read(shapes)
+        carry = jax.block_until_ready(starter(starts)) if restore is None else restore.read(shapes)
         del starter
         way, measured = options[0], {}
         if len(options) > 1:
@@ -315,7 +329,10 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         ready = population.ready if population and evolves else config.steps
         turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
         looked = {max(1, iteration_at(step)) for step in due}
-        watch = Watch(config, count, acting, type(hyper), looked, turns) if population else None
+        watch = None
+        if population:
+            sever = lambda contents: memory.cut(contents, 0)
+            watch = Watch(config, count, acting, type(hyper), looked, turns, sever)
 
         def fitness(state: Callable[[], Any]) -> np.ndarray:
             played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
@@ -343,7 +360,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
                 partial(_weights_per_run, agent, state, count),
             )
             if low and population is None:
-                sound(config, step_of(tick.iteration), [seed for seed, _ in who], of_runs)
+                sound(config, step_of(tick.iteration), [config.who(k)[0] for k in group.runs], of_runs)
 
     def account() -> dict[str, Any]:
         return {
@@ -418,8 +435,17 @@ def _weights_per_run(agent: Agent, state: Callable[[], Any], runs: int) -> list:
 
 
 def actors_job(config: Config, report: Callable[[str], None]) -> Job:
-    """The seeds one after the other in the `actors` runtime, each with all the cores."""
+    """All runs in the `actors` runtime: side by side, or one after the other where what acts is not stateless."""
     set_up_jax()
+    told(config, report)
+    made = [(group.name, *_actors_group(group, report)) for group in groups(config)]
+    phases = [phase for _, phases, _ in made for phase in phases]
+    return Job(phases, _of_groups(config, {name: account for name, _, account in made}), shrink.of_one_shape)
+
+
+def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Phase], Callable[[], dict[str, Any]]]:
+    """The phases of runs with the same Static, and what they have cost so far."""
+    config, population = group.config, group.config.population
     recipe, agent, static, hyper, card, cadence = records(config)
     plan = _actors_plan(static, cadence)
     agent = aware(agent, config, cadence, _steps_per_update(plan))
@@ -430,12 +456,27 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     memory = memory_of(
         recipe, static, card, cadence, config.precision, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
     )  # fmt: skip
-    ledger = Ledger(agent, card, plan, report, EXACT if config.precision != "fp32" else {})
-    told(config, report)
-    of_seeds: dict[int, Counts] = {}
+    compiler = EXACT if config.precision != "fp32" else {}
+    ledger = Ledger(agent, card, plan, report, compiler)
+    of_phases: dict[str, Counts] = {}
+    batching: dict[str, Any] = {}
     ledger.choose(config.actors)
     # a checkpoint holds what the mode asked for needs; what `auto` adds to that is made anew
     asked = FULL if config.actors == "auto" else modes.mode(config.actors)
+    starts, message = start_of(group, hyper), plan.unroll * plan.num_envs
+
+    def after(step: int, messages: int) -> int:
+        """The first step that is not before `step` and at which a whole number of so many messages has come in."""
+        return -(-step // (messages * message)) * messages * message
+
+    due, looked, turns = looks(config), set(), set()
+    if population is not None:
+        # agents that wait learn from a message of every actor: in between some would have acted with another policy
+        reached = {step: after(step, plan.actors if plan.waits else 1) for step in due if step > plan.warmup}
+        looked = {after(config.steps, 1), *(step for step in reached.values() if step < config.steps)}
+        due = sorted({min(step, config.steps) for step in looked})
+        if population.evolves:
+            turns = {reached[step] for step in reached if step % population.ready == 0}
 
     @cache
     def pruned(share: float) -> Agent:
@@ -447,24 +488,40 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
         """The share of units that is left at a step."""
         return 1.0 if config.prune is None else shrink.share_at(config.prune, config.prune_at, step, config.first_steps)
 
-    def learner(agent: Agent, mode: Mode) -> actors.Learner:
-        full = agent.network, lambda state: agent.policy(own(state))
-        return actors.learner(acting(agent, mode), memory, plan, quantise.COMPRESSORS[mode.format](), full)
+    def learner(agent: Agent, mode: Mode, members: int) -> actors.Learner:
+        full, compressor = (agent.network, lambda state: agent.policy(own(state))), quantise.COMPRESSORS[mode.format]()
+        return actors.learner(acting(agent, mode), memory, plan, compressor, full, members=members > 0)
 
-    def phase(k: int) -> Phase:
+    def phase(name: str, those: slice) -> Phase:
+        """Of these runs of the group."""
+        runs = group.runs[those]
+        members = len(runs) if len(runs) > 1 else 0  # a run that is alone has no axis of members
+        seed = config.who(runs[0])[0]
+        start = jax.tree.map(lambda x: x[those] if members else x[those.start], starts)
+        watch = None
+        if population is not None:
+            watch = Watch(config, len(runs), agent, type(hyper), looked, turns, partial(_severed, memory, plan))
+
+        def beginning(share: float) -> Callable[[Start], Any]:
+            init = learner(pruned(share), asked, 0).init
+            return jax.jit(jax.vmap(lambda x: init(x.key, x.hyper)) if members else lambda x: init(x.key, x.hyper))
+
+        if members:
+            fits(config, jax.eval_shape(beginning(1.0), start), members)
+
         def moments(restore: Restore | None) -> Iterator[Moment]:
-            share, key = left(restore.step if restore else 0), rng.key(config.seed + k)
-            begin = jax.jit(learner(pruned(share), asked).init)
-            carry = begin(key, hyper) if restore is None else restore.read(jax.eval_shape(begin, key, hyper))
-            ledger.begin(config.seed + k, pruned(share))
+            share = left(restore.step if restore else 0)
+            begin = beginning(share)
+            carry = begin(start) if restore is None else restore.read(jax.eval_shape(begin, start))
+            ledger.begin(seed, pruned(share), len(runs))
             while True:
                 agent = pruned(share)
                 try:
-                    yield from sitting(agent, fitted(agent, carry, ledger.chosen.mode), k)
+                    yield from sitting(agent, fitted(agent, carry, ledger.chosen.mode))
                     return
                 except actors.Unfit as unfit:
-                    carry = unfit.carry
-                    ledger.fall_back(unfit)
+                    carry = _joined(unfit.carry)
+                    ledger.fall_back(unfit, carry)
                 except Changed as changed:
                     carry, share = changed.carry, left(int(changed.carry.step))
                     if pruned(share) is not agent:
@@ -474,73 +531,160 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                         units = ", ".join(map(str, hidden))
                         report(f"the learner is pruned to layers of {units} from step {int(carry.step):,}")
 
-        def sitting(agent: Agent, carry: actors.Carry, k: int) -> Iterator[Moment]:
-            share, mode = left(int(carry.step)), ledger.chosen.mode
-            made = learner(agent, mode)
+        def sitting(agent: Agent, carry: Any) -> Iterator[Moment]:
+            mode = ledger.chosen.mode
+            made = learner(agent, mode, members)
             packet, *_ = jax.eval_shape(made.ship, carry.state)
             spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share), packet)
+            spec = spec._replace(members=members)
             if plan.gradients:
                 brought = actor_learner.shapes(agent, memory, carry.state, items_of(spec))
                 spec = spec._replace(
                     learner=partial(gradient_parts, config, card, static, hyper, plan),
                     gradient=link.fields(jax.tree.leaves(brought)),
                 )
+            share = left(0 if members else int(carry.step))
             try:
-                parts = ledger.compile(made, carry, spec)
-                ticks = actors.train(
-                    parts, plan, spec, carry, steps=config.steps, seed=config.seed + k,
-                    report=report, timer=ledger.timer, fleets=ledger.fleets,
-                )  # fmt: skip
-                with closing(cast(Generator, ticks)):
-                    for tick in ticks:
-                        carry = tick.carry
-                        if config.precision != "fp32":
-                            of_seeds[k] = counts(own(carry.state))
-                        if config.prune is not None:
-                            ledger.keep(tick)
-                        if left(tick.step) != share:
-                            raise Changed(carry)  # before anything is kept: a checkpoint's step says what it holds
-                        metrics = {name: [value] for name, value in ledger.look(parts, tick).items()}
-                        weights = partial(host_weights, agent, carry.state)
-                        yield Moment(
-                            min(tick.step, config.steps),
-                            metrics,
-                            partial(evaluate, agent, parts, carry, tick.step >= config.steps),
-                            lambda carry=carry: fitted(agent, carry, asked),
-                            lambda weights=weights: [weights()],
-                            partial(_structures, agent, carry.state),
-                        )
-                        if config.precision != "fp32":
-                            sound(config, tick.step, [config.seed + k], [of_seeds[k]])
-                        if tick.step < config.steps and ledger.climb(tick.step):
-                            raise Changed(carry)
+                with ThreadPoolExecutor(compiled.cores()) as pool:
+                    if members:
+                        parts, carry = together(made, carry, spec, pool)
+                    else:
+                        parts = ledger.compile(made, carry, spec)[0]
+                    ticks = actors.train(
+                        parts, plan, spec, carry, steps=config.steps, seed=seed,
+                        report=report, timer=ledger.timer, fleets=ledger.fleets,
+                        turns=turns, between=succession,
+                        losses=population is not None and (members > 0 or mode == FULL),
+                    )  # fmt: skip
+                    with closing(cast(Generator, ticks)):
+                        for tick in ticks:
+                            carry = tick.carry
+                            if config.precision != "fp32":
+                                of_phases[name] = counts(own(_joined(carry.state)))
+                            if config.prune is not None:
+                                ledger.keep(tick)
+                            if left(tick.step) != share:
+                                raise Changed(carry)  # before anything is kept: a checkpoint's step says what it holds
+                            metrics: dict[str, Any] = ledger.look(parts, tick)
+                            if watch is not None:
+                                scores = partial(fitness, agent)
+                                metrics |= watch.metrics(scores, tick.step, lambda carry=carry: _joined(carry.state))
+                            yield Moment(
+                                min(tick.step, config.steps),
+                                metrics,
+                                partial(evaluate, agent, parts, carry, tick.step >= config.steps),
+                                lambda carry=carry: fitted(agent, _joined(carry), asked),
+                                partial(weights_of, agent, carry.state),
+                                partial(_structures, agent, carry.state),
+                            )
+                            if config.precision != "fp32" and population is None:
+                                sound(config, tick.step, [config.who(k)[0] for k in runs], [of_phases[name]])
+                            if tick.step < config.steps and ledger.climb(tick.step):
+                                raise Changed(carry)
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
-        def evaluate(agent: Agent, parts: actors.Learner, carry: actors.Carry, last: bool, episodes: int) -> Episodes:
+        def together(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:
+            """The Learner of members and their carry, in the parts that are the fastest to update."""
+            found = remembered_way(config, members)
+            options = compiled.ways(members, compiled.cores()) if found is None else [found]
+            learners = ledger.compile(made, carry, spec, {way.width for way in options})
+
+            def messages(part: Any, iterations: int) -> tuple[Any, dict]:
+                program = learners[compiled.seeds_of(part)].learn
+                shapes = items_of(spec._replace(members=compiled.seeds_of(part)))
+                items, metrics = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), {}
+                for _ in range(iterations):
+                    part, metrics = jax.block_until_ready(program(part, items, np.int32(0), []))
+                return part, metrics
+
+            way, measured = options[0], {}
+            if len(options) > 1:
+                measured = compiled.fastest(messages, carry, options)
+                way = min(options, key=measured.__getitem__)
+                remember_way(config, way, members)
+            times = {str(way): round(value, 1) for way, value in measured.items()}
+            batching[name] = {"way": str(way), "microseconds_per_message": times}
+            report(f"batching: {way}" + (" (as measured before)" if found else ""))
+            return actors.in_parts(learners[way.width], way, pool), actors.Members(tuple(compiled.split(carry, way)))
+
+        def succession(step: int, carry: Any) -> Any:
+            assert watch is not None
+            found = watch.succession(partial(fitness, agent), step, lambda: _joined(carry.state))
+            return actors.taken_over(carry, found)
+
+        def weights_of(agent: Agent, state: Any) -> list:
+            return host_weights_of_each(agent, _joined(state)) if members else [host_weights(agent, state)]
+
+        def fitness(agent: Agent, state: Callable[[], Any]) -> np.ndarray:
+            return np.mean(played(agent, weights_of(agent, state()), EVAL_EPISODES, SELECTION).returns, -1)
+
+        def evaluate(agent: Agent, parts: actors.Learner, carry: Any, last: bool, episodes: int) -> Episodes:
             """Of the full policy; at the end of the compressed one as well."""
             full, mode = agent.network.layers, ledger.chosen.mode
             assert full is not None
             if last and mode != FULL:
                 packet, *_ = jax.device_get(parts.ship(carry.state))
                 layers = narrowed(full, mode.share)
-                played = _evaluate_greedily(agent, card, layers, ledger.chosen, packet.weights, EVAL_EPISODES)
-                ledger.compressed_returns.append(float(np.mean(played.returns)))
-            weights = host_weights(agent, carry.state)
-            return _evaluate_greedily(agent, card, full, Rung(FULL, "litert", 0.0, 0.0), weights, episodes)
+                for k in range(len(runs)):
+                    weights = jax.tree.map(lambda x, k=k: x[k], packet.weights) if members else packet.weights
+                    ended = _evaluate_greedily(agent, card, layers, ledger.chosen, weights, EVAL_EPISODES)
+                    ledger.compressed_returns.append(float(np.mean(ended.returns)))
+            return played(agent, weights_of(agent, carry.state), episodes, HELD_OUT)
 
-        return Phase(f"seed-{k}", [k], moments, card, looks(config))
+        return Phase(name, runs, moments, card, due)
+
+    def played(agent: Agent, weights: list, episodes: int, seed: int) -> Episodes:
+        """Greedy episodes of each policy, [policies, episodes]; a policy that is not finite has none worth a number."""
+        found = []
+        for one in weights:
+            if population is not None and not actors.finite(jax.tree.leaves(one)):
+                found.append(Episodes(np.full((1, episodes), np.nan), np.zeros((1, episodes), np.int64)))
+                continue
+            full = agent.network.layers
+            assert full is not None
+            rung = Rung(FULL, "litert", 0.0, 0.0)
+            found.append(_evaluate_greedily(agent, card, full, rung, one, episodes, seed))
+        return Episodes(*(np.concatenate(x) for x in zip(*found, strict=True)))
+
+    count = len(group.runs)
+    if side_by_side(config, cadence) and count > 1:
+        phases = [phase(group.name, slice(0, count))]
+    else:
+        phases = [phase(_name_of(config, run), slice(i, i + 1)) for i, run in enumerate(group.runs)]
 
     def account() -> dict[str, Any]:
-        return ledger.account() | precision_of(config, [of_seeds[k] for k in sorted(of_seeds)])
+        counted = [of_phases[phase.name] for phase in phases if phase.name in of_phases]
+        ways = {"batching": next(iter(batching.values()))} if batching else {}
+        return ledger.account() | ways | precision_of(config, counted)
 
-    return Job([phase(k) for k in range(config.seeds)], account, shrink.of_one_shape)
+    return phases, account
+
+
+def _name_of(config: Config, run: int) -> str:
+    """Of a phase with a single run."""
+    seed, member = divmod(run, config.members)
+    return f"seed-{seed}" if config.population is None else f"seed-{seed}-member-{member}"
+
+
+def _joined(tree: Any) -> Any:
+    """The carry, or the states, of members in parts as one, [members, ...]; else as it is."""
+    if isinstance(tree, actors.Members):
+        return tree.joined()
+    return compiled.join(list(tree)) if type(tree) is tuple else tree
+
+
+def _severed(memory: Memory, plan: actors.Plan, contents: Any) -> Any:
+    """The contents of a memory whose streams go on elsewhere."""
+    for stream in range(plan.actors):
+        contents = memory.cut(contents, stream)
+    return contents
 
 
 class Changed(Exception):
     """The learner is due to be pruned, or the Monitor has chosen another mode; `carry` is where the run stands."""
 
-    def __init__(self, carry: actors.Carry):
+    def __init__(self, carry: Any):
         super().__init__()
         self.carry = carry
 
@@ -621,7 +765,9 @@ def _structures(agent: Agent, state: Any) -> dict[str, list]:
     return {"half": [jax.device_get(students.taught(agent, modes.HALF).policy(state).params)]}
 
 
-def _evaluate_greedily(agent: Agent, card: Card, layers: Layers, rung: Rung, weights: tuple, episodes: int) -> Episodes:
+def _evaluate_greedily(
+    agent: Agent, card: Card, layers: Layers, rung: Rung, weights: tuple, episodes: int, seed: int = HELD_OUT
+) -> Episodes:
     parallel = min(episodes, EVAL_EPISODES)
     session = engines.engine(rung.engine).build(layers, card.obs, parallel, rung.mode.format)
     session.load(weights)
@@ -630,7 +776,9 @@ def _evaluate_greedily(agent: Agent, card: Card, layers: Layers, rung: Rung, wei
         return agent.head(session.run(obs), card.knobs).mode()
 
     options = options_for(card.env, card.env_options)
-    played = on_gymnasium(act, card.env, episodes, parallel=parallel, options=options, obs_dtype=card.obs.dtype)
+    played = on_gymnasium(
+        act, card.env, episodes, seed=seed, parallel=parallel, options=options, obs_dtype=card.obs.dtype
+    )  # fmt: skip
     return Episodes(*(x[None] for x in played))
 
 

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from .monitor import quality
 from .monitor.receipt import given_up
 from .policy import Card
 from .runtime import actor, actors
+from .runtime.compiled import seeds_of
 from .types import Agent, Session, Transition, best_policy
 
 FULL = Mode(1.0, "fp32")
@@ -72,6 +74,17 @@ def host_weights(agent: Agent, state) -> tuple:
     return jax.device_get(best_policy(agent, own(state)).params)
 
 
+def weights_of_each(agent: Agent, states) -> list:
+    """Those of the full policies of states [members, ...]."""
+    params = jax.device_get(jax.vmap(partial(best_policy, agent))(own(states)).params)
+    return [jax.tree.map(lambda x, k=k: x[k], params) for k in range(seeds_of(params))]
+
+
+def _of_so_many(carry: Any, width: int) -> Any:
+    """The shapes of a carry [members, ...] of `width` members."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype), carry)
+
+
 class Ledger:
     """Keeps what actors act with, what this runtime spends and what its Monitor sees, over all seeds of a run."""
 
@@ -96,7 +109,7 @@ class Ledger:
         self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
         self.look_after, self.seen, self.sums, self.looks, self.looked = 0.0, {}, {}, 0, False
         self.spent: dict[str, float] = {}  # by the Learner before the newest actors began
-        self.recent: deque = deque(maxlen=100)
+        self.members, self.recent = 1, [deque(maxlen=100)]  # those that train side by side; of each, newest returns
         self.stale, self.learned, self.stalest = 0.0, 0, 0.0  # staleness of messages, and of how many
 
     def choose(self, name: str, among: Iterable[str] | None = None, why: str = "") -> None:
@@ -145,9 +158,13 @@ class Ledger:
         speed = f"{rung.microseconds:.1f} us a call of {self.plan.num_envs}"
         self.report(f"actors: {rung.mode.name} on {rung.engine}, {speed}{why}")
 
-    def begin(self, seed: int, agent: Agent) -> None:
-        """A seed begins, at the rung where `auto` begins, or goes on with what pruning has left of `agent`."""
-        self.seed = seed
+    def begin(self, seed: int, agent: Agent, members: int = 1) -> None:
+        """A seed begins, at the rung where `auto` begins, or goes on with what pruning has left of `agent`.
+
+        With `members` as many runs begin together, of which `seed` is the first.
+        """
+        self.seed, self.members = seed, members
+        self.recent = [deque(maxlen=100) for _ in range(members)]
         if agent.network.layers != self.layers:
             self.thin(agent)
         elif self.watch:
@@ -172,12 +189,12 @@ class Ledger:
         if self.watch is None or not self.looked:
             return False
         self.looked, before = False, self.chosen
-        why = self.watch.look(self.seen["harm"], self._share_of_acting())
+        why = self.watch.look(float(self.seen["harm"][0]), self._share_of_acting())
         if why is None:
             return False
         self.switches.append(
             {"seed": self.seed, "step": step, "from": before.mode.name, "to": self.watch.now.mode.name,
-             "kl": self.seen["kl"], "reason": why}
+             "kl": float(self.seen["kl"][0]), "reason": why}
         )  # fmt: skip
         self.why = f"{self.watch.now.mode.name} from step {step:,}: {why}"
         self._take(self.watch.now, f" from step {step:,}: {why}")
@@ -190,12 +207,15 @@ class Ledger:
         busy += sum(own.get(kind, 0.0) - self.spent.get(kind, 0.0) for kind in ("learner", "compressor", "transport"))
         return acting.get("inference", 0.0) / busy if busy > 0 else 0.0
 
-    def fall_back(self, unfit: actors.Unfit) -> None:
-        """Take fp32 after a compressed mode has failed. Raises RunFailed where that would not help."""
-        step, failed = int(unfit.carry.step), self.chosen
-        if not actors.finite(jax.tree.leaves(host_weights(self.agent, unfit.carry.state))):
+    def fall_back(self, unfit: actors.Unfit, carry: actors.Carry) -> None:
+        """Take fp32 after a compressed mode has failed, at `carry`. Raises RunFailed where that would not help."""
+        step, failed = int(np.max(carry.step)), self.chosen
+        alone = self.members == 1
+        weights = [host_weights(self.agent, carry.state)] if alone else weights_of_each(self.agent, carry.state)
+        lost = [self.seed + k for k, of_one in enumerate(weights) if not actors.finite(jax.tree.leaves(of_one))]
+        if lost:
             raise Diverged(
-                f"seed {self.seed} has diverged, its weights are no longer finite at step {step:,}: look at the "
+                f"seed {lost[0]} has diverged, its weights are no longer finite at step {step:,}: look at the "
                 "rewards, or train it anew with a smaller learning_rate", None,
             )  # fmt: skip
         if failed.mode.name == "fp32":
@@ -210,29 +230,40 @@ class Ledger:
         except ValueError as error:
             raise RunFailed(f"{unfit}; {error}", None) from unfit
 
-    def compile(self, learner: actors.Learner, carry: actors.Carry, spec: actor.Spec) -> actors.Learner:
-        """The Learner with its programs compiled ahead of time. Raises EngineFailed."""
+    def compile(
+        self, learner: actors.Learner, carry: actors.Carry, spec: actor.Spec, widths: Iterable[int] = (0,)
+    ) -> dict[int, actors.Learner]:
+        """The Learner with its programs compiled ahead of time, for each of the `widths`: that many members at a time.
+
+        0 stands for a run that is alone. Raises EngineFailed.
+        """
         start = perf_counter()
-        seen = jax.eval_shape(learner.probe, carry)[0].shape[0]
-        self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode)
+        seen = jax.eval_shape(learner.probe, carry)[0].shape[1 if spec.members else 0]
+        self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode, spec.members)
         self.spent, self.looked = dict(self.timer.seconds), False
-        items, stream = items_of(spec), jax.ShapeDtypeStruct((), "int32")
-        brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
-        jobs = {
-            "learn": (carry, items, stream, brought), "add": (carry, items, stream),
-            "ship": (carry.state,), "probe": (carry,),
-        }  # fmt: skip
-        lowered = [getattr(learner, name).lower(*arguments) for name, arguments in jobs.items()]
+        lowered = {}
+        for width in widths:
+            part = _of_so_many(carry, width) if width else carry
+            items, stream = items_of(spec._replace(members=width)), jax.ShapeDtypeStruct((), "int32")
+            brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
+            jobs = {
+                "learn": (part, items, stream, brought), "add": (part, items, stream),
+                "ship": (part.state,), "probe": (part,),
+            }  # fmt: skip
+            lowered |= {(width, name): getattr(learner, name).lower(*given) for name, given in jobs.items()}
         with ThreadPoolExecutor() as pool:
-            done = dict(zip(jobs, pool.map(lambda x: x.compile(compiler_options=self.compiler), lowered), strict=True))
+            done = list(pool.map(lambda x: x.compile(compiler_options=self.compiler), lowered.values()))
         self.compile_seconds += perf_counter() - start
         packet, _, shared = jax.eval_shape(learner.ship, carry.state)
         self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))
-        return learner._replace(**done)
+        made = {who: program for who, program in zip(lowered, done, strict=True)}
+        names = ("learn", "add", "ship", "probe")
+        return {width: learner._replace(**{name: made[width, name] for name in names}) for width in widths}
 
-    def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, float]:
-        """The metrics of the moment; the policies are compared now and then. Raises EngineFailed."""
-        self.recent.extend(ret for ret, _ in tick.episodes)
+    def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, Any]:
+        """The metrics of the moment, [members]; the policies are compared now and then. Raises EngineFailed."""
+        for ret, _, member in tick.episodes:
+            self.recent[member].append(ret)
         if tick.metrics and self.first_update is None:
             self.first_update = seconds_since_start()
         start = perf_counter()
@@ -240,17 +271,27 @@ class Ledger:
             obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
             packet, *_ = jax.device_get(parts.ship(tick.carry.state))
             self.session.load(packet.weights)
-            compressed = self.agent.head(self.session.run(obs), knobs)
-            self.seen = quality.divergence(self.agent.head(outputs, knobs), compressed) | quality.importance(log_ratio)
+            if self.members > 1:
+                compressed = self.session.run(obs.reshape(-1, *obs.shape[2:]))
+            else:
+                outputs, knobs, log_ratio = jax.tree.map(lambda x: np.asarray(x)[None], (outputs, knobs, log_ratio))
+                compressed = self.session.run(obs)[None]
+            found = []
+            for k in range(self.members):
+                own_knobs = {name: x[k] for name, x in knobs.items()}
+                whole, acts = (self.agent.head(x[k], own_knobs) for x in (outputs, compressed))
+                found.append(quality.divergence(whole, acts) | quality.importance(log_ratio[k]))
+            self.seen = {name: np.array([seen[name] for seen in found]) for name in found[0]}
             self.looks, self.looked = self.looks + 1, True
-            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.seen.items()}
+            self.sums = {name: self.sums.get(name, 0.0) + float(x.mean()) for name, x in self.seen.items()}
             self.look_after = start + max(PROBE_SECONDS, (perf_counter() - start) / PROBE_SHARE)
-        train_return = float(np.mean(self.recent)) if self.recent else float("nan")
+        train_return = [float(np.mean(returns)) if returns else float("nan") for returns in self.recent]
         if "staleness" in tick.metrics:
             self.learned += 1
-            self.stale += tick.metrics["staleness"]
-            self.stalest = max(self.stalest, tick.metrics["staleness_max"])
-        return tick.metrics | self.staleness() | self.seen | {"train_return": train_return}
+            self.stale += float(np.mean(tick.metrics["staleness"]))
+            self.stalest = max(self.stalest, float(np.max(tick.metrics["staleness_max"])))
+        told = tick.metrics | self.staleness() | self.seen | {"train_return": np.array(train_return)}
+        return {name: np.broadcast_to(value, self.members) for name, value in told.items()}
 
     def staleness(self) -> dict[str, float]:
         """How many updates late messages were, on average and at most; nothing before one was learned from."""

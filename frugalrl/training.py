@@ -454,7 +454,7 @@ class Sitting:
             episode_cap=episode_cap(self.config.env, options_for(self.config.env, self.config.env_options)),
             qat=self.config.qat,
             **({"population": members.summary(self.config.population, self.rows)} if self.config.population else {}),
-            **_added(account, self.before),
+            **added(account, self.before),
         )
         if self.folder.path is not None:
             receipt.write(self.folder.path / "receipt.json", made)
@@ -501,7 +501,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | np.ndarray) else value
 
 
-def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+def added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """An account with the sums of earlier sittings added."""
     total = dict(account)
     for name in SUMS:
@@ -512,7 +512,7 @@ def _added(account: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
             total[name] = before[name] + account[name]
     for group in ("time_split", "actors"):
         if isinstance(account.get(group), dict) and isinstance(before.get(group), dict):
-            total[group] = _added(account[group], before[group])
+            total[group] = added(account[group], before[group])
     for name in FIRST:
         if before.get(name) is not None:
             total[name] = before[name]

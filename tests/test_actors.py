@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from frugalrl.errors import UsageError
 from frugalrl.levers.compress import engines, quantise
 from frugalrl.memory import uniform
 from frugalrl.networks import weighted
-from frugalrl.runtime import actor, actors, link
+from frugalrl.runtime import actor, actors, compiled, link
 from frugalrl.types import Discrete, Transition
 
 FAKE = Path(__file__).parent
@@ -45,7 +46,9 @@ class Parts(NamedTuple):
         return actors.train(self.learner, self.plan, self.spec, self.carry, steps=steps, seed=0, **more)
 
 
-def parts(env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidden=(8,), window=1, **plan) -> Parts:
+def parts(
+    env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidden=(8,), window=1, hypers=None, **plan
+) -> Parts:
     obs, space = catalog.spaces(env_id)
     assert isinstance(space, Discrete)
     agent = assemble(Static(hidden=hidden), obs, space)
@@ -58,13 +61,19 @@ def parts(env_id: str = "fake_env:Walk-v0", *, mode="fp32", engine="numpy", hidd
     memory = uniform(
         example, 4000, 16, lanes=numbers.num_envs, unroll=numbers.unroll, window=window, streams=numbers.actors
     )
-    learner = actors.learner(agent, memory, numbers, {"fp32": quantise.fp32, "int8": quantise.int8}[mode]())
+    compressor, members = {"fp32": quantise.fp32, "int8": quantise.int8}[mode](), len(hypers or ())
+    learner = actors.learner(agent, memory, numbers, compressor, members=members > 0)
     spec = actor.Spec(
         env_id=env_id, env_options=None, num_envs=numbers.num_envs, unroll=numbers.unroll, seed=(0,), folder="",
         slab="", slots=numbers.slots, action=actor.Field((), "int32"), obs=obs, layers=layers,
         engine=engines.module(engine), mode=mode, head=epsilon_greedy, packet=(), knobs=("epsilon",),
         kinds=("Linear", *["QuantLinear" if mode == "int8" else "Linear"] * (len([*weighted(layers, obs.shape)]) - 1)),
     )  # fmt: skip
+    if members:
+        keys = jnp.stack([rng.key(k) for k in range(members)])
+        stacked = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
+        carry = jax.jit(learner.init)(keys, stacked)
+        return Parts(learner, numbers, spec._replace(members=members), carry, memory)
     carry = jax.jit(learner.init)(rng.key(0), Hyper(total_steps=1000.0))
     return Parts(learner, numbers, spec, carry, memory)
 
@@ -192,7 +201,7 @@ def test_transitions_are_what_happened(tmp_path):
     np.testing.assert_array_equal(fresh[:, 1], t.obs[:-1][done[:-1]][:, 1] + 1)
 
     ends = [(t.reward[i : j + 1, lane].sum(), j + 1 - i) for lane in range(2) for i, j in _spans(done[:, lane])]
-    np.testing.assert_allclose(sorted(ended), sorted(ends), atol=1e-3)
+    np.testing.assert_allclose(sorted(one[:2] for one in ended), sorted(ends), atol=1e-3)
 
 
 def _spans(done: np.ndarray) -> list[tuple[int, int]]:
@@ -508,6 +517,80 @@ def test_an_environment_that_always_fails_ends_the_run(env, reason):
     assert 2 <= len(said) <= 4
 
 
+# members side by side
+
+RATES = [Hyper(total_steps=1000.0, learning_rate=rate) for rate in (1e-2, 0.0, 1e-4)]
+
+
+def test_each_member_learns_from_its_own_environments_alone_and_as_often():
+    made = parts(hypers=RATES, updates=3, warmup=64)
+    width = compiled.Way(1, 2)
+    with ThreadPoolExecutor(2) as pool:
+        carry = actors.Members(tuple(compiled.split(made.carry, width)))
+        made = made._replace(learner=actors.in_parts(made.learner, width, pool), carry=carry)
+        begun = jax.device_get(carry.joined().state.params)
+        for tick in made.train(320):
+            last = tick
+            for part in tick.carry.parts:
+                assert part.step.tolist() == [tick.step]
+                assert part.memory.position.sum() * 2 == tick.step
+                assert part.state.version.tolist() == [max(0, tick.step - 64) // 16 * 3]
+    carry, lives, moved = last.carry.joined(), [], []
+    for k in range(3):
+        t = windows(made, compiled._pick(carry, k))
+        lives.append(set(np.unique(t.obs[..., 0])))
+        assert len(lives[k]) == 4  # two actors with two environments of its own
+        assert_windows_hold_together(t)
+        moved.append(max(np.abs(x[k] - y[k]).max() for x, y in zip(carry.state.params[0], begun[0], strict=True)))
+    assert moved[0] > 3 * moved[2] > 0 == moved[1]
+    assert len(set.union(*lives)) == 12
+
+
+def test_a_member_acts_with_its_own_policy(tmp_path):
+    made = parts(hypers=RATES)
+    state = made.carry.state._replace(hyper=made.carry.state.hyper._replace(exploration_initial_eps=jnp.arange(3) / 4))
+    actor_, box = worker(made, tmp_path)
+    box.put(packet_of(made, state))
+    slot = actor_.slots[0].items
+    actor_.unroll(slot)
+    packet, *_ = jax.device_get(made.learner.ship(state))
+    for k in range(3):
+        session = engines.engine("numpy").build(made.spec.layers, made.spec.obs, 2, "fp32")
+        session.load(jax.tree.map(lambda x, k=k: x[k], packet.weights))
+        own = slice(2 * k, 2 * k + 2)
+        dist = epsilon_greedy(
+            np.stack([session.run(x) for x in slot.obs[:, own]]), {"epsilon": packet.knobs["epsilon"][k]}
+        )
+        np.testing.assert_array_equal(slot.log_prob[:, own], dist.log_prob(slot.action[:, own]))
+    assert (slot.log_prob[:, :2] == 0).all()  # without exploration
+    assert (slot.log_prob[:, 2:] < 0).all()
+
+
+def test_a_member_learns_what_it_would_learn_alone():
+    made, alone = parts(hypers=RATES, warmup=0), parts(warmup=0)
+    r, one = np.random.default_rng(0), np.zeros((8, 6), np.float32)
+    items = Transition(
+        r.standard_normal((8, 6, 3)).astype(np.float32), r.integers(0, 2, (8, 6)).astype(np.int32),
+        r.standard_normal((8, 6)).astype(np.float32), one > 0, one > 0,
+        r.standard_normal((8, 6, 3)).astype(np.float32), one, one.astype(np.int32),
+    )  # fmt: skip
+    begun = [jax.tree.map(jnp.copy, compiled._pick(made.carry, k)) for k in range(3)]
+    together, metrics = made.learner.learn(made.carry, items, np.int32(1), [])
+    for k in range(3):
+        share = jax.tree.map(lambda x, k=k: x[:, 2 * k : 2 * k + 2], items)
+        solo, own = alone.learner.learn(begun[k], share, np.int32(1), [])
+        assert float(metrics["loss"][k]) == pytest.approx(float(own["loss"]), rel=1e-4)
+        for x, y in zip(jax.tree.leaves(compiled._pick(together, k).state), jax.tree.leaves(solo.state), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_a_member_that_is_not_finite_acts_as_it_last_could():
+    last = [np.zeros((3, 2), np.float32), np.int32([4, 4, 4])]
+    new = [np.float32([[1, 2], [np.nan, 0], [3, 4]]), np.int32([5, 5, 5])]
+    kept = actors.without_lost(new, last)
+    assert [x.tolist() for x in kept] == [[[1, 2], [0, 0], [3, 4]], [5, 4, 5]]
+
+
 # whole runs
 
 
@@ -591,14 +674,16 @@ def test_the_receipt_tells_what_the_actors_did(tmp_path, monkeypatch):
     assert [row["step"] for row in rows(out)] == [128 * (k + 1) for k in range(10)]
 
 
-def test_seeds_train_one_after_the_other(tmp_path):
+@pytest.mark.parametrize(("mode", "together"), [("int8", True), ("int8-static", False)])
+def test_seeds_train_side_by_side_or_one_after_the_other(mode, together, tmp_path):
     out = tmp_path / "run"
-    words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--seeds", "2", "--seed", "5", "--quiet", "--out", str(out)]
-    assert cli.main(words) == 0
-    seeds = [row["seed"] for row in rows(out)]
-    assert seeds == [5] * 10 + [6] * 10
-    assert len(receipt(out)["returns"]["per_seed"]) == 2
-    assert list(takewhile(lambda seed: seed == 5, seeds)) == [5] * 10
+    words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--seeds", "2", "--seed", "5", "--actors", mode, "--quiet"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert [row["seed"] for row in rows(out)] == ([5, 6] * 10 if together else [5] * 10 + [6] * 10)
+    made = receipt(out)
+    assert ("batching" in made) == together
+    assert len(made["returns"]["per_seed"]) == len(made["actors"]["compressed_returns"]) == 2
+    assert made["returns"]["iqm"] == pytest.approx(np.mean(made["returns"]["per_seed"]))
     with np.load(out / "policy" / "seed-0.npz") as a, np.load(out / "policy" / "seed-1.npz") as b:
         assert all((a[name] != b[name]).all() for name in a if name.startswith("w"))
 
@@ -710,7 +795,7 @@ def test_a_policy_that_is_not_finite_ends_the_run_and_is_not_kept(mode, tmp_path
 
 def test_a_resumed_run_keeps_its_first_fallback():
     first = {"actors": {"mode": "fp32", "fallback": {"step": 5}, "restarts": 1}}
-    again = training._added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
+    again = training.added({"actors": {"mode": "int8", "fallback": None, "restarts": 1}}, first)
     assert again["actors"] == {"mode": "int8", "fallback": {"step": 5}, "restarts": 2}
 
 

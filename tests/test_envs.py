@@ -368,8 +368,8 @@ def test_an_actor_tells_returns_without_clipping(tmp_path):
     actor, _ = worker(made, tmp_path)
     ended = actor.unroll(actor.slots[0].items)  # 8 steps: each environment ends its first episode after 5
     assert set(np.unique(actor.slots[0].items.reward)) == {1.0}
-    assert [length for _, length in ended] == [5, 5]
-    assert all(ret >= 15 for ret, _ in ended)
+    assert [length for _, length, _ in ended] == [5, 5]
+    assert all(ret >= 15 for ret, *_ in ended)
 
 
 @pytest.mark.parametrize("as_terminal", [False, True])
@@ -384,7 +384,7 @@ def test_an_actor_tells_a_cut_off_from_an_end_unless_asked_not_to(as_terminal, t
     ended += actor.unroll(slot)  # the second episode began at the sixth step of those before
     assert np.flatnonzero(slot.terminated[:, 0]).tolist() == ([2, 7] if as_terminal else [7])
     assert np.flatnonzero(slot.truncated[:, 0]).tolist() == ([] if as_terminal else [2])
-    assert [length for _, length in ended] == [5, 5, 6, 6, 5, 5]
+    assert [length for _, length, _ in ended] == [5, 5, 6, 6, 5, 5]
     np.testing.assert_array_equal(slot.next_obs[2, :, 1:], [[1, 6]] * 2)  # the old episode's last one
 
 

@@ -266,6 +266,87 @@ def test_a_member_of_a_sweep_is_the_run_that_train_gives():
     assert all(told[0, m] == told[1, m] for m in range(4))
 
 
+def followed(rows: list[dict[str, Any]]) -> int:
+    """How many members took over in these rows of PBT; asserts that what each has from then on comes of its parent."""
+    count = 0
+    for line in members.generations(rows).values():
+        for now, after in pairwise(line):
+            for m, row in after.rows.items():
+                parent = now.parent(m)
+                before = now.rows[m if parent is None else parent]["learning_rate"]
+                factors = (1.0,) if parent is None else (0.8, 1.2)
+                bounds = () if parent is None else (1e-5, 1e-2)
+                found = row["learning_rate"]
+                assert any(found == pytest.approx(before * x) for x in factors) or found in map(pytest.approx, bounds)
+                count += parent is not None
+    return count
+
+
+def test_a_population_in_actors_is_resumed_where_members_take_over(tmp_path):
+    """Two members of PBT, one of which always takes over from the other; and the last of it after a resumption."""
+    search = {"learning_rate": RANGES["learning_rate"]}
+    hyper = TINY | {"hidden": (8,), "n_step": 3, "learning_starts": 100, "train_freq": 16}
+    first = pbt(members=2, search=search, steps=768, ready=256, hyper=hyper, runtime="actors", out=tmp_path)
+    assert [row["step"] for row in first.rows] == [256, 256, 512, 512, 768, 768]
+    assert "seeds" in first.receipt["batching"]["way"] or "seed at a time" in first.receipt["batching"]["way"]
+    assert (tmp_path / "checkpoints" / "all" / "768").exists()
+    assert followed(first.rows) == 2
+    resumed = frugalrl.resume(tmp_path, steps=1024)
+    assert resumed is not None
+    assert timeless(resumed)[:6] == timeless(first)
+    assert [row["step"] for row in resumed.rows[6:]] == [1024, 1024]
+    assert followed(resumed.rows) == 3
+    assert resumed.receipt["population"]["replaced"] == 3
+    assert resumed.returns["per_seed"] == [resumed.receipt["population"]["best"][0]["return"]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("agent", "env"), [("td3", "Pendulum-v1"), ("ppo", "CartPole-v1"), ("rainbow", "CartPole-v1")])
+def test_a_population_in_actors_that_was_killed_keeps_its_rows(agent, env, tmp_path):
+    words = ["pbt", agent, env, "--members", 3, "--steps", 4096, "--ready", 1024, "--runtime", "actors", "--out"]
+    words += [tmp_path / "run", "--hyper", "hidden=16", "--search", "learning_rate=log:1e-5:1e-2"]
+    if agent != "ppo":
+        words += ["--hyper", "learning_starts=500", "train_freq=16"]
+    program = "import sys; from frugalrl import cli, training; training.SAVE_SECONDS = 0.5; cli.main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], stderr=subprocess.DEVNULL)
+    try:
+        runs.wait_for(lambda: runs.has_rows(tmp_path / "run", 6) and runs.checkpoints(tmp_path / "run"), 300)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    saved, before = max(int(p.name) for p in runs.checkpoints(tmp_path / "run")), runs.rows(tmp_path / "run")
+    resumed = frugalrl.resume(tmp_path / "run")
+    assert resumed is not None
+    kept = [row for row in runs.timeless(before) if row["step"] <= saved]
+    assert runs.timeless(runs.rows(tmp_path / "run"))[: len(kept)] == kept
+    assert len(resumed.rows) == 3 * 4
+    assert followed(resumed.rows) == 3
+
+
+@pytest.mark.long
+def test_a_sweep_in_actors_groups_members_by_what_shapes_the_program():
+    search = {"learning_rate": [1e-4, 1e-3], "hidden": "choice:8:16"}
+    result = frugalrl.sweep(
+        "dqn", "CartPole-v1", search, grid=True, steps=640, hyper=TINY, runtime="actors", actors="int8"
+    )
+    last = [row for row in result.rows if row["step"] == 640]
+    assert {(row["member"], row["learning_rate"], tuple(row["hidden"])) for row in last} == {
+        (0, pytest.approx(1e-4), (8,)), (1, pytest.approx(1e-4), (16,)),
+        (2, pytest.approx(1e-3), (8,)), (3, pytest.approx(1e-3), (16,)),
+    }  # fmt: skip
+    assert set(result.receipt["batching"]) == {"group-0", "group-1"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "option", "why"),
+    [("dqn", {"actors": "half"}, "--actors half is"), ("a3c", {"runtime": "actors"}, "a3c and other actor-learners")],
+)
+def test_members_that_cannot_train_side_by_side_are_refused(agent, option, why):
+    made = {"kind": "pbt", "members": 2, "search": {"learning_rate": "log:1e-5:1e-2"}}
+    with pytest.raises(UsageError, match=f"{why}.* not for members of pbt"):
+        configure(agent, "CartPole-v1", population=made, **option)
+
+
 def test_a_population_that_does_not_fit_says_how_many_would(monkeypatch):
     monkeypatch.setattr(jobs, "free_memory", lambda: 100_000_000)
     made = {"kind": "pbt", "members": 64, "search": RANGES}

@@ -55,7 +55,7 @@ class Spec(NamedTuple):
 
     env_id: str
     env_options: EnvOptions | None  # None: those of its family
-    num_envs: int
+    num_envs: int  # of each member
     unroll: int
     seed: tuple[int, ...]
     folder: str  # of the slabs
@@ -76,14 +76,22 @@ class Spec(NamedTuple):
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
+    members: int = (
+        0  # agents that act side by side, each in lanes of its own; a packet then has them all, [members, ...]
+    )
+
+    @property
+    def lanes(self) -> int:
+        """Environments of this actor: `num_envs` of each member, one member after the other."""
+        return max(self.members, 1) * self.num_envs
 
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (Linear, QuantLinear, Ranges)}
 
 
 def unroll_fields(spec: Spec) -> Fields:
-    """The arrays of one unroll: a Transition of [unroll, num_envs, ...]."""
-    lead = (spec.unroll, spec.num_envs)
+    """The arrays of one unroll: a Transition of [unroll, lanes, ...]."""
+    lead = (spec.unroll, spec.lanes)
     obs, number = Field((*lead, *spec.obs.shape), spec.obs.dtype), Field(lead, "float32")
     action, flag = Field((*lead, *spec.action.shape), spec.action.dtype), Field(lead, "bool")
     return tuple(Transition(obs, action, number, flag, flag, obs, number, Field(lead, "int32")))
@@ -114,7 +122,7 @@ class Mail(NamedTuple):
 
     weights: tuple
     knobs: dict
-    version: int
+    version: Any  # int; of members, int32 [members]
     shared: list[np.ndarray]  # for actor-learners: the leaves of the Learner's state, the optimiser's left out
 
 
@@ -127,7 +135,12 @@ def unflatten(arrays: list[np.ndarray], kinds: tuple[str, ...], knobs: tuple[str
         weights.append(record(*rest[:n]))
         rest = rest[n:]
     named = {name: x[()] for name, x in zip(knobs, rest, strict=False)}
-    return Mail(tuple(weights), named, int(rest[len(knobs)]), rest[len(knobs) + 1 :])
+    return Mail(tuple(weights), named, rest[len(knobs)][()], rest[len(knobs) + 1 :])
+
+
+def across(knob: Any) -> Any:
+    """A knob of several members, [members, ...], in a shape that goes with their outputs [members, batch, n]."""
+    return np.reshape(knob, (len(knob), 1, *(np.shape(knob)[1:] or (1,))))
 
 
 def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
@@ -147,10 +160,12 @@ def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
     return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def session(engine: str, layers: tuple, obs: Box, batch: int, mode: str) -> Session:
+def session(engine: str, layers: tuple, obs: Box, batch: int, mode: str, members: int = 0) -> Session:
     """A session of the engine in module `engine`. All that goes wrong in it is raised as EngineFailed.
 
-    Thus the Learner can tell an engine that fails from an environment that does.
+    Thus the Learner can tell an engine that fails from an environment that does. With `members` it runs as many
+    networks, each on `batch` observations of its own: weights are [members, ...], and obs [members * batch, ...] become
+    outputs [members, batch, n].
     """
 
     def guarded(part: Callable) -> Callable:
@@ -162,8 +177,22 @@ def session(engine: str, layers: tuple, obs: Box, batch: int, mode: str) -> Sess
 
         return call
 
-    made = guarded(lambda: importlib.import_module(engine).ENGINE.build(layers, obs, batch, mode))()
+    build = guarded(lambda: importlib.import_module(engine).ENGINE.build(layers, obs, batch, mode))
+    made = side_by_side([build() for _ in range(members)], batch) if members else build()
     return Session(guarded(made.load), guarded(made.run))
+
+
+def side_by_side(sessions: list[Session], batch: int) -> Session:
+    """Sessions of one network as one of several, as `session` has it."""
+
+    def load(weights: tuple) -> None:
+        for k, one in enumerate(sessions):
+            one.load(tuple(type(layer)(*(x[k] for x in layer)) for layer in weights))
+
+    def run(obs: Any) -> Any:
+        return np.stack([one.run(obs[k * batch : (k + 1) * batch]) for k, one in enumerate(sessions)])
+
+    return Session(load, run)
 
 
 class Timer:
@@ -207,15 +236,15 @@ class Worker:
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
         self.options = options_for(spec.env_id) if spec.env_options is None else spec.env_options
-        self.envs = vector_env(spec.registration or spec.env_id, spec.num_envs, self.options)
-        self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode)
+        self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options)
+        self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode, spec.members)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
         self.slots = slots(Path(spec.folder, spec.slab), spec)
         self.learning = _learning(spec, self.slots[0].items) if spec.learner else None
         self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(spec.obs.dtype)
         # of the episodes under way; rewards as they come, clipped or not in what is learned
-        self.ret, self.length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
-        self.count, self.knobs, self.version, self.shared = 0, {}, 0, []
+        self.ret, self.length = np.zeros(spec.lanes), np.zeros(spec.lanes, np.int64)
+        self.count, self.knobs, self.version, self.shared = 0, {}, np.int32(0), []
         self.steps = 0  # of each environment
         self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
         self.idle = 0.0  # seconds that it has waited for a slot since it took the last packet
@@ -255,6 +284,9 @@ class Worker:
         weights, self.knobs, self.version, self.shared = unflatten(arrays, self.spec.kinds, self.spec.knobs)
         if self.learning and self.knobs:
             self.knobs = self.learning.knobs(self.shared)
+        if self.spec.members:
+            self.knobs = {name: across(knob) for name, knob in self.knobs.items()}
+            self.version = np.repeat(self.version, self.spec.num_envs)
         self.timer.lap("decode")
         self.session.load(weights)
         self.timer.lap("load")
@@ -272,18 +304,18 @@ class Worker:
         self.cost += self.timer.mark - start
         self.look_after = self.timer.mark + self.pace.stretch * self.cost / REFRESH_SHARE
 
-    def unroll(self, slot: Transition) -> list[tuple[float, int]]:
-        """Fill a slot with the next steps of all environments; returns (return, length) of the episodes that ended."""
-        ended, lap = [], self.timer.lap
+    def unroll(self, slot: Transition) -> list[tuple[float, int, int]]:
+        """Fill a slot with the next steps of all environments.
+
+        Returns (return, length, member) of the episodes that ended.
+        """
+        ended, lap, lanes = [], self.timer.lap, slot.action[0].shape
         for t in range(self.spec.unroll):
             dist = self.act(t)
             action = dist.sample(draw(dist, self.rng))
-            slot.obs[t], slot.action[t], slot.log_prob[t], slot.version[t] = (
-                self.obs,
-                action,
-                dist.log_prob(action),
-                self.version,
-            )
+            log_prob, action = dist.log_prob(action), action.reshape(lanes)
+            slot.obs[t], slot.action[t], slot.version[t] = self.obs, action, self.version
+            slot.log_prob[t] = log_prob.reshape(lanes[:1])
             lap("other")
             obs, reward, terminated, truncated, info = self.envs.step(action)
             lap("environment")
@@ -296,12 +328,13 @@ class Worker:
             done = terminated | truncated
             if done.any():
                 slot.next_obs[t, done] = np.stack(info["final_obs"][done])
-                ended += zip(self.ret[done].tolist(), self.length[done].tolist(), strict=True)
+                member = np.flatnonzero(done) // self.spec.num_envs
+                ended += zip(self.ret[done].tolist(), self.length[done].tolist(), member.tolist(), strict=True)
                 self.ret[done], self.length[done] = 0, 0
             lap("other")
         return ended
 
-    def fill(self, slot: Slot) -> list[tuple[float, int]]:
+    def fill(self, slot: Slot) -> list[tuple[float, int, int]]:
         """Fill a slot: an unroll and, of an actor-learner, its gradient at the weights that acted."""
         ended = self.unroll(slot.items)
         if self.learning:

@@ -3,6 +3,9 @@
 The ratio of updates to steps is fixed: every unroll that is added is followed by the same number of updates, and an
 actor whose slots are all waiting to be learned from waits too. Actor-learners bring the gradients of their unrolls, and
 the Learner applies each as it comes. This file runs in the Learner's process.
+
+Several members train side by side if every actor steps environments of all of them: each message then brings as many
+steps of every member, a packet has the weights of all, and the Learner is the same one, mapped over them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
@@ -30,6 +34,7 @@ from ..types import Agent, Compressor, Memory, Network, Packet, Transition
 from . import link
 from .actor import Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
+from .compiled import Succession, Way, join, seeds_of, succeeded
 from .compiled import learn as updates
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
@@ -43,10 +48,10 @@ class Plan(NamedTuple):
     """Static numbers of a run in this runtime."""
 
     actors: int = 2
-    num_envs: int = 4  # of each actor
+    num_envs: int = 4  # of each actor and member
     unroll: int = 16  # steps of each environment in a message
-    updates: int = 16  # learner updates after each message
-    warmup: int = 1000  # steps of all environments before the first update
+    updates: int = 16  # learner updates of each member after each message
+    warmup: int = 1000  # steps of all environments of a member before the first update
     slots: int = 2  # messages an actor may have under way: the bound of the queue
     waits: bool = False  # updates follow a message of every actor, and the actors wait for them
     gradients: bool = False  # actor-learners: a message brings its gradient, and the actor waits until it is applied
@@ -61,22 +66,41 @@ class Carry(NamedTuple):
     step: Any  # int32, environment steps added
 
 
+class Members(NamedTuple):
+    """The carries of members that train side by side: parts of them, [members of the part, ...]."""
+
+    parts: tuple
+
+    @property
+    def step(self) -> Any:
+        """Environment steps of each member."""
+        return self.parts[0].step[0]
+
+    @property
+    def state(self) -> tuple:
+        return tuple(part.state for part in self.parts)
+
+    def joined(self) -> Carry:
+        """[members, ...]: what a checkpoint holds."""
+        return join(list(self.parts))
+
+
 class Unfit(ActorFailed):
     """Actors cannot act with what they were given: packets are not finite, or the engine of a compressed mode failed.
 
     `carry` is where the run stands; its streams end in the middle of episodes.
     """
 
-    def __init__(self, reason: str, carry: Carry):
+    def __init__(self, reason: str, carry: Any):
         super().__init__(reason)
         self.carry = carry
 
 
 class Message(NamedTuple):
     actor: int
-    items: Transition  # [unroll, num_envs, ...], a copy
+    items: Transition  # [unroll, lanes, ...], a copy
     gradient: list  # of an actor-learner: the leaves of (gradient, metrics), copies
-    episodes: list  # (return, length) of those that ended
+    episodes: list  # (return, length, member) of those that ended
     span: tuple[float, float]  # perf_counter at the first and last step
 
 
@@ -246,23 +270,32 @@ def staleness(version, items: Transition) -> dict[str, jax.Array]:
     return {"staleness": jnp.mean(late), "staleness_max": jnp.max(late)}
 
 
-class Learner(NamedTuple):
-    """The compiled parts of the Learner."""
+def without_lost(packet: list[np.ndarray], last: list[np.ndarray]) -> list[np.ndarray]:
+    """A packet [members, ...] in which members with numbers that are not finite are as they were in the last one."""
+    lost = [k for k in range(len(packet[0])) if not finite([x[k] for x in packet])]
+    kept = np.isin(np.arange(len(packet[0])), lost, invert=True)
+    return [np.where(kept.reshape(-1, *(1,) * (x.ndim - 1)), x, y) for x, y in zip(packet, last, strict=True)]
 
-    init: Callable[[Any, Any], Carry]  # (key, hyper) -> carry
-    add: Callable[[Carry, Transition, Any], Carry]  # (carry, items, stream) -> carry
-    learn: Callable[[Carry, Transition, Any, list], tuple[Carry, dict]]  # (carry, items, stream, gradient): and update
-    cut: Callable[[Carry, Any], Carry]  # (carry, stream) -> carry, after an actor was lost
+
+class Learner(NamedTuple):
+    """The compiled parts of the Learner. A carry is a Carry, [members, ...] of members, or Members."""
+
+    init: Callable[[Any, Any], Any]  # (key, hyper) -> carry
+    add: Callable[[Any, Transition, Any], Any]  # (carry, items, stream) -> carry
+    learn: Callable[[Any, Transition, Any, list], tuple[Any, dict]]  # (carry, items, stream, gradient): and update
+    cut: Callable[[Any, Any], Any]  # (carry, stream) -> carry, after an actor was lost
     ship: Callable[[Any], tuple[Packet, Any, Any]]  # state -> (packet, version, what actor-learners share)
-    probe: Callable[[Carry], tuple]  # carry -> (obs, full outputs, knobs, log-ratios) of a sample
+    probe: Callable[[Any], tuple]  # carry -> (obs, full outputs, knobs, log-ratios) of a sample
 
 
 def learner(
-    agent: Agent, memory: Memory, plan: Plan, compressor: Compressor, full: tuple[Network, Callable] | None = None
-) -> Learner:
+    agent: Agent, memory: Memory, plan: Plan, compressor: Compressor, full: tuple[Network, Callable] | None = None,
+    *, members: bool = False,
+) -> Learner:  # fmt: skip
     """Compile nothing yet, but say what is to be compiled.
 
     `full` is (network, state -> Policy) of what the Monitor compares with what acts, if that is not the agent's own.
+    With `members` all is of several: arrays are [members, ...], but messages [unroll, lanes, ...] of all of them.
     """
     network, whole = full or (agent.network, agent.policy)
 
@@ -311,6 +344,22 @@ def learner(
         log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
         return first.obs, outputs, policy.knobs, log_ratio
 
+    def cut(carry: Carry, stream) -> Carry:
+        return carry._replace(memory=memory.cut(carry.memory, stream))
+
+    def of_each(part: Callable) -> Callable:
+        """A function of (carry, items, ...), of several members."""
+
+        def mapped(carry: Carry, items: Transition, *rest):
+            lanes = plan.unroll, seeds_of(carry), plan.num_envs
+            items = jax.tree.map(lambda x: x.reshape(*lanes, *x.shape[2:]), items)
+            return jax.vmap(part, (0, 1, *(None for _ in rest)))(carry, items, *rest)
+
+        return mapped
+
+    if members:
+        init, ship, probe, cut = jax.vmap(init), jax.vmap(ship), jax.vmap(probe), jax.vmap(cut, (0, None))
+        add, learn = of_each(add), of_each(learn)
     single = {"xla_cpu_multi_thread_eigen": False}  # for the actors' sake; XLA splits wide products all the same
     jit = partial(jax.jit, compiler_options=single if jax.default_backend() == "cpu" else None)
     return Learner(
@@ -319,46 +368,96 @@ def learner(
         jit(learn, donate_argnums=0),
         # Not one program, and nothing donated: the caller can save what it last saw while an actor is started anew, and
         # whatever `cut` leaves alone, frames above all, is not copied.
-        lambda c, stream: c._replace(memory=memory.cut(c.memory, stream)),
+        cut,
         jit(ship),
         jit(probe),
     )
+
+
+def in_parts(made: Learner, way: Way, pool: Executor) -> Learner:
+    """The Learner of Members whose parts are of `way.width` members each; `made` is compiled for one of them."""
+
+    def shares(items: Transition, count: int) -> list[Transition]:
+        lanes = items.reward.shape[1] // count
+        return [jax.tree.map(lambda x, k=k: x[:, k * lanes : (k + 1) * lanes], items) for k in range(count)]
+
+    def together(parts: list) -> Any:
+        return jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
+
+    def add(carry: Members, items: Transition, stream) -> Members:
+        parts = zip(carry.parts, shares(items, len(carry.parts)), strict=True)
+        return Members(tuple(made.add(part, share, stream) for part, share in parts))
+
+    def learn(carry: Members, items: Transition, stream, gradient: list) -> tuple[Members, dict]:
+        def one(part: Carry, share: Transition) -> tuple[Carry, dict]:
+            return jax.block_until_ready(made.learn(part, share, stream, gradient))
+
+        done = list(pool.map(one, carry.parts, shares(items, len(carry.parts))))
+        return Members(tuple(part for part, _ in done)), together([metrics for _, metrics in done])
+
+    def cut(carry: Members, stream) -> Members:
+        return Members(tuple(made.cut(part, stream) for part in carry.parts))
+
+    return Learner(
+        made.init, add, learn, cut,
+        lambda states: together([made.ship(state) for state in states]),
+        lambda carry: together([made.probe(part) for part in carry.parts]),
+    )  # fmt: skip
+
+
+def taken_over(carry: Members, succession: Succession | None) -> Members:
+    """Members, some of which have taken over from others."""
+    parts = list(carry.parts)
+    succeeded(parts, seeds_of(parts[0]), succession)
+    return Members(tuple(parts))
 
 
 class Tick(NamedTuple):
     """What a run yields after each message."""
 
     step: int
-    carry: Carry  # valid until the next tick
-    metrics: dict  # of the updates since the last tick
-    episodes: list  # (return, length) of training episodes
+    carry: Any  # a Carry, or Members; valid until the next tick
+    metrics: dict  # of the updates since the last tick: a number, or [members]
+    episodes: list  # (return, length, member) of training episodes
     spans: tuple  # ((actor, begin, end), (learner begin, end)): when the two worked
     items: Transition | None = None  # the message
 
 
 def train(
-    parts: Learner, plan: Plan, spec: Spec, carry: Carry, *, steps: int, seed: int,
+    parts: Learner, plan: Plan, spec: Spec, carry: Any, *, steps: int, seed: int,
     report: Callable[[str], None] = lambda text: None, timer: Timer | None = None, fleets: list | None = None,
+    turns: Collection[int] = (), between: Callable[[int, Any], Any] = lambda step, carry: carry, losses: bool = False,
 ) -> Iterator[Tick]:  # fmt: skip
     """Run until `steps` environment steps have been added, yielding after each message; close it to stop early.
 
     It yields too after each second without a message, so that the caller can look whether to stop. `carry` may come
     from a checkpoint. `timer` collects the Learner's seconds by kind, `fleets` receives the Fleet, so that the caller
     can read what the actors spent. Raises Unfit instead of sending a packet that is not finite, and when the engine of
-    a compressed mode fails.
+    a compressed mode fails; where `losses` are allowed, a member that is not finite acts as it last could
+    instead, or with zeros.
+
+    At the steps `turns` the carry becomes what `between` makes of (step, carry), after it was yielded and before
+    anything else is done with it: a checkpoint is of before.
     """
 
     def shipped() -> list[np.ndarray]:
+        nonlocal last
         packet = arrays_of(*jax.device_get(parts.ship(carry.state)))
+        if losses and not finite(packet):
+            before = last or [np.zeros_like(x) for x in packet]
+            packet = without_lost(packet, before) if spec.members else before
         if not finite(packet):
             raise Unfit(f"{spec.mode} packets are no longer finite", carry)
+        last = packet
         return packet
 
     timer = timer or Timer()
-    step = int(carry.step)
+    step, last = int(carry.step), []
     if step >= steps:
         yield Tick(step, carry, {}, [], ())
         return
+    if step in turns:
+        carry = between(step, carry)
     if step:  # the episodes that were under way when it was saved are lost
         for stream in range(plan.actors):
             carry = parts.cut(carry, stream)
@@ -379,21 +478,30 @@ def train(
                 continue
             began, metrics = perf_counter(), {}
             arrived.add(message.actor)
-            if step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits):
+            learns = step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits)
+            step += plan.unroll * plan.num_envs
+            if learns:
                 arrived.clear()
                 carry, metrics = parts.learn(carry, message.items, message.actor, message.gradient)
-                metrics = {name: float(x) for name, x in metrics.items()}  # waits for the updates to be done
+                metrics = {name: np.asarray(x) for name, x in metrics.items()}  # waits for the updates to be done
                 timer.lap("learner")
-                fleet.mailbox.put(shipped())
+                packet = shipped()
+                if step not in turns:
+                    fleet.mailbox.put(packet)
+                    fleet.release()
                 timer.lap("compressor")
-                fleet.release()
             else:
                 carry = parts.add(carry, message.items, message.actor)
                 timer.lap("transport")
-            step += plan.unroll * plan.num_envs
             spans = ((message.actor, *message.span), (began, perf_counter()))
             yield Tick(step, carry, metrics, message.episodes, spans, message.items)
             timer.lap("other")
+            if step in turns and step < steps:
+                carry = between(step, carry)
+                fleet.mailbox.put(shipped())
+                if learns:
+                    fleet.release()
+                timer.lap("compressor")
     except EngineFailed as error:
         raise Unfit(f"the engine failed: {error}", carry) from error
     finally:

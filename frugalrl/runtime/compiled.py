@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,7 @@ def count(episodes: Episodes, t: Transition) -> Episodes:
     )
 
 
+C = TypeVar("C")  # the carry of a runtime
 CHUNK = 8  # seeds: with more, their replay memories no longer share a core's cache
 
 
@@ -214,6 +215,11 @@ def take(tree, part: slice):
     return jax.tree.map(lambda x: x[part], tree)
 
 
+def seeds_of(tree) -> int:
+    """How many seeds a tree has of which every leaf is [seeds, ...]."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
 def spread(devices: int) -> NamedSharding | None:
     """Seeds in equal shares over the first so many devices; None for one."""
     if devices == 1:
@@ -251,9 +257,9 @@ class Programs:
         return jax.block_until_ready(self.compiled[key](carry, np.int32(iterations)))
 
 
-def split(carry: Carry, way: Way, most: int | None = None) -> list[Carry]:
+def split(carry: C, way: Way, most: int | None = None) -> list[C]:
     """The parts of a carry [seeds, ...] that are advanced together, where they are to be; the first `most` of them."""
-    parts = [take(carry, part) for part in chunks(carry.iteration.shape[0], way.width)[:most]]
+    parts = [take(carry, part) for part in chunks(seeds_of(carry), way.width)[:most]]
     return parts if way.devices == 1 else jax.device_put(parts, spread(way.devices))
 
 
@@ -269,11 +275,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fastest(programs: Programs, carry: Carry, options: list[Way], seconds: float = 0.8) -> dict[Way, float]:
+def fastest(
+    programs: Callable[..., tuple[Any, Any]], carry: Any, options: list[Way], seconds: float = 0.8
+) -> dict[Way, float]:
     """Microseconds that an iteration of one seed takes each way, measured on copies of `carry` [seeds, ...].
 
-    The programs must have been prepared. `seconds` is for all measurements together, if an iteration does not take
-    longer than its share of them; a way that took half as long again as the best is not measured further.
+    `programs` are given a part of the carry and a number of iterations, and must have been prepared. `seconds` is for
+    all measurements together, if an iteration does not take longer than its share of them; a way that took half as long
+    again as the best is not measured further.
     """
     best: dict[Way, float] = {}
     trials = {way: split(carry, way, way.threads) for way in options}
@@ -308,7 +317,7 @@ class Succession(NamedTuple):
     """That some seeds take over from others."""
 
     moves: list[tuple[int, int, Any]]  # the one that becomes another, the one it takes over from, and what else counts
-    become: Callable[[Carry, Carry, Any], Carry]  # of these three, without the axis of seeds
+    become: Callable[[Any, Any, Any], Any]  # of these three, without the axis of seeds
 
 
 def train(
@@ -327,36 +336,41 @@ def train(
     parts = split(carry, way)
     del carry
     if max(segments) <= iteration:
-        yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), {})
+        yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), {})
     with ThreadPoolExecutor(way.threads) as pool:
         for target in segments:
             if target <= iteration:
                 continue
-            succession = between(iteration, partial(_join, [c.state for c in parts])) if between else None
-            succession = succession or Succession([], lambda own, other, what: own)
-            for to, source, what in succession.moves:
-                (k, i), (other, j) = divmod(to, way.width), divmod(source, way.width)
-                heir = succession.become(_pick(parts[k], i), _pick(parts[other], j), what)
-                parts[k] = jax.device_put(_placed(parts[k], heir, i), parts[k].iteration.sharding)
+            succession = between(iteration, partial(join, [c.state for c in parts])) if between else None
+            succeeded(parts, way.width, succession)
             done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
             parts, iteration = [c for c, _ in done], target
-            metrics = _join([m for _, m in done])
-            yield Tick(iteration, partial(_join, parts), partial(_join, [c.state for c in parts]), metrics)
+            metrics = join([m for _, m in done])
+            yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), metrics)
+
+
+def succeeded(parts: list, width: int, succession: Succession | None) -> None:
+    """Let members take over as `succession` says, in parts of `width` members each."""
+    for to, source, what in succession.moves if succession else ():
+        (k, i), (other, j) = divmod(to, width), divmod(source, width)
+        place = jax.tree.leaves(parts[k])[0].sharding
+        heir = succession.become(_pick(parts[k], i), _pick(parts[other], j), what)  # type: ignore[union-attr]
+        parts[k] = jax.device_put(_placed(parts[k], heir, i), place)
 
 
 @jax.jit
-def _pick(carry: Carry, i) -> Carry:
+def _pick(carry: C, i) -> C:
     """One seed's carry, of those in a part."""
     return jax.tree.map(lambda x: x[i], carry)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _placed(carry: Carry, one: Carry, i) -> Carry:
+def _placed(carry: C, one: C, i) -> C:
     """A part with the carry of seed i replaced, in its place in memory."""
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, one)
 
 
-def _join(parts: list):
+def join(parts: list):
     """The parts as one tree [seeds, ...], on one device."""
     whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     return jax.device_put(whole, jax.devices()[0]) if jax.tree.leaves(parts)[0].sharding.num_devices > 1 else whole

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...runtime.compiled import Carry
 from ...types import Agent
 from .search import Population, Prior, drawn, perturbed
 
@@ -78,21 +77,26 @@ def with_hyper(kind: type, state: Any, hyper: Mapping[str, Any]) -> Any:
     return jax.tree.map(renewed, state, is_leaf=lambda x: isinstance(x, kind))
 
 
-def successor(agent: Agent, kind: type, copy: str) -> Callable[[Carry, Carry, Mapping[str, Any]], Carry]:
+def successor(
+    agent: Agent, kind: type, copy: str, sever: Callable[[Any], Any] = lambda memory: memory
+) -> Callable[[Any, Any, Mapping[str, Any]], Any]:
     """The function (member, the one it takes over from, hyper-parameters) -> the member from now on.
 
     "everything" is the learner and its memory; the environments, and the random numbers to come, stay the member's own.
     "policy" is what acts (`Agent.graft`), with critics and memory left as they were: as in the published code of
     Flajolet et al. 2022 (arXiv 2206.08888). A member with weights that are not finite takes everything all the same,
-    since its critics would ruin any policy.
+    since its critics would ruin any policy. Whatever memory it has then goes through `sever`: what comes next is of
+    other environments.
+
+    A member is the carry of a runtime, without the axis of members.
     """
 
-    def one(own: Carry, other: Carry, hyper: Mapping[str, Any]) -> Carry:
+    def one(own: Any, other: Any, hyper: Mapping[str, Any]) -> Any:
         state, memory = other.state, other.memory
         if copy == "policy":
             sound, kept = finite(own.state), (agent.graft(own.state, other.state), own.memory)
             state, memory = jax.tree.map(lambda a, b: jnp.where(sound, a, b), kept, (state, memory))
-        return own._replace(state=with_hyper(kind, state, hyper), memory=memory)
+        return own._replace(state=with_hyper(kind, state, hyper), memory=sever(memory))
 
     return jax.jit(one)
 

@@ -28,10 +28,14 @@ class Watch:
 
     All of it follows from the carry of an iteration, so that a resumed run decides as the one that was not stopped.
     `count` runs are looked at in the iterations `looks`; in those of them that are `turns`, members take over from
-    others. `config` has the Static of these runs; `kind` is the agent's Hyper.
+    others. `config` has the Static of these runs; `kind` is the agent's Hyper; `sever` ends the streams of a memory, as
+    `evolution.successor` has it.
     """
 
-    def __init__(self, config: Config, count: int, agent: Agent, kind: type, looks: set[int], turns: set[int]):
+    def __init__(
+        self, config: Config, count: int, agent: Agent, kind: type, looks: set[int], turns: set[int],
+        sever: Callable[[Any], Any],
+    ):  # fmt: skip
         assert config.population is not None
         self.population, self.seed, self.count = config.population, config.seed, count
         self.kind, self.looks, self.turns = kind, looks, turns if config.population.evolves else set()
@@ -39,7 +43,7 @@ class Watch:
         fields = kind._fields  # type: ignore[attr-defined]
         self.varied = [name for name in self.priors if name in fields]
         self.shared = {name: [config.hyper[name]] * count for name in self.priors if name not in fields}
-        self.become = evolution.successor(agent, kind, self.population.copy)
+        self.become = evolution.successor(agent, kind, self.population.copy, sever)
         self.last: Look | None = None
 
     def look(self, fitness: Fitness, iteration: int, state: Callable[[], Any]) -> Look:
