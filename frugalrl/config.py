@@ -183,7 +183,9 @@ def _population(
         ready = _whole("--ready", ready)
     elif kind in searches.JOINT:
         limit = options_for(config.env, config.env_options).time_limit
-        ready = limit or catalog.registration(config.env).max_episode_steps or 0
+        ready = limit or catalog.registration(config.env).max_episode_steps
+        if ready is None:
+            raise UsageError(f"{config.env} has no time limit: say how long a generation is with --ready STEPS")
     else:
         ready = max(1, config.steps // 20) if kind == "pbt" else 0
     return Population(
@@ -480,14 +482,13 @@ def _check_joint(config: Config, population: Population, recipe: Recipe) -> None
     static, hyper = split(recipe, config.hyper)
     obs, actions = catalog.spaces(config.env, options_for(config.env, config.env_options))
     if isinstance(actions, Discrete) or not joins(_assembled(recipe, config, static, obs, actions), hyper):
-        raise UsageError(f"{kind} needs an actor that follows critics, and continuous actions: use td3, sac, ddpg or d4pg")
+        raise UsageError(
+            f"{kind} needs an actor that follows critics, and continuous actions: use td3, sac, ddpg or d4pg"
+        )
     if config.precision != "fp32" or config.qat is not None:
         raise UsageError(f"{kind} works with weights that are float32: leave --precision and --qat out")
     if not 1 <= population.ready <= MOST:
-        raise UsageError(
-            f"--ready STEPS must be from 1 to {MOST}: how many steps of each environment a generation has; "
-            f"{config.env} has no time limit to take for it"
-        )
+        raise UsageError(f"--ready must be from 1 to {MOST} steps of each environment, got {population.ready}")
     if not isinstance(population.variance, float | int) or not 0 < population.variance <= 1:
         raise UsageError(f"--variance must be above 0 and at most 1, got {population.variance}")
     try:
