@@ -240,11 +240,16 @@ def dvd(agent: str, env: str, members: int, **options: Any) -> Result:
     return _population("dvd", agent, env, members, {}, options)
 
 
+# of each kind of population, beside its members and what is searched
+OPTIONS = {
+    "pbt": ("ready", "truncation", "explore", "copy"), "cem": ("ready", "variance"), "dvd": ("ready", "novelty"),
+}  # fmt: skip
+
+
 def _population(
     kind: str, agent: str, env: str, members: int | None, search: Mapping[str, Any], options: dict[str, Any]
 ) -> Result:
-    names = ("ready", "truncation", "explore", "copy", "variance", "novelty")
-    own = {name: options.pop(name) for name in names if name in options}
+    own = {name: options.pop(name) for name in OPTIONS.get(kind, ()) if name in options}
     return train(agent, env, population={"kind": kind, "members": members, "search": search, **own}, **options)
 
 
