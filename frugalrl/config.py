@@ -481,9 +481,14 @@ def _check_joint(config: Config, population: Population, recipe: Recipe) -> None
     kind = population.kind
     static, hyper = split(recipe, config.hyper)
     obs, actions = catalog.spaces(config.env, options_for(config.env, config.env_options))
-    if isinstance(actions, Discrete) or not joins(_assembled(recipe, config, static, obs, actions), hyper):
+    replays = not recipe.cadence(static).rollout
+    if (
+        isinstance(actions, Discrete)
+        or not replays
+        or not joins(_assembled(recipe, config, static, obs, actions), hyper)
+    ):
         raise UsageError(
-            f"{kind} needs an actor that follows critics, and continuous actions: use td3, sac, ddpg or d4pg"
+            f"{kind} needs an actor that follows critics, a replay, and continuous actions: use td3, sac, ddpg or d4pg"
         )
     if config.precision != "fp32" or config.qat is not None:
         raise UsageError(f"{kind} works with weights that are float32: leave --precision and --qat out")
