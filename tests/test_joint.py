@@ -127,7 +127,7 @@ def test_fitness_is_of_whole_episodes():
 
 @cache
 def crowd(name: str, kind: str) -> Agent:
-    rules = {"cem": cem.cem(MEMBERS, 1e-2), "apart": dvd.dvd(MEMBERS, "0.5", 100), "dvd": dvd.dvd(MEMBERS, "0", 100)}
+    rules = {"cem": cem.cem(MEMBERS, 1e-2), "dvd": dvd.dvd(MEMBERS, "0", 100)}
     made = joint.joint(small(name), rules[kind])
     return made._replace(init=jax.jit(made.init), grad=jax.jit(made.grad), apply=jax.jit(made.apply))
 
@@ -170,13 +170,14 @@ def test_there_is_one_critic_and_it_learns_from_what_every_learner_drew(name, ki
 
 
 def test_novelty_pulls_members_apart():
-    agent, state, volumes = crowd("td3", "apart"), begun("td3", "apart"), []
-    batch = random_batch(size=MEMBERS * 8, continuous=True)
-    for i in range(8):
-        grads, info = agent.grad(state, batch, jax.random.fold_in(KEY, i))
-        state = agent.apply(state, grads)
-        volumes.append(float(info.metrics["diversity"]))
-    assert volumes[-1] > 2 * volumes[0] > 0
+    rule, version = dvd.dvd(MEMBERS, "0.25", 100), jnp.int32(1)
+    memory, actors = rule.begin(KEY, jnp.float32(np.random.default_rng(0).uniform(-1, 1, (MEMBERS, 3))))
+    guide = jax.jit(lambda actors, grads: rule.guide(memory, version, actors, lambda x: x, grads))
+    pull, told = guide(actors, jnp.zeros_like(actors))
+    both, _ = guide(actors, actors)
+    np.testing.assert_allclose(both, 0.75 * actors + pull, rtol=1e-5, atol=1e-6)
+    _, after = guide(actors - 0.01 * pull, actors)  # what a learner does with gradients
+    assert after["diversity"] > 1.001 * told["diversity"]
 
 
 def small_run(kind: str) -> compiled.Run:
