@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["load", "pbt", "resume", "sweep", "train"]
+__all__ = ["cem", "dvd", "load", "pbt", "resume", "sweep", "train"]
 
 if TYPE_CHECKING:
     from .policy import load
-    from .training import pbt, resume, sweep, train
+    from .training import cem, dvd, pbt, resume, sweep, train
 
 
 def __getattr__(name: str):
@@ -16,7 +16,7 @@ def __getattr__(name: str):
         from .policy import load
 
         return load
-    if name in ("train", "resume", "pbt", "sweep"):
+    if name in ("train", "resume", "pbt", "sweep", "cem", "dvd"):
         from . import training
 
         return getattr(training, name)

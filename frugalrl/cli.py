@@ -81,6 +81,21 @@ def parser() -> Parser:
         help="what is taken over: everything or policy (default everything)",
     )
 
+    p = commands.add_parser("cem", help="CEM-RL: members drawn around a mean; half of them follow a shared critic")
+    _training(p)
+    _joint(p)
+    p.add_argument(
+        "--variance", type=float, default=1e-3, metavar="V", help="of each weight around the first mean (default 1e-3)"
+    )
+
+    p = commands.add_parser("dvd", help="DvD: members that share a critic and are pulled apart by what they do")
+    _training(p)
+    _joint(p)
+    p.add_argument(
+        "--novelty", default="bandit", metavar="HOW",
+        help="how much diversity weighs: bandit, schedule, or a number from 0 to 1 (default bandit)",
+    )  # fmt: skip
+
     p = commands.add_parser("sweep", help="random search or a grid: members that differ in hyper-parameters")
     _training(p)
     _search(p)
@@ -176,6 +191,14 @@ def _search(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _joint(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--members", type=int, required=True, metavar="N", help="how many actors a seed has")
+    p.add_argument(
+        "--ready", type=int, metavar="STEPS",
+        help="steps of each environment in a generation (default: an episode)",
+    )  # fmt: skip
+
+
 def _running(p: argparse.ArgumentParser) -> None:
     p.add_argument("--budget", type=float, metavar="MINUTES", help="stop, with a checkpoint, after so many minutes")
     p.add_argument("--quiet", action="store_true", help="no progress")
@@ -201,6 +224,14 @@ def pbt(a: argparse.Namespace) -> None:
     search = _pairs(a.search, "--search", "learning_rate=log:1e-5:1e-2")
     own = {name: getattr(a, name) for name in ("members", "ready", "truncation", "explore", "copy")}
     train(a, {"kind": "pbt", "search": search, **own})
+
+
+def cem(a: argparse.Namespace) -> None:
+    train(a, {"kind": "cem", "search": {}, "members": a.members, "ready": a.ready, "variance": a.variance})
+
+
+def dvd(a: argparse.Namespace) -> None:
+    train(a, {"kind": "dvd", "search": {}, "members": a.members, "ready": a.ready, "novelty": a.novelty})
 
 
 def sweep(a: argparse.Namespace) -> None:
@@ -420,10 +451,10 @@ def _free(base: Path) -> Path:
     return next(path for path in paths if not path.exists())
 
 
-TRAIN = ("train", "pbt", "sweep", "resume", "study")  # commands that do
+TRAIN = ("train", "pbt", "cem", "dvd", "sweep", "resume", "study")  # commands that do
 COMMANDS = {
-    "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study,
-    "report": report,
+    "train": train, "pbt": pbt, "cem": cem, "dvd": dvd, "sweep": sweep, "resume": resume, "eval": evaluate,
+    "export": export, "study": study, "report": report,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 

@@ -41,6 +41,9 @@ SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
 PRUNE_AT = (0.1,)  # of training, after which units go
 PICTURES = 256  # units of a layer that convolutions are taken for, where `auto` chooses a precision
 BITS = (2, 16)  # that a network can be trained for, least and most
+# what a joint population sets otherwise than its agent alone: in CEM-RL members explore by their weights, and follow
+# the critic at each of its updates
+ALONE: dict[str, dict[str, Any]] = {"cem": {"policy_delay": 1, "action_noise": 0.0}, "dvd": {}}
 FRACTIONS = (
     "gamma", "tau", "gae_lambda", "q_lambda",
     "exploration_initial_eps", "exploration_final_eps", "exploration_fraction",
@@ -72,8 +75,14 @@ class Config(NamedTuple):
 
     @property
     def members(self) -> int:
-        """Of each seed."""
-        return 1 if self.population is None else self.population.members
+        """Of each seed, those that are runs of their own."""
+        return 1 if self.population is None or self.population.joint else self.population.members
+
+    @property
+    def generation(self) -> int:
+        """Environment steps of all members of a joint population together."""
+        assert self.population is not None
+        return self.population.ready * self.population.members * self.hyper["num_envs"]
 
     @property
     def runs(self) -> int:
@@ -83,7 +92,7 @@ class Config(NamedTuple):
     def who(self, run: int) -> tuple[int, int | None]:
         """The seed of a run, and which member of its population it is."""
         seed, member = divmod(run, self.members)
-        return self.seed + seed, None if self.population is None else member
+        return self.seed + seed, None if self.population is None or self.population.joint else member
 
 
 def configure(
@@ -128,9 +137,21 @@ def configure(
     if precision == "auto":
         config = _with_precision(config)
     if population is not None:
-        config = config._replace(population=_population(config, **population))
+        if population.get("kind") in searches.JOINT:
+            own = {name: value for name, value in ALONE[population["kind"]].items() if name in chosen}
+            config = config._replace(hyper=chosen | catalog.parse_hyper(agent, own | dict(hyper or {})))
+        config = whole_generations(config._replace(population=_population(config, **population)))
     check(config)
     return config
+
+
+def whole_generations(config: Config) -> Config:
+    """Rounded up to them, if its population has any."""
+    population = config.population
+    if population is None or not population.joint or population.ready < 1:
+        return config
+    first, steps = (-(-n // config.generation) * config.generation for n in (config.first_steps, config.steps))
+    return config._replace(first_steps=first, steps=steps)
 
 
 def _population(
@@ -143,8 +164,12 @@ def _population(
     truncation: float = 0.25,
     explore: str = "perturb",
     copy: str = "everything",
+    variance: float = Population._field_defaults["variance"],
+    novelty: str | float = Population._field_defaults["novelty"],
 ) -> Population:
-    """Fills in what follows from the rest: the members of a grid, and a twentieth of the steps between selections."""
+    """Fills in what follows from the rest: the members of a grid, a twentieth of the steps between selections, and an
+    episode of each member as a generation.
+    """
     written = {name: searches.written(what) for name, what in search.items()}
     found = searches.priors(config.agent, written)
     if kind == "grid":
@@ -154,9 +179,18 @@ def _population(
         members = size
     if members is None:
         raise UsageError("--members N is needed: how many members the population has")
-    evolves = kind == "pbt"
-    ready = (max(1, config.steps // 20) if ready is None else _whole("--ready", ready)) if evolves else 0
-    return Population(kind, _whole("--members", members), written, ready, truncation, explore, copy)
+    if ready is not None:
+        ready = _whole("--ready", ready)
+    elif kind in searches.JOINT:
+        limit = options_for(config.env, config.env_options).time_limit
+        ready = limit or catalog.registration(config.env).max_episode_steps
+        if ready is None:
+            raise UsageError(f"{config.env} has no time limit: say how long a generation is with --ready STEPS")
+    else:
+        ready = max(1, config.steps // 20) if kind == "pbt" else 0
+    return Population(
+        kind, _whole("--members", members), written, ready, truncation, explore, copy, variance, str(novelty)
+    )
 
 
 def _with_precision(config: Config) -> Config:
@@ -424,9 +458,11 @@ def _check_population(config: Config, recipe: Recipe) -> None:
     population = config.population
     if population is None:
         return
-    if not population.search:
+    if population.joint:
+        _check_joint(config, population, recipe)
+    elif not population.search:
         raise UsageError("--search NAME=log:LOW:HIGH is needed: what the members differ in")
-    least = 2 if population.evolves else 1
+    least = 1 if population.kind in ("random", "grid") else 2
     if not least <= _whole("--members", population.members) or config.runs > MOST:
         raise UsageError(f"--members must be from {least} to {MOST // config.seeds}, got {population.members}")
     found = searches.priors(config.agent, population.search)
@@ -447,6 +483,39 @@ def _check_population(config: Config, recipe: Recipe) -> None:
     for values in product(*static.values()) if static else ():
         chosen = dict(zip(static, values, strict=True))
         check(config._replace(population=None, seeds=1, hyper=config.hyper | chosen))
+
+
+def _check_joint(config: Config, population: Population, recipe: Recipe) -> None:
+    """What members that share a critic need."""
+    from .levers.population.joint import joins
+
+    kind = population.kind
+    static, hyper = split(recipe, config.hyper)
+    obs, actions = catalog.spaces(config.env, options_for(config.env, config.env_options))
+    replays = not recipe.cadence(static).rollout
+    if (
+        isinstance(actions, Discrete)
+        or not replays
+        or not joins(_assembled(recipe, config, static, obs, actions), hyper)
+    ):
+        raise UsageError(
+            f"{kind} needs an actor that follows critics, a replay, and continuous actions: use td3, sac, ddpg or d4pg"
+        )
+    if config.precision != "fp32" or config.qat is not None:
+        raise UsageError(f"{kind} works with weights that are float32: leave --precision and --qat out")
+    if not 1 <= population.ready <= MOST:
+        raise UsageError(f"--ready must be from 1 to {MOST} steps of each environment, got {population.ready}")
+    if not isinstance(population.variance, float | int) or not 0 < population.variance <= 1:
+        raise UsageError(f"--variance must be above 0 and at most 1, got {population.variance}")
+    try:
+        fine = population.novelty in searches.NOVELTY or 0 <= float(population.novelty) < 1
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(
+            f"--novelty must be {' or '.join(searches.NOVELTY)}, or a number from 0 to below 1, got "
+            f"{population.novelty}"
+        )
 
 
 def _check_evolution(population: Population, recipe: Recipe, found: Mapping[str, Any]) -> None:

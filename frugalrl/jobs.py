@@ -32,6 +32,9 @@ from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
 from .levers.population import search
+from .levers.population.cem import cem
+from .levers.population.dvd import dvd
+from .levers.population.joint import Rule, joint
 from .levers.population.watch import Watch
 from .levers.precision.modes import PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
@@ -45,6 +48,11 @@ from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment,
 from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
+# (population, updates of the whole training) -> what makes members of one agent a population
+RULES: dict[str, Callable[[search.Population, float], Rule]] = {
+    "cem": lambda population, updates: cem(population.members, population.variance),
+    "dvd": lambda population, updates: dvd(population.members, population.novelty, updates),
+}
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 COPIES = 2  # of what a run holds, that are in memory at once
 UNROLL = 16  # steps of each environment in a message of an actor
@@ -183,7 +191,7 @@ class Group(NamedTuple):
 def groups(config: Config) -> list[Group]:
     """All runs, or of a population those with the same values of what shapes the program."""
     population = config.population
-    if population is None:
+    if population is None or population.joint:
         return [Group("all", list(range(config.runs)), config, [{}] * config.runs)]
     priors, static = search.priors(config.agent, population.search), catalog.recipe(config.agent).static
     seeds = range(config.seed, config.seed + config.seeds)
@@ -261,9 +269,17 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     env = twin(config.env, options)
     assert env is not None
     unroll = cadence.rollout or max(cadence.steps // static.num_envs, 1)
+    together = population if population and population.joint else None
+    apart = population if population and not population.joint else None
+    if together:
+        unroll, static = together.ready, static._replace(num_envs=static.num_envs * together.members)
     per_iteration = unroll * static.num_envs
     updates = _whole_ratio(per_iteration, cadence, f"num_envs={gcd(static.num_envs, cadence.steps)}")
     warmup = -(-cadence.starts // per_iteration)
+    if together:  # a generation is there before it is learned from
+        warmup = max(warmup - 1, 0)
+        rule = RULES[together.kind](together, (config.first_steps / per_iteration - warmup) * updates)
+        agent, static = joint(agent, rule), static._replace(batch_size=static.batch_size * rule.learners)
     agent = aware(agent, config, cadence, per_iteration / updates)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
@@ -294,13 +310,16 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     shapes = jax.eval_shape(begin, starts)
     if count > 1:
         fits(config, shapes, count)
-    due = [step for step in looks(config) if step > step_of(0) or step == config.steps or population is None]
+    due = [step for step in looks(config) if step > step_of(0) or step == config.steps or not apart]
 
     def moments(restore: Restore | None) -> Iterator[Moment]:
         start = perf_counter()
         programs = compiled.Programs(run, shapes, EXACT if low else {})
-        found = remembered_way(config, count)
-        options = compiled.ways(count, compiled.cores(), compiled.devices()) if found is None else [found]
+        options = compiled.ways(count, compiled.cores(), compiled.devices())
+        if together:  # an iteration is a whole generation, too long to be tried; and its members are mapped together
+            options = options[-1:] if jax.default_backend() == "cpu" else options[:1]
+        found = None if together else remembered_way(config, count)
+        options = options if found is None else [found]
         pool = ThreadPoolExecutor(2)
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
         level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
@@ -330,7 +349,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
         looked = {max(1, iteration_at(step)) for step in due}
         watch = None
-        if population:
+        if apart:
             sever = lambda contents: memory.cut(contents, 0)
             watch = Watch(config, count, acting, type(hyper), looked, turns, sever)
 
@@ -391,8 +410,8 @@ def fits(config: Config, shapes: Any, count: int) -> None:
     if free is None or each * count <= free:
         return
     most = int(free / each)
-    option = "--seeds" if config.population is None else "--members"
-    per = config.members if config.population is None else config.seeds
+    apart = config.population is not None and not config.population.joint
+    option, per = ("--members", config.seeds) if apart else ("--seeds", config.members)
     advice = f"{option} {most // per} would fit" if most >= per else "not even one would"
     smaller = ", or a smaller --hyper buffer_size" if "buffer_size" in config.hyper else ""
     raise UsageError(

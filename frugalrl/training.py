@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from . import catalog
-from .config import Config, check, configure, is_run
+from .config import Config, check, configure, is_run, whole_generations
 from .config import read as read_config
 from .config import write as write_config
 from .envs.make import options_for
@@ -195,7 +195,7 @@ def resume(
     if steps is not None:
         if steps < config.steps:
             raise UsageError(f"--steps {steps} is less than the run's {config.steps}; give at least that")
-        config = config._replace(steps=steps)
+        config = whole_generations(config._replace(steps=steps))
         check(config)
     done = _read_receipt(folder)
     if done and done.get("finished") and done.get("steps") == config.steps:
@@ -223,10 +223,33 @@ def sweep(
     return _population("grid" if grid else "random", agent, env, members, search, options)
 
 
+def cem(agent: str, env: str, members: int, **options: Any) -> Result:
+    """CEM-RL: members drawn around a mean, half of which follow a critic that all share; the Result is the mean's.
+
+    Options are those of `train`, and: ready (steps of each environment in a generation, by default an episode),
+    variance (of each weight around the first mean).
+    """
+    return _population("cem", agent, env, members, {}, options)
+
+
+def dvd(agent: str, env: str, members: int, **options: Any) -> Result:
+    """DvD: members that share a critic and are pulled apart; the Result is that of the one with the best score.
+
+    Options are those of `train`, and: ready (as `cem` has it), novelty ("bandit", "schedule" or a number from 0 to 1).
+    """
+    return _population("dvd", agent, env, members, {}, options)
+
+
+# of each kind of population, beside its members and what is searched
+OPTIONS = {
+    "pbt": ("ready", "truncation", "explore", "copy"), "cem": ("ready", "variance"), "dvd": ("ready", "novelty"),
+}  # fmt: skip
+
+
 def _population(
     kind: str, agent: str, env: str, members: int | None, search: Mapping[str, Any], options: dict[str, Any]
 ) -> Result:
-    own = {name: options.pop(name) for name in ("ready", "truncation", "explore", "copy") if name in options}
+    own = {name: options.pop(name) for name in OPTIONS.get(kind, ()) if name in options}
     return train(agent, env, population={"kind": kind, "members": members, "search": search, **own}, **options)
 
 
@@ -472,7 +495,7 @@ class Sitting:
 
     def _kept(self) -> list[int]:
         """The runs whose policies are kept and count: every seed's, of a population the best member."""
-        if self.config.population is None:
+        if self.config.population is None or self.config.population.joint:
             return list(range(self.config.seeds))
         best = members.best(self.config.population.evolves, self.rows)
         return [k for k in range(self.config.runs) if best.get(self.config.who(k)[0]) == self.config.who(k)[1]]

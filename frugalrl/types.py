@@ -154,6 +154,16 @@ def _donor(state: Tree, donor: Tree) -> Tree:
     return donor
 
 
+class Crew(NamedTuple):
+    """What an agent has that is a population: actors that act side by side, in generations of whole rollouts."""
+
+    members: int
+    policies: Callable[[Tree], Policy]  # state -> their policies; params [members, ...], knobs that all have
+    # (state, rollout [time, lanes, ...], key) -> state: what follows from what they did, before anything is learned
+    # from it; the lanes are divided evenly, the first of them are the first member's
+    turn: Callable[[Tree, Transition, Any], Tree]
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Hyper-parameters are leaves of the state, never closures, so a population can vary them."""
 
@@ -180,6 +190,7 @@ class Agent(NamedTuple):
     # (state, donor) -> a state that acts as `donor` does and is otherwise as it was; `donor`, where all that is learned
     # acts
     graft: Callable[[Tree, Tree], Tree] = _donor
+    crew: Crew | None = None  # of a population; `policy` is then the one that is evaluated and kept
 
 
 def update(agent: Agent, state: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Info]:

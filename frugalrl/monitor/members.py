@@ -16,6 +16,14 @@ from . import charts, page, words
 from .rows import Row, run_of
 
 TREES = 4  # most seeds whose family tree is drawn
+# of members that share a critic: name in the rows -> (what it is, a caption)
+MEASURES = {
+    "fitness_mean": ("fitness", "Mean over the members of their training return in the last generation."),
+    "sigma": ("standard deviation", "Mean over the weights: how far members are drawn around the mean."),
+    "elites_by_gradient": ("share of elites", "How many of the last elites had followed gradients, of all of them."),
+    "diversity": ("determinant", "Diversity of what members do in the same states: about 0 if two do the same."),
+    "novelty_weight": ("weight", "How much of the actors' objective diversity was."),
+}
 
 
 class Generation(NamedTuple):
@@ -60,8 +68,24 @@ def best(evolves: bool, rows: Iterable[Row]) -> dict[int, int]:
 
 
 def summary(population: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a receipt tells: the best member of each seed with its last hyper-parameters, and how many took over."""
+    """What a receipt tells: the best member of each seed with its last hyper-parameters, and how many took over; of
+    members that share a critic what the last generation was like.
+    """
     last, end = {run_of(row): row for row in rows}, max((row["step"] for row in rows), default=0)
+    if population.joint:
+        option = {"cem": "variance", "dvd": "novelty"}[population.kind]
+        names = ("fitness_best", *MEASURES)
+        return {
+            "kind": population.kind,
+            "members": population.members,
+            "ready": population.ready,
+            option: getattr(population, option),
+            "last": [
+                {"seed": row["seed"], **{name: row[name] for name in names if name in row}}
+                for row in rows
+                if row["step"] == end
+            ],
+        }
     chosen = best(population.evolves, rows)
     return {
         "kind": population.kind,
@@ -94,6 +118,8 @@ def ancestry(line: Sequence[Generation], member: int) -> list[int]:
 def told(summary: Mapping[str, Any]) -> str:
     """A summary in words."""
     parts = [f"{summary.get('members')} members, {KINDS.get(str(summary.get('kind')), summary.get('kind'))}"]
+    if summary.get("ready"):
+        parts.append(f"generations of {words.number(summary['ready'])} steps of each environment")
     if summary.get("kind") == "pbt":
         parts.append(f"{words.number(summary.get('replaced'))} taken over")
     of_seeds = summary.get("best") or []
@@ -104,7 +130,10 @@ def told(summary: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-KINDS = {"pbt": "population-based training", "random": "random search", "grid": "grid search"}
+KINDS = {
+    "pbt": "population-based training", "random": "random search", "grid": "grid search",
+    "cem": "CEM-RL with a shared critic", "dvd": "DvD with a shared critic",
+}  # fmt: skip
 
 
 def sections(config: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:

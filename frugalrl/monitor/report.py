@@ -116,7 +116,8 @@ def _run_page(run: Run) -> str:
             *_notices(run),
             _learning(run),
             *members.sections(run.config, run.rows),
-            _compressed(run),
+            _measured(run, "Generations", members.MEASURES),
+            _measured(run, "Compressed policy", MEASURES),
             _time_split(run),
             _cost(run),
             _actors(run),
@@ -196,12 +197,13 @@ def _learning(run: Run) -> str:
     return page.section("Learning curve", page.figure(chart, f"{caption}. Point at the curve for values."))
 
 
-def _compressed(run: Run) -> str:
-    found = [(name, lines) for name in MEASURES if (lines := _lines(run, name))]
+def _measured(run: Run, title: str, measures: Mapping[str, tuple[str, str]]) -> str:
+    """A figure for each of the measures that the rows have."""
+    found = [(name, lines) for name in measures if (lines := _lines(run, name))]
     figures = [
-        page.figure(charts.learning_curve(lines, name, MEASURES[name][0]), MEASURES[name][1]) for name, lines in found
+        page.figure(charts.learning_curve(lines, name, measures[name][0]), measures[name][1]) for name, lines in found
     ]
-    return page.section("Compressed policy", '<div class="stack">', *figures, "</div>") if figures else ""
+    return page.section(title, '<div class="stack">', *figures, "</div>") if figures else ""
 
 
 def _time_split(run: Run) -> str:

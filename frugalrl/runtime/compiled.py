@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..distributions import draw
 from ..envs.make import EnvOptions, lesson
-from ..types import Agent, Env, Memory, Transition, update
+from ..types import Agent, Env, Memory, Policy, Transition, update
 
 
 class Plan(NamedTuple):
@@ -62,7 +62,11 @@ class Run(NamedTuple):
 
 
 def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions = EnvOptions()) -> Run:  # noqa: B008
-    """A training run of `agent` on `env`, which learns from rewards and ends as `options` say."""
+    """A training run of `agent` on `env`, which learns from rewards and ends as `options` say.
+
+    A crew begins each rollout with new episodes, so that each of its members is judged by whole ones of its own.
+    """
+    crew = agent.crew
 
     def act_and_step(policy, version, env_state, obs, key):
         key_net, key_act, key_env = jax.random.split(key, 3)
@@ -74,20 +78,36 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions 
         )
         return env_state, step.obs, transition
 
+    def acting(state) -> tuple[Policy, Policy | None]:
+        """The policy of all lanes, or one for each; and which axis is that of lanes."""
+        if crew is None:
+            return agent.policy(state), None
+        policies, lanes = crew.policies(state), plan.num_envs // crew.members
+        params = jax.tree.map(lambda x: jnp.repeat(x, lanes, 0), policies.params)
+        return Policy(params, policies.knobs), Policy(0, None)
+
+    def anew(carry: Carry, key) -> Carry:
+        """All lanes at the beginning of an episode."""
+        env_state, obs = jax.vmap(env.reset)(jax.random.split(key, plan.num_envs))
+        none = carry.episodes._replace(ret=jnp.zeros(plan.num_envs), length=jnp.zeros(plan.num_envs, jnp.int32))
+        return carry._replace(env=env_state, obs=obs, episodes=none)
+
     def collect(carry: Carry, key) -> tuple[Carry, Transition]:
-        policy = agent.policy(carry.state)
+        policy, axis = acting(carry.state)
         version = carry.state.version
+        if crew is not None:
+            carry = anew(carry, jax.random.fold_in(key, plan.unroll * plan.num_envs))
 
         def one(c, keys):
             env_state, obs, episodes = c
-            env_state, obs, t = jax.vmap(act_and_step, (None, None, 0, 0, 0))(policy, version, env_state, obs, keys)
+            env_state, obs, t = jax.vmap(act_and_step, (axis, None, 0, 0, 0))(policy, version, env_state, obs, keys)
             reward, terminated, truncated = lesson(options, t.reward, t.terminated, t.truncated)
             learned = t._replace(reward=reward, terminated=terminated, truncated=truncated)
             return (env_state, obs, count(episodes, t)), learned
 
         keys = jax.random.split(key, (plan.unroll, plan.num_envs))
         (env_state, obs, episodes), items = jax.lax.scan(one, (carry.env, carry.obs, carry.episodes), keys)
-        kept = memory.add(carry.memory, items)
+        kept = memory.add(carry.memory, items if crew is None else cut_off(items))
         return carry._replace(memory=kept, env=env_state, obs=obs, episodes=episodes), items
 
     def warm_up(carry: Carry, key) -> tuple[Carry, None]:
@@ -97,6 +117,9 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions 
     def iterate(carry: Carry):
         key_collect, key_learn = jax.random.split(jax.random.fold_in(carry.key, carry.iteration))
         carry, items = collect(carry, key_collect)
+        if crew is not None:
+            turned = crew.turn(carry.state, items, jax.random.fold_in(key_learn, plan.updates + 1))
+            carry = carry._replace(state=turned)
         state, kept, metrics = learn(agent, memory, plan.updates, carry.state, carry.memory, key_learn)
         state = agent.observe(state, items, 0)  # only now: the updates see the normalisers that acted
         return carry._replace(state=state, memory=kept, iteration=carry.iteration + 1), metrics
@@ -148,6 +171,11 @@ def learn(agent: Agent, memory: Memory, updates: int, state, kept, key):
     steps = (jnp.arange(updates, dtype=jnp.int32), jax.random.split(key, updates))
     (state, kept), metrics = jax.lax.scan(one, (state, kept), steps)
     return state, kept, jax.tree.map(jnp.mean, metrics)
+
+
+def cut_off(items: Transition) -> Transition:
+    """A rollout [time, lanes, ...] whose last steps are truncated, unless they terminated: other episodes follow."""
+    return items._replace(truncated=items.truncated.at[-1].set(~items.terminated[-1]))
 
 
 def count(episodes: Episodes, t: Transition) -> Episodes:

@@ -15,7 +15,8 @@ import numpy as np
 from ... import catalog
 from ...errors import UsageError
 
-KINDS = ("pbt", "random", "grid")
+JOINT = ("cem", "dvd")  # kinds whose members share a critic
+NOVELTY = ("bandit", "schedule")
 EXPLORE = ("perturb", "resample")
 COPY = ("everything", "policy")
 # By which `perturbed` changes a value (Jaderberg et al. 2017, section 4.1.1): a share of it where its scale is
@@ -28,18 +29,28 @@ _FORMS = "name=log:LOW:HIGH, name=uniform:LOW:HIGH or name=choice:A:B"
 class Population(NamedTuple):
     """A population as config.json has it."""
 
-    kind: str  # "pbt"; or "random" or "grid": a sweep
+    kind: str  # "pbt"; "cem" or "dvd"; or "random" or "grid": a sweep
     members: int
-    search: dict[str, str]  # name -> range or values, as `prior` reads them
-    # the rest is of PBT
-    ready: int = 0  # environment steps of each member between two selections
+    search: dict[str, str]  # name -> range or values, as `prior` reads them; of those that share a critic none
+    # of all but sweeps: environment steps of each member between two selections, or of a generation
+    ready: int = 0
+    # of PBT
     truncation: float = 0.25  # the share of members that is replaced, by as many of the best
     explore: str = "perturb"
     copy: str = "everything"
+    # of CEM-RL
+    variance: float = 1e-3  # of each weight around the first mean
+    # of DvD
+    novelty: str = "bandit"  # how much diversity weighs: "bandit", "schedule" or a number
 
     @property
     def evolves(self) -> bool:
         return self.kind == "pbt"
+
+    @property
+    def joint(self) -> bool:
+        """Whether the members share a critic and are one run, not one each."""
+        return self.kind in JOINT
 
 
 class Prior(NamedTuple):
