@@ -135,7 +135,8 @@ def test_an_action_is_repeated_and_the_time_limit_truncates(monkeypatch):
         dm_control.DmControl, "_drawn", lambda self, height, width: np.zeros((height, width, 3), np.uint8)
     )
     seen, plain = make("dm_control_pixels/cartpole-swingup-v0"), make("dm_control/cartpole-swingup-v0")
-    seen.reset(seed=1), plain.reset(seed=1)
+    for env in (seen, plain):
+        env.reset(seed=1)
     for t in range(1, 126):  # 1000 / 8
         action = seen.action_space.sample()
         obs, reward, terminated, truncated, _ = seen.step(action)

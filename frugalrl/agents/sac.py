@@ -182,8 +182,8 @@ def sac(
         action, online, slow = data.action[:, 0], apart(params.critic), apart(numerics.weights(state.target))
         soft_values = jax.vmap(soft.value, (None, None, None, 0, 0, 0))
 
-        views = (sight.see(each.encoder, next_obs) for each in (online, slow))
-        bootstrap, _ = soft_values(params.actor, slow.critics, temperature, *views, keys[0])
+        ahead, judged = (sight.see(each.encoder, next_obs) for each in (online, slow))
+        bootstrap, _ = soft_values(params.actor, slow.critics, temperature, ahead, judged, keys[0])
         target = ret.reward + ret.discount * bootstrap
 
         def critic_loss(learned, some):  # 1801.01290, equation 5

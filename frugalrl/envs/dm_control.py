@@ -113,12 +113,13 @@ class DmControl(gymnasium.Env):
         return self._seen(self._env.reset()), {}
 
     def step(self, action):
-        reward = 0.0
-        for _ in range(self._repeat):
-            step = self._env.step(action)
-            reward += float(step.reward or 0)
+        step = self._env.step(action)
+        reward = float(step.reward or 0)
+        for _ in range(self._repeat - 1):
             if step.last():
                 break
+            step = self._env.step(action)
+            reward += float(step.reward or 0)
         terminated = step.last() and step.discount == 0
         return self._seen(step), reward, terminated, step.last() and not terminated, {}
 
