@@ -1,11 +1,13 @@
 """What does an update cost in each precision, and what does a learner keep for each of its weights?
 
-    python -m benchmarks.precision_update [--rounds N] [--minutes M] [--precision P ...] [--out FILE] [--quick]
+    python -m benchmarks.precision_update [--case NAME ...] [--rounds N] [--minutes M] [--precision P ...] [--out FILE]
+        [--quick]
 
 One update on a batch that stays the same: SAC as in Low-Precision SAC (1024x1024, batches of 1,024; of a small machine,
-256x256 and 256, beside it), and DQN's Nature network on pictures. The precisions take turns; ratios to fp32 are taken
-within a round. Seconds on the wall, with all cores or on the accelerator; bytes as the compiler reckons them, of the
-program at work and of the batch and state that it is given; bytes a weight are counted, of all that is kept between
+256x256 and 256, beside it), SAC from three pictures of 84 x 84 (a small one; on an accelerator also one as large as
+DrQ's), and DQN's Nature network on pictures. `--case` takes some of them. The precisions take turns; ratios to fp32 are
+taken within a round. Seconds on the wall, with all cores or on the accelerator; bytes as the compiler reckons them, of
+the program at work and of the batch and state that it is given; bytes a weight are counted, of all that is kept between
 updates: weights, targets, moments.
 """
 
@@ -25,11 +27,15 @@ from frugalrl.types import Agent, Batch, Discrete, Space, update
 
 NAME = "precision_update"
 ROUND_SECONDS = 2.0  # of each precision, at least one update
+PICTURES = "benchmarks.blank:Blank-v0"
+OPTIONS = {PICTURES: {"frame_stack": 3}}  # of environments
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sac 1024x2": ("sac", "HalfCheetah-v5", {"hidden": (1024, 1024), "batch_size": 1024}),
     "sac 256x2": ("sac", "HalfCheetah-v5", {"hidden": (256, 256), "batch_size": 256}),
+    "sac pixels": ("sac", PICTURES, {"hidden": (256, 256), "batch_size": 32, "encoder_filters": 16}),
     "dqn nature": ("dqn", "ALE/Pong-v5", {"network": "nature", "batch_size": 256}),
 }
+LARGE = {"sac pixels drq": ("sac", PICTURES, {"hidden": (1024, 1024), "batch_size": 512, "encoder_filters": 32})}
 QUICK = ("sac", "Pendulum-v1", {"hidden": (32, 32), "batch_size": 32})
 BASE, PRECISION = "fp32", ("fp32", "bf16", "fp16", "bf16-kahan", "bf16-stochastic")
 
@@ -75,7 +81,7 @@ def weights_of(agent: Agent, hyper: Any) -> int:
 
 def program(precision: str, agent: str, env: str, hyper: dict[str, Any]) -> Program:
     """The update of that agent, and what it keeps."""
-    chosen = config.configure(agent, env, hyper=hyper, precision=precision)
+    chosen = config.configure(agent, env, hyper=hyper, env_options=OPTIONS.get(env), precision=precision)
     made = jobs.records(chosen)
     weights = weights_of(jobs.records(chosen._replace(precision=BASE)).agent, made.hyper)
     batch = batch_of(made.card.obs, made.card.actions, made.static.batch_size)
@@ -131,10 +137,14 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=9, metavar="N")
     command.add_argument("--minutes", type=float, default=20.0, metavar="M", help="at most; a case is not cut short")
     command.add_argument("--precision", nargs="+", default=PRECISION, choices=tuple(PRECISIONS), metavar="P")
+    command.add_argument(
+        "--case", nargs="+", choices=(*CASES, *LARGE), metavar="NAME", help="all that fit, if not given"
+    )
     args = command.parse_args()
     jobs.set_up_jax()
     precisions = [BASE, *(name for name in args.precision if name != BASE)]
-    cases = {"quick": QUICK} if args.quick else CASES
+    known = CASES | LARGE if args.case or jax.default_backend() != "cpu" else CASES
+    cases = {"quick": QUICK} if args.quick else {name: known[name] for name in args.case or known}
     made: list[rows.Row] = []
     for case in rows.boxed(cases, args.minutes):
         made += measured(case, cases[case], precisions, 1 if args.quick else args.rounds)

@@ -399,12 +399,16 @@ def envs(a: argparse.Namespace) -> None:
             if not there:
                 note = f"not installed: pip install 'frugalrl[{family.extra}]'"
             else:
-                note = ", ".join(catalog.able(*catalog.spaces(env_id)))
+                try:
+                    note = ", ".join(catalog.able(*catalog.spaces(env_id)))
+                except UsageError as error:  # there is nothing that draws, say
+                    note = str(error)
             print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}   {note}")
     options = " ".join(f"{name}={value}" for name, value in EnvOptions._field_defaults.items() if name != "kwargs")
     print(f"--env-option {options} kwargs.NAME=VALUE")
     print("any other Gymnasium id with array observations works too, in the actors runtime; so do the other games of")
-    print("ALE/<Game>-v5, tasks of dm_control/<domain>-<task>-v0 and brax/<name>-<backend> (spring, positional, mjx)")
+    print("ALE/<Game>-v5, tasks of dm_control/<domain>-<task>-v0, or dm_control_pixels/... as pictures, and")
+    print("brax/<name>-<backend> (spring, positional, mjx)")
 
 
 def doctor(a: argparse.Namespace) -> None:
@@ -418,7 +422,7 @@ def bench(a: argparse.Namespace) -> int:
     import subprocess
 
     folder = Path(__file__).parent.parent / "benchmarks"
-    shared = ("__init__", "contest", "rows")  # by the benchmarks
+    shared = ("__init__", "blank", "contest", "rows")  # by the benchmarks
     known = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem not in shared}
     if not (folder / "rows.py").is_file():  # installed packages may lie beside a folder `benchmarks` of somebody else
         raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")

@@ -334,7 +334,8 @@ def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
             continue
         if not np.isfinite(value):
             raise UsageError(f"--hyper {name}={value} must be a finite number")
-        least = 0 if isinstance(value, float) or name == "learning_starts" or defaults[name] == 0 else 1
+        may_be_none = name in ("learning_starts", "random_shift") or defaults[name] == 0
+        least = 0 if isinstance(value, float) or may_be_none else 1
         if value < least and name not in SIGNED:
             raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
         if name in FRACTIONS and value > 1:
@@ -366,7 +367,8 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
         kind, other = ("discrete", "continuous") if isinstance(actions, Discrete) else ("continuous", "discrete")
         why = f"{config.env} has {kind} actions, and {config.agent} takes {other} ones"
         if getattr(entry, kind):
-            why = f"{config.env} has images {obs.shape} as observations, and {config.agent} takes vectors"
+            larger = f" and images of {entry.images} x {entry.images} or more" if entry.images else ""
+            why = f"{config.env} has images {obs.shape} as observations, and {config.agent} takes vectors{larger}"
         raise UsageError(f"{why}; use {', '.join(able)}")
     static, _ = split(recipe, config.hyper)
     try:
@@ -388,7 +390,7 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
     if config.qat is not None and not _acts_as_learned(agent, recipe.hyper):
         raise UsageError(
             "--qat is for weights that act as they are learned, not for noisy=true, dueling=true, "
-            "distribution=quantile or distribution=implicit: leave it out"
+            "distribution=quantile, distribution=implicit, or sac on pictures: leave it out"
         )
     if agent.settled and config.actors != "auto" and modes.mode(config.actors).share < 1:
         raise UsageError(

@@ -106,6 +106,32 @@ class Stuck(Walk):
         return super().step(action)
 
 
-for made in (Walk, Chatty, NoJax, BrokenReset, BrokenStep, Flagged, BrokenOutside, Priceless, Stuck):
+class Spot(gymnasium.Env):
+    """A picture [16, 16, 3] with a light somewhere: the action is to tell where, from -1 (left) to 1 (right).
+
+    It moves by itself, and episodes are only ever cut off, after 10 steps.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        reward = 1 - (float(action[0]) - (self.column - 7.5) / 7.5) ** 2
+        self.time += 1
+        return self._draw(), reward, False, self.time == 10, {}
+
+    def _draw(self):
+        self.column = int(self.np_random.integers(16))
+        picture = np.zeros((16, 16, 3), np.uint8)
+        picture[4:12, self.column] = 255
+        return picture
+
+
+for made in (Walk, Chatty, NoJax, BrokenReset, BrokenStep, Flagged, BrokenOutside, Priceless, Stuck, Spot):
     gymnasium.register(f"{made.__name__}-v0", entry_point=made, disable_env_checker=True)
 gymnasium.register("Slow-v0", entry_point=Walk, kwargs={"seconds": 2e-3}, disable_env_checker=True)

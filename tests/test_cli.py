@@ -327,7 +327,7 @@ WRONG_CALLS = {
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
     "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
-    "images": (("train", "sac", "MinAtar/Breakout-v1"), "takes vectors; use dqn, "),
+    "images": (("train", "sac", "MinAtar/Breakout-v1"), "takes vectors and images of 15 x 15 or more; use dqn, "),
     "images and continuous actions": (("train", "td3", "CarRacing-v3"), "takes vectors; use ppo"),
     "observations": (("train", "dqn", "FrozenLake-v1"), "FrugalRL takes arrays"),
     "runtime": ((*CARTPOLE, "--runtime", "compled"), "did you mean compiled?"),

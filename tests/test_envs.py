@@ -66,8 +66,8 @@ def same(one: list[tuple], other: list[tuple]) -> bool:
 # every environment is stepped
 
 
-# Brax has tests of its own: its programs take long to compile
-@pytest.mark.parametrize("env_id", [env_id for env_id in EVERY if not env_id.startswith("brax/")])
+# tests of their own: Brax, whose programs take long to compile, and pictures, which take long to draw
+@pytest.mark.parametrize("env_id", [name for name in EVERY if not name.startswith(("brax/", "dm_control_pixels/"))])
 def test_every_environment_plays_as_described_and_repeats_its_seed(env_id):
     described, _ = catalog.spaces(env_id)
     steps = 30 if env_id == "CarRacing-v3" else 300 if env_id in ONE_OF_EACH else 100

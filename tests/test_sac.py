@@ -375,6 +375,7 @@ def test_a_batch_of_another_size_keeps_dtypes_and_structure(name, continuous):
 
 PARTS = ("init", "policy", "dist", "grad", "apply")
 INERT = {"batch_size", "buffer_size", "learning_starts", "train_freq", "gradient_steps", "num_envs", "n_step"}
+INERT |= {"encoder_filters", "encoder_features", "random_shift"}  # of pictures
 SWITCHES = {  # what else is in Static -> the parts it may change, and must
     "hidden": ((8,), set(PARTS)),
     "auto_ent_coef": (False, {"grad"}),
@@ -403,7 +404,7 @@ def test_a_switch_changes_its_parts_and_no_other(name):
         value, expected = SWITCHES[switch]
         after = programs(module, plain._replace(**{switch: value}))
         assert {part for part in PARTS if before[part] != after[part]} == expected, switch
-    inert = plain._replace(**{switch: 7 for switch in INERT})
+    inert = plain._replace(**{switch: 7 for switch in INERT if switch in plain._fields})
     assert programs(module, inert) == before
 
 
@@ -412,8 +413,9 @@ def test_spaces_it_cannot_handle_are_refused():
         (td3, OBS, Discrete(2), "takes continuous actions"),
         (sac, OBS, Box((2, 2), low=-1, high=1), "vectors, not of shape"),
         (d4pg, OBS, Box((2,), low=(0, 0), high=(1, float("inf"))), "with bounds"),
-        (sac, Box((8, 8)), TORQUE, "observations that are vectors"),
-        (sac, Box((8, 8)), Discrete(2), "observations that are vectors"),
+        (td3, Box((8, 8)), TORQUE, "observations that are vectors"),
+        (sac, Box((8, 8)), Discrete(2), "pictures of bytes that are at least 15 x 15"),
+        (sac, Box((14, 84, 3), "uint8"), TORQUE, "pictures of bytes that are at least 15 x 15"),
     ):
         with pytest.raises(ValueError, match=message):
             module.assemble(module.Static(), obs, actions)

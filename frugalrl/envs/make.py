@@ -51,7 +51,10 @@ class EnvOptions(NamedTuple):
     backend: str = "ale"  # steps training environments: ale-py's native code, "envpool", or "python" one by one
 
 
-DEFAULTS = {"ALE": EnvOptions(frame_stack=4, clip_reward=True)}  # by namespace; EnvOptions() for the others
+DEFAULTS = {  # by namespace; EnvOptions() for the others
+    "ALE": EnvOptions(frame_stack=4, clip_reward=True),
+    "dm_control_pixels": EnvOptions(frame_stack=3),
+}
 _ALE_ONLY = EnvOptions._fields[EnvOptions._fields.index("noop_max") :]
 ATARI_FRAMES = 108_000  # after which ale-py cuts its v5 off: half an hour of play, 27,000 steps
 
@@ -85,7 +88,7 @@ def find(env_id: str) -> EnvSpec:
             from .minatar import register
 
             register()
-        case "dm_control":
+        case "dm_control" | "dm_control_pixels":
             from .dm_control import register
 
             register()
@@ -225,5 +228,5 @@ def has_time_limit(spec: EnvSpec) -> bool:
     """Whether episodes are cut off by the environment itself: by Gymnasium, or by ALE or dm_control within."""
     # dm_control's lqr runs until it has settled
     return spec.max_episode_steps is not None or (
-        namespace(spec.id) in ("ALE", "dm_control") and not spec.id.startswith("dm_control/lqr-")
+        namespace(spec.id) in ("ALE", "dm_control", "dm_control_pixels") and "/lqr-" not in spec.id
     )

@@ -7,13 +7,13 @@ beside. Their six tasks are all those of the names below that begin with dm_cont
 
 from __future__ import annotations
 
+from ..catalog import PLANET
 from ..levers.precision.modes import WITHOUT
 from .findings import breaks, equal_return
 from .study import Arguments, Finding, Study
 
 _ARMS = ("fp32", "bf16", "fp16", "fp16-naive", "bf16-kahan")
 _PENDULUM = (*_ARMS, "bf16-stochastic", *WITHOUT)
-PLANET = ("ball_in_cup-catch", "cartpole-swingup", "cheetah-run", "finger-spin", "reacher-easy", "walker-walk")
 # their learner in small; theirs begins to learn after 5,000 of 510,000 steps
 _CONTROL = {"hidden": (128, 128), "batch_size": 128, "learning_rate": 1e-3, "learning_starts": 1_000}
 _PIXELS = {"ppo": 200_000, "dqn": 100_000}  # steps of MinAtar, too few to play well
