@@ -339,7 +339,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
                 {name: np.asarray(x) for name, x in tick.metrics.items()}
                 | (watch.metrics(fitness, tick.iteration, tick.state) if watch else {}),
                 partial(_evaluate_on_twin, evaluator, state),
-                tick.carry,
+                lambda tick=tick: tick.parts,
                 partial(_weights_per_run, agent, state, count),
             )
             if low and population is None:
@@ -506,7 +506,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
                             min(tick.step, config.steps),
                             metrics,
                             partial(evaluate, agent, parts, carry, tick.step >= config.steps),
-                            lambda carry=carry: fitted(agent, carry, asked),
+                            lambda carry=carry: [fitted(agent, carry, asked)],
                             lambda weights=weights: [weights()],
                             partial(_structures, agent, carry.state),
                         )
