@@ -143,8 +143,9 @@ class _Bar:
     def update(
         self, step: int, returns: Interval | None = None, steps_per_second: float | None = None, kl: float | None = None
     ) -> None:
+        if int(step) != self.state.step or not self.state.heard:
+            self.text = None  # what is said where a run stands still stays
         self.state.update(step, returns, steps_per_second, kl)
-        self.text = None
 
     def status(self, text: str) -> None:
         self.text = encodable(" ".join(text.split()), self.stream)
