@@ -367,7 +367,7 @@ def fits(config: Config, shapes: Any, count: int) -> None:
     """Raises UsageError if the memory of this machine is too small for so many runs, and says how many would do.
 
     Counted is what is known before anything is compiled: the learners, memories and environments of all runs, and a
-    copy of them, which saving and changing them takes.
+    copy of them, which measuring and changing them takes.
     """
     free = free_memory()
     each = COPIES * sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)) / count
