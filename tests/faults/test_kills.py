@@ -91,7 +91,9 @@ def test_actors_killed_again_and_again_cost_their_unrolls_and_no_more(tmp_path):
         thread.join()
     assert len(killed) > KILLS / 2
     assert len(killed) / 2 <= result.receipt["actors"]["restarts"] <= len(killed)
-    assert [row["step"] for row in result.rows] == [steps // 10 * (k + 1) for k in range(10)]
+    late = [row["step"] - steps // 10 * (k + 1) for k, row in enumerate(result.rows)]
+    assert len(late) == 10
+    assert 0 <= min(late) <= max(late) < 64  # a message
     assert result.receipt["finished"]
     assert not actors_of(os.getpid())
 
