@@ -1,12 +1,23 @@
-"""Checkpoints of a whole run: learner, memory, environments and random keys, through Orbax; nothing is unpickled."""
+"""Checkpoints of a whole run: learner, memory, environments and random keys, as plain bytes; nothing is unpickled.
+
+The arrays of a run, one after the other, are cut into blocks of BLOCK bytes. A block is a file named by the SHA-256 of
+what it holds, and a checkpoint, `<step>.json`, says which blocks it is made of. So what has not changed since the last
+checkpoint, above all the steps that wait in a replay memory, is not written again, and whatever is not as it was
+written is found out.
+"""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from contextlib import contextmanager
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +26,141 @@ import numpy as np
 from . import rng
 from .errors import BadFile
 
+FORMAT = 1
 KEEP = 2  # newest checkpoints
-SCRAP = ".removed"  # ends the name of a checkpoint that is on its way out
+BLOCK = 1 << 20  # bytes
+NAME = re.compile("[0-9a-f]{64}")  # of a block
+SHARE = 0.02  # of the wall time, at most, that training waits for checkpoints: the next one is put off for as long
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+    """The steps of the checkpoints in a folder, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdigit())
+
+
+class Manifest(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    format: int
+    arrays: list  # [name, dtype, shape] of each, in order
+    blocks: list[str]  # SHA-256 of each, in order
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self._asdict()).encode()).hexdigest()
+
+
+class Writer:
+    """Writes the checkpoints of one folder: bytes while the caller waits, what makes them last beside the training."""
+
+    def __init__(self, folder: Path, whole: int | None = None):
+        """`whole` is the step of a checkpoint there that `newest` has found to be whole: its blocks are used again."""
+        self.folder = folder
+        self.blocks = set() if whole is None else set(_manifest(folder, whole).blocks)  # that are known to be whole
+        self.pool, self.pending = ThreadPoolExecutor(1), None
+        self.next = 0.0  # when the time is right for another one
+        self.count, self.seconds, self.bytes = 0, 0.0, 0  # checkpoints, what the caller waited, what was written
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is done, and has cost less than SHARE of the time since."""
+        return perf_counter() >= self.next and (self.pending is None or self.pending.done())
+
+    def save(self, step: int, *trees: Any) -> None:
+        """Begin the checkpoint of environment step `step`; it appears whole or not at all, some time after.
+
+        Several trees are one whose leaves are joined along the first axis. All are read before this returns. Raises
+        OSError if this checkpoint, or the one before, cannot be written; all others are as they were.
+        """
+        self.wait()
+        start, new = perf_counter(), {}
+        try:
+            (self.folder / "blocks").mkdir(parents=True, exist_ok=True)
+            manifest = Manifest(FORMAT, _described(*trees), [])
+            for pieces in _blocks(_bytes(_host(x)) for leaf in _leaves(*trees) for x in leaf):
+                name = _digest(pieces)
+                manifest.blocks.append(name)
+                if name not in self.blocks and name not in new:
+                    new[name] = _new(self.folder, name)
+                    with open(new[name], "wb") as file:
+                        file.writelines(pieces)
+                    self.bytes += sum(map(len, pieces))
+        except OSError as error:
+            raise self._failed(step, error) from error
+        finally:
+            self._waited(perf_counter() - start)
+        self.pending = self.pool.submit(self._settle, step, manifest, new)
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises OSError if the last checkpoint cannot be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            start = perf_counter()
+            try:
+                pending.result()
+            finally:
+                self._waited(perf_counter() - start)
+
+    def _waited(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.next = max(self.next, perf_counter()) + seconds / SHARE
+
+    def _settle(self, step: int, manifest: Manifest, new: dict[str, Path]) -> None:
+        """Make the new blocks last, then the checkpoint, then remove what no checkpoint needs."""
+        try:
+            for name, path in new.items():
+                _sync(path)
+                os.replace(path, self.folder / "blocks" / name)
+            _sync(self.folder / "blocks")
+            path = _new(self.folder, str(step))
+            path.write_text(json.dumps({"sha256": manifest.digest, **manifest._asdict()}))
+            _sync(path)
+            os.replace(path, self.folder / f"{step}.json")
+            _sync(self.folder)
+            # later ones are of a run that went on from an earlier one, because they were damaged
+            needed = _sweep(self.folder, [found for found in steps(self.folder) if found <= step][-KEEP:])
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self.blocks = (self.blocks | new.keys()) & needed
+        self.count += 1
+
+    def _failed(self, step: int, error: OSError) -> OSError:
+        with suppress(OSError):  # make room
+            _sweep(self.folder, steps(self.folder))
+        return OSError(
+            error.errno, f"the checkpoint {self.folder / str(step)} cannot be written: {error.strerror or error}"
+        )
 
 
 def save(folder: Path, step: int, tree: Any) -> None:
-    """Write the checkpoint of environment step `step`; it appears whole or not at all.
+    """Write the checkpoint of environment step `step` and wait until it is there. Raises OSError if it cannot be."""
+    writer = Writer(folder)
+    writer.save(step, tree)
+    writer.wait()
 
-    All but the newest KEEP are removed. Raises OSError if it cannot be written.
+
+def newest(folder: Path, report: Callable[[str], None]) -> int | None:
+    """The step of the newest checkpoint that is as it was written, None if there are none.
+
+    Those that are damaged are passed over, and `report` is told of each. Raises BadFile if all are.
     """
-    import orbax.checkpoint as ocp
-
-    for scrap in _scraps(folder):
-        shutil.rmtree(scrap)
-    plain = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
-    try:
-        # not StandardCheckpointer: a thread of it waits for minutes for a folder that could not be made
-        with _silent(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder.absolute() / str(step), args=ocp.args.StandardSave(plain), force=True)
-    except Exception as error:  # Orbax and its storage raise many kinds when a disk is full
-        for scrap in _scraps(folder):
-            shutil.rmtree(scrap, ignore_errors=True)
-        raise OSError(f"the checkpoint {folder / str(step)} cannot be written: {_reason(error)}") from error
-    for old in steps(folder)[:-KEEP]:
-        gone = (folder / str(old)).rename(folder / f"{old}{SCRAP}")  # never half a checkpoint under its name
-        shutil.rmtree(gone)
+    found = steps(folder)
+    if not found and any(path.name.isdigit() for path in folder.glob("*")):
+        raise BadFile(f"{folder} has checkpoints of a version before 0.1, which cannot be read; {_again(folder)}")
+    damage: list[str] = []
+    for step in reversed(found):
+        try:
+            manifest = _manifest(folder, step)
+            for name in dict.fromkeys(manifest.blocks):
+                _check(folder, step, name)
+        except BadFile as error:
+            damage.append(str(error))
+            continue
+        for what in damage:
+            report(f"{what}; going on from the one before, of step {step:,}")
+        return step
+    if damage:
+        raise BadFile(f"{damage[0]}, and so is every other one; {_again(folder)}")
+    return None
 
 
 def restore(folder: Path, step: int, like: Any) -> Any:
@@ -54,50 +168,150 @@ def restore(folder: Path, step: int, like: Any) -> Any:
 
     Raises BadFile if it is damaged or does not fit.
     """
-    import orbax.checkpoint as ocp
-
-    plain = jax.eval_shape(lambda t: jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, t), like)
-    try:
-        with _silent(), ocp.StandardCheckpointer() as checkpointer:
-            expected = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), plain)
-            found = checkpointer.restore(folder.absolute() / str(step), expected)
-        jax.tree.map(_same_shape, found, expected)  # Orbax does not mind
-    except Exception as error:  # Orbax and its storage raise many kinds for a damaged folder
+    manifest = _manifest(folder, step)
+    expected = _described(like)
+    if manifest.arrays != expected:
+        pairs = zip(manifest.arrays, expected, strict=False)
+        has, wants = next(((a, b) for a, b in pairs if a != b), (f"{len(manifest.arrays)} arrays", len(expected)))
         raise BadFile(
-            f"{folder / str(step)} is damaged or of another run ({_reason(error)}); "
-            "remove it to resume from the one before"
-        ) from None
+            f"{_named(folder, step)} is of another run (it has {has}, expected {wants}); "
+            f"put config.json back as it was, or {_again(folder)}"
+        )
+    arrays = [np.empty(shape, jnp.dtype(dtype)) for _, dtype, shape in expected]
+    names = iter(manifest.blocks)
+    for pieces in _blocks(map(_bytes, arrays)):
+        name = next(names, "")
+        try:
+            with open(folder / "blocks" / name, "rb") as file:
+                for piece in pieces:
+                    file.readinto(piece)
+        except OSError as error:
+            raise _lost(folder, step, name, error.strerror) from None
+        if _digest(pieces) != name:
+            raise _lost(folder, step, name, "not what was written")
+    arrays.reverse()
 
-    def back(x, old):
-        return jax.random.wrap_key_data(jnp.asarray(x), impl=rng.THREEFRY) if _is_key(old) else jnp.asarray(x)
+    def back(old: Any) -> Any:
+        x = jnp.asarray(arrays.pop())
+        return jax.random.wrap_key_data(x, impl=rng.THREEFRY) if _is_key(old) else x
 
-    return jax.tree.map(back, found, like)
-
-
-def _same_shape(found: np.ndarray, expected: np.ndarray) -> None:
-    if found.shape != expected.shape:
-        raise ValueError(f"an array is {found.shape}, expected {expected.shape}")
+    return jax.tree.map(back, like)
 
 
-def _scraps(folder: Path) -> list[Path]:
-    """What a process that was killed has left unfinished."""
-    return [p for p in folder.glob("*") if "orbax-checkpoint-tmp" in p.name or p.name.endswith(SCRAP)]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def _silent():
-    """Keeps Orbax's threads from logging whole tracebacks of what is raised anyway."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+def _manifest(folder: Path, step: int) -> Manifest:
+    """Raises BadFile if it is damaged or of another version of FrugalRL."""
     try:
-        yield
+        found = json.loads((folder / f"{step}.json").read_bytes())
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}, where this version reads {FORMAT}")
+        digest = found.pop("sha256")
+        manifest = Manifest(**found)
+        if manifest.digest != digest:
+            raise ValueError("its checksum is wrong")
+        if not all(NAME.fullmatch(name) for name in manifest.blocks):
+            raise ValueError("its blocks have no names")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadFile(f"{_named(folder, step)} is damaged ({error})") from None
+    return manifest
+
+
+def _check(folder: Path, step: int, name: str) -> None:
+    """Raises BadFile if a block is not as it was written."""
+    try:
+        with open(folder / "blocks" / name, "rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == name
+    except OSError as error:
+        raise _lost(folder, step, name, error.strerror) from None
+    if not whole:
+        raise _lost(folder, step, name, "not what was written")
+
+
+def _lost(folder: Path, step: int, name: str, why: str | None) -> BadFile:
+    return BadFile(f"{_named(folder, step)} is damaged ({folder / 'blocks' / name}: {why})")
+
+
+def _named(folder: Path, step: int) -> str:
+    return f"checkpoint {folder / str(step)}.json"
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder} to train again from the beginning with `frugal resume`"
+
+
+def _sweep(folder: Path, kept: list[int]) -> set[str]:
+    """Remove all checkpoints but those of the steps `kept`, and blocks that these do not need; returns the others."""
+    blocks: set[str] = set()
+    for step in kept:
+        with suppress(BadFile):
+            blocks.update(_manifest(folder, step).blocks)
+    there = {"blocks", *(f"{step}.json" for step in kept)}
+    for path in (*folder.iterdir(), *(folder / "blocks").iterdir()):
+        if path.is_file() and path.name not in (blocks if path.parent.name == "blocks" else there):
+            path.unlink()
+    return blocks
+
+
+def _described(*trees: Any) -> list:
+    """Name, dtype and shape of each array of trees that are joined along the first axis."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(trees[0])]
+
+    def one(path: str, parts: tuple) -> list:
+        plain = [jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x for x in parts]
+        length, shape = sum(x.shape[0] for x in plain[1:]), plain[0].shape
+        return [path, plain[0].dtype.name, [shape[0] + length, *shape[1:]] if shape else []]
+
+    return list(map(one, paths, _leaves(*trees)))
+
+
+def _leaves(*trees: Any) -> Iterable[tuple]:
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def _host(x: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
+def _blocks(arrays: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Bytes that follow each other, in blocks of BLOCK; each as the pieces it lies in."""
+    block, room = [], BLOCK
+    for rest in arrays:
+        while rest:
+            block.append(rest[:room])
+            rest, room = rest[room:], room - len(block[-1])
+            if not room:
+                yield block
+                block, room = [], BLOCK
+    if block:
+        yield block
+
+
+def _digest(pieces: list[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _new(folder: Path, name: str) -> Path:
+    """Where a file is written before it gets its name."""
+    return folder / f"{name}.new"
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:  # Windows has no such thing for folders
+        return
+    try:
+        os.fsync(handle)
     finally:
-        logger.setLevel(level)
+        os.close(handle)
 
 
 def _is_key(x: Any) -> bool:

@@ -375,7 +375,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
                 {name: np.asarray(x) for name, x in tick.metrics.items()}
                 | (watch.metrics(fitness, tick.iteration, tick.state) if watch else {}),
                 partial(_evaluate_on_twin, evaluator, state),
-                tick.carry,
+                lambda tick=tick: tick.parts,
                 partial(_weights_per_run, agent, state, count),
             )
             if low and population is None:
@@ -403,7 +403,7 @@ def fits(config: Config, shapes: Any, count: int) -> None:
     """Raises UsageError if the memory of this machine is too small for so many runs, and says how many would do.
 
     Counted is what is known before anything is compiled: the learners, memories and environments of all runs, and a
-    copy of them, which saving and changing them takes.
+    copy of them, which measuring and changing them takes.
     """
     free = free_memory()
     each = COPIES * sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)) / count
@@ -592,7 +592,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                                 min(tick.step, config.steps),
                                 metrics,
                                 partial(evaluate, agent, parts, carry, tick.step >= config.steps),
-                                lambda carry=carry: fitted(agent, _joined(carry), asked),
+                                lambda carry=carry: [fitted(agent, _joined(carry), asked)],
                                 partial(weights_of, agent, carry.state),
                                 partial(_structures, agent, carry.state),
                             )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,26 +123,34 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         read = {"obs": _box(found["obs"]), "actions": space, "layers": layers, "env_options": options}
         card = Card(**found | read)
         shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]
-        HEADS[card.head](np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32), card.knobs).mode()
-        if not shapes or seeds < 1:
+        outputs = np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32)
+        _within(HEADS[card.head](outputs, card.knobs).mode(), card.actions)
+        np.zeros(card.obs.shape, card.obs.dtype)
+        files = [folder / f"seed-{k}.npz" for k in range(seeds)]
+        if not shapes or not files:
             raise ValueError("it has no weights")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise BadFile(
             f"{path} is damaged or not from FrugalRL ({one_line(error)}); restore it or train again"
         ) from None
-    return card, [_weights(folder / f"seed-{k}.npz", shapes) for k in range(seeds)]
+    return card, [_weights(file, shapes) for file in files]
 
 
 def _weights(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Linear, ...]:
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             weights = tuple(Linear(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(shapes)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # archives and arrays that are damaged raise many kinds
         raise BadFile(f"{path} is damaged or missing ({one_line(error)}); restore it or train again") from None
     for found, shape in zip(weights, shapes, strict=True):
         if found.w.shape != shape or found.b.shape != shape[-1:] or {x.dtype.name for x in found} != {"float32"}:
             raise BadFile(f"{path} does not fit policy.json: a layer is {found.w.shape}, expected {shape} in float32")
     return weights
+
+
+def _within(actions: Any, space: Space) -> Any:
+    """Those of a Box within its bounds."""
+    return actions if isinstance(space, Discrete) else np.clip(actions, space.low, space.high).astype(space.dtype)
 
 
 class Actor:
@@ -178,8 +184,7 @@ class Actor:
         batch = obs if obs.ndim > len(shape) else obs[None]
         dist = HEADS[self.card.head](self.session(len(batch), seed).run(batch), self.card.knobs)
         actions = dist.mode() if deterministic else dist.sample(draw(dist, rng or np.random.default_rng()))
-        if isinstance(self.card.actions, Box):
-            actions = np.clip(actions, self.card.actions.low, self.card.actions.high).astype(self.card.actions.dtype)
+        actions = _within(actions, self.card.actions)
         return actions if obs.ndim > len(shape) else actions[0]
 
     def play(

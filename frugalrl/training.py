@@ -37,11 +37,11 @@ SAVE_SECONDS = 120.0  # between two checkpoints
 LEFT_BY_A_RUN = ("rows.jsonl", "receipt.json", "report.html", "checkpoints", "policy", "policy.*", "seed-*")
 # what a receipt counts over all sittings of a run
 SUMS = (
-    *("compile_seconds", "evaluation_seconds", "refreshes", "restarts"),
+    *("compile_seconds", "evaluation_seconds", "checkpoint_seconds", "refreshes", "restarts"),
     *("waiting_seconds", "learner_waiting_seconds", *receipt.ACTING, *receipt.TIMES),
 )
 FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
-LISTS = ("switches", "compressed_returns")  # and of these all
+LISTS = ("switches", "compressed_returns", "faults")  # and of these all
 
 
 class Restore(NamedTuple):
@@ -67,7 +67,7 @@ class Moment(NamedTuple):
     step: int  # environment steps of each run
     metrics: dict[str, Any]  # name -> [runs of the phase]: numbers, or None for what a run does not have
     evaluate: Callable[[int], Episodes]  # episodes -> [runs, episodes]; may be called at any moment
-    snapshot: Callable[[], Any]  # the tree to checkpoint
+    snapshot: Callable[[], list]  # the trees to checkpoint, whose leaves go together along the first axis
     weights: Callable[[], list]  # one network's weights for each run
     # name of another structure that acts as the policy does -> its weights for each run
     structures: Callable[[], dict[str, list]] = dict
@@ -350,11 +350,12 @@ class Sitting:
         self.steps: dict[int, int] = {}  # of each run, so far
         self.evaluation_seconds, self.saved_at = 0.0, perf_counter()
         self.began, self.first_step = perf_counter(), 0
+        self.writers: list[Any] = []  # of checkpoints, for each phase so far
+        self.faults: list[str] = []  # that were survived
 
     def run(self, phase: Phase) -> None:
         """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
-        checkpoints = self.folder.checkpoints(phase.name)
-        start, restore = self._start(phase, checkpoints)
+        start, restore = self._start(phase, self.folder.checkpoints(phase.name))
         due = [s for s in phase.due if s > (start or 0)]
         moment, asked = None, None
         try:
@@ -370,19 +371,17 @@ class Sitting:
                     asked = None if moment.step >= self.config.steps else self.stop.asked()
                     if asked is not None:
                         break
-                    if perf_counter() - self.saved_at > SAVE_SECONDS:
-                        self._save(checkpoints, moment)
-                        self._write_receipt(finished=False)
+                    self._save_if_due(moment)
                 assert moment is not None
                 if moment.step != start:
-                    self._save(checkpoints, moment)
+                    self._save(moment)
                 self.weights |= dict(zip(phase.runs, moment.weights(), strict=True))
                 for name, weights in moment.structures().items():
                     self.structures.setdefault(name, {}).update(zip(phase.runs, weights, strict=True))
         except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
             with suppress(Exception):  # what can be saved still
                 if moment is not None:
-                    self._save(checkpoints, moment)
+                    self._save(moment)
             kind = Diverged if isinstance(error, Diverged) else RunFailed
             with suppress(Exception):
                 self._write_receipt(finished=False, diverged=kind is Diverged)
@@ -397,8 +396,8 @@ class Sitting:
         """The step to go on from and how to; rows after it, of the phase's runs, are dropped."""
         from . import checkpoint
 
-        found = checkpoint.steps(checkpoints) if checkpoints is not None else []
-        start = found[-1] if found else None
+        start = None if checkpoints is None else checkpoint.newest(checkpoints, self._note)
+        self.writers += [] if checkpoints is None else [checkpoint.Writer(checkpoints, start)]
         if self.folder.path is not None:
             file, whose = self.folder.path / "rows.jsonl", [self.config.who(k) for k in phase.runs]
             try:
@@ -450,18 +449,38 @@ class Sitting:
         kl = moment.metrics.get("kl")
         self.bar.update(done, interval, speed, None if kl is None else float(np.mean(kl)))
 
-    def _save(self, checkpoints: Path | None, moment: Moment) -> None:
-        if checkpoints is not None:
-            from . import checkpoint
+    def _save(self, moment: Moment) -> None:
+        """Write a checkpoint and wait until it is there."""
+        for writer in self.writers[-1:]:
+            writer.save(moment.step, *moment.snapshot())
+            writer.wait()
 
-            checkpoint.save(checkpoints, moment.step, moment.snapshot())
+    def _save_if_due(self, moment: Moment) -> None:
+        """Begin a checkpoint from time to time. A disk that is full just then may have room when the next is due."""
+        if perf_counter() - self.saved_at < SAVE_SECONDS or not all(writer.due() for writer in self.writers[-1:]):
+            return
+        try:
+            for writer in self.writers[-1:]:
+                writer.save(moment.step, *moment.snapshot())
+            self._write_receipt(finished=False)
+        except OSError as error:
+            self._note(f"{error.strerror or error}; the run goes on, and the last good checkpoint is kept")
         self.saved_at = perf_counter()
+
+    def _note(self, fault: str) -> None:
+        self.faults.append(fault)
+        self.bar.note(fault)
 
     def _write_receipt(self, finished: bool, diverged: bool = False) -> dict[str, Any]:
         last = {rows.run_of(row): row["episode_return"] for row in self.rows}
         best = [self.config.who(k) for k in self._kept()]
         newest = list(self.steps.values())[-1] if self.steps else 0
-        account = {"evaluation_seconds": self.evaluation_seconds, **self.job.account()}
+        account = {
+            "evaluation_seconds": self.evaluation_seconds,
+            "checkpoint_seconds": sum(writer.seconds for writer in self.writers),
+            "faults": self.faults,
+            **self.job.account(),
+        }
         made = receipt.receipt(
             agent=self.config.agent,
             env=self.config.env,

@@ -100,6 +100,21 @@ class Priceless(Walk):
         return obs, np.nan if self.episode > 2 else reward, *rest
 
 
+class Blind(Walk):
+    """From its third episode on, observations are not numbers."""
+
+    def _obs(self):
+        return super()._obs() * (np.nan if self.episode > 2 else 1)
+
+
+class Shapeless(Walk):
+    """Its steps show more than its observation space says."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return np.append(obs, obs), *rest
+
+
 class Stuck(Walk):
     def step(self, action):
         time.sleep(60)
@@ -132,6 +147,19 @@ class Spot(gymnasium.Env):
         return picture
 
 
-for made in (Walk, Chatty, NoJax, BrokenReset, BrokenStep, Flagged, BrokenOutside, Priceless, Stuck, Spot):
+for made in (
+    Walk,
+    Chatty,
+    NoJax,
+    BrokenReset,
+    BrokenStep,
+    Flagged,
+    BrokenOutside,
+    Priceless,
+    Blind,
+    Shapeless,
+    Stuck,
+    Spot,
+):
     gymnasium.register(f"{made.__name__}-v0", entry_point=made, disable_env_checker=True)
 gymnasium.register("Slow-v0", entry_point=Walk, kwargs={"seconds": 2e-3}, disable_env_checker=True)

@@ -76,7 +76,7 @@ def receipt(folder: Path) -> dict:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("checkpoints/*/*") if p.name.isdigit())
+    return sorted((p for p in folder.glob("checkpoints/*/*.json")), key=lambda path: int(path.stem))
 
 
 def actors_of(pid: int) -> list[int]:

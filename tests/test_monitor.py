@@ -227,6 +227,20 @@ def test_the_bar_fits_every_terminal(columns, encoding, monkeypatch):
             assert piece in line
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_fault_is_a_line_that_stays(quiet, term, monkeypatch):
+    """Also with --quiet, and however narrow the terminal is."""
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal("ascii")
+    with progress(100, quiet=quiet, stream=stream) as shown:
+        shown.note("[a] checkpoint /is/somewhere/5.json is damaged: é")
+        shown.update(100)
+    assert "[a] checkpoint /is/somewhere/5.json is damaged: ?\n" in stream.text().replace("\r", "")
+
+
 def test_a_dumb_terminal_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -214,7 +213,8 @@ def test_a_population_killed_and_resumed_is_the_one_that_was_not(tmp_path):
     words = ["pbt", "dqn", "CartPole-v1", "--members", 4, "--seeds", 2, "--steps", STEPS, "--ready", 300, "--out"]
     words += [tmp_path / "run", "--hyper", "hidden=16", "batch_size=32", "learning_starts=200", "--search"]
     words += [f"{name}={what}" for name, what in RANGES.items()]
-    program = "import sys; from frugalrl import cli, training; training.SAVE_SECONDS = 0; cli.main(sys.argv[1:])"
+    program = "import sys; from frugalrl import checkpoint, cli, training; training.SAVE_SECONDS = 0"
+    program += "; checkpoint.Writer.due = lambda writer: True; cli.main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], stderr=subprocess.DEVNULL)
     try:
         runs.wait_for(lambda: runs.has_rows(tmp_path / "run", 16), 300)
@@ -235,11 +235,12 @@ def test_a_checkpoint_from_just_before_members_take_over_is_enough(tmp_path, mon
     """Who takes over is decided again, and the same."""
     monkeypatch.setattr(checkpoint, "KEEP", 1000)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Writer, "due", lambda writer: True)
     pbt(seeds=2, out=tmp_path)
-    later = [path for path in runs.checkpoints(tmp_path) if int(path.name) > 600]
-    assert tmp_path / "checkpoints" / "all" / "600" in runs.checkpoints(tmp_path)
+    later = [path for path in runs.checkpoints(tmp_path) if int(path.stem) > 600]
+    assert tmp_path / "checkpoints" / "all" / "600.json" in runs.checkpoints(tmp_path)
     for path in later:
-        shutil.rmtree(path)
+        path.unlink()
     (tmp_path / "receipt.json").unlink()
     resumed = frugalrl.resume(tmp_path)
     assert resumed is not None

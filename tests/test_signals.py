@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import (
@@ -25,7 +26,7 @@ from runs import (
     wait_for,
 )  # fmt: skip
 
-from frugalrl import cli, training
+from frugalrl import checkpoint, cli, training
 from frugalrl.errors import Stopped
 from frugalrl.signals import Stop
 
@@ -70,7 +71,7 @@ def test_a_signal_in_the_middle_saves_the_run_and_resume_finishes_it(runtime, si
     assert len(actors) == (2 if runtime == "actors" else 0)
     assert_nothing_runs(process.pid, actors)
 
-    saved, before = int(checkpoints(out)[-1].name), rows(out)
+    saved, before = int(checkpoints(out)[-1].stem), rows(out)
     assert not receipt(out)["finished"]
     assert receipt(out)["steps"] == saved < int(STEPS)
     assert cli.main(["resume", str(out), "--quiet"]) == 0
@@ -168,10 +169,15 @@ def test_a_run_that_was_killed_resumes(runtime, tmp_path, whole):
 def test_the_state_is_saved_now_and_then(tmp_path, monkeypatch):
     """What a run that is killed resumes from."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Writer, "due", lambda writer: True)
     found = []
-    monkeypatch.setattr(
-        training.Sitting, "_show", lambda *_: found.append((checkpoints(out), (out / "receipt.json").exists()))
-    )
+
+    def look(sitting: training.Sitting, *what: Any) -> None:
+        for writer in sitting.writers:
+            writer.wait()
+        found.append((checkpoints(out), (out / "receipt.json").exists()))
+
+    monkeypatch.setattr(training.Sitting, "_show", look)
     out = tmp_path / "run"
     training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=out)
     assert [len(saved) for saved, _ in found][:4] == [0, 1, 2, 2]

@@ -40,6 +40,10 @@ class Progress(Protocol):
         """Say what happens now, such as "compiling (first time on this machine: about 10 s)"; shown until `update`."""
         ...
 
+    def note(self, text: str) -> None:
+        """Say what has gone wrong, in a line that stays; also when all else is quiet."""
+        ...
+
     def __enter__(self) -> Progress: ...
 
     def __exit__(self, *raised: Any) -> None: ...
@@ -52,11 +56,14 @@ def progress(total_steps: int, quiet: bool = False, stream: TextIO | None = None
     """
     stream = sys.stderr if stream is None else stream
     if quiet or stream is None:  # a program without a console has no standard error
-        return _Silence()
+        return _Silence(stream)
     return _Bar(total_steps, stream) if is_terminal(stream) else _Lines(total_steps, stream)
 
 
 class _Silence:
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
     def update(
         self, step: int, returns: Interval | None = None, steps_per_second: float | None = None, kl: float | None = None
     ) -> None:
@@ -64,6 +71,9 @@ class _Silence:
 
     def status(self, text: str) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        _say(text, self.stream)
 
     def __enter__(self) -> _Silence:
         return self
@@ -105,10 +115,12 @@ class _Lines:
         self.pending = False
         self._say("  ".join(self.state.pieces()))
 
+    def note(self, text: str) -> None:
+        self._say(text)
+
     def _say(self, line: str) -> None:
         self.said = line
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end a run
-            print(encodable(line, self.stream), file=self.stream, flush=True)
+        _say(line, self.stream)
 
 
 class _Bar:
@@ -131,11 +143,15 @@ class _Bar:
     def update(
         self, step: int, returns: Interval | None = None, steps_per_second: float | None = None, kl: float | None = None
     ) -> None:
+        if int(step) != self.state.step or not self.state.heard:
+            self.text = None  # what is said where a run stands still stays
         self.state.update(step, returns, steps_per_second, kl)
-        self.text = None
 
     def status(self, text: str) -> None:
         self.text = encodable(" ".join(text.split()), self.stream)
+
+    def note(self, text: str) -> None:
+        self.live.console.print(encodable(text, self.stream), markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> _Bar:
         self.live.start(refresh=True)
@@ -163,6 +179,12 @@ class _Bar:
             drawn = list(console.render(bar, options.update(width=width)))
             yield from Segment.adjust_line_length(drawn, width + 1)  # without colour the rest of the bar is not drawn
         yield Text(line, no_wrap=True, overflow="crop", end="")
+
+
+def _say(line: str, stream: TextIO | None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end a run
+        if stream is not None:
+            print(encodable(line, stream), file=stream, flush=True)
 
 
 class _State:

@@ -149,6 +149,8 @@ def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "precision", _precision(receipt["precision"])
     if receipt.get("actors"):
         yield "actors", _actors(receipt["actors"])
+    if receipt.get("faults"):
+        yield "faults", "; ".join(receipt["faults"])
 
 
 def return_text(receipt: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THRE
 NO_ACCELERATOR = {"JAX_PLATFORMS": "cpu"}  # it is the Learner's alone
 PATIENCE = 3  # times in a row that an actor may die without having delivered anything
 PROBED = 128  # observations, at most, on which two policies are compared
+SILENCE = 60.0  # seconds after which it is told that an actor does not deliver
 GRACE = 2.0  # seconds that the actors have to end by themselves
 
 
@@ -119,6 +120,7 @@ class Fleet:
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
         self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
         self.held: list[tuple[int, int, int]] = []  # slots of actors that wait: actor, birth, slot
+        self.owed, self.since = [0] * plan.actors, [0.0] * plan.actors  # messages of each actor, and since when
         self.processes: list[subprocess.Popen] = []
         self.spec = spec._replace(
             folder=str(self.folder), slots=plan.slots, packet=mail, registration=registration(spec.env_id)
@@ -151,6 +153,7 @@ class Fleet:
         self._send(process, base64.b64encode(pickle.dumps(spec)))
         for slot in range(self.plan.slots):
             self._send(process, str(slot).encode())
+        self.owed[i], self.since[i] = self.plan.slots, perf_counter()
         return process
 
     def _send(self, process: subprocess.Popen, line: bytes) -> None:
@@ -170,6 +173,7 @@ class Fleet:
 
     def receive(self, timeout: float) -> Message | int | None:
         """The next message; the number of an actor that died and was started anew; or None after `timeout` seconds."""
+        self._tell_of_silence()
         try:
             i, birth, message = self.inbox.get(timeout=timeout)
         except queue.Empty:
@@ -189,6 +193,7 @@ class Fleet:
         self.refreshes += message["refreshes"]
         items, gradient = jax.tree.map(np.array, self.slots[i][message["slot"]])
         self.held.append((i, birth, message["slot"]))
+        self.owed[i], self.since[i] = self.owed[i] - 1, perf_counter()
         if not (self.plan.waits or self.plan.gradients):
             self.release()
         return Message(i, items, gradient, message["episodes"], tuple(message["span"]))
@@ -198,7 +203,18 @@ class Fleet:
         for i, birth, slot in self.held:
             if birth == self.births[i]:
                 self._send(self.processes[i], str(slot).encode())
+                self.owed[i], self.since[i] = self.owed[i] + 1, perf_counter()
         self.held.clear()
+
+    def _tell_of_silence(self) -> None:
+        """Once for each time: an environment may hang, or it is slow, and nobody but the user can know."""
+        for i, since in enumerate(self.since):
+            if self.owed[i] and perf_counter() - since > SILENCE:
+                self.since[i] = float("inf")
+                self.report(
+                    f"actor {i} has delivered nothing for {SILENCE:.0f} s: its environment is slow, or hangs; "
+                    "Ctrl-C saves the run"
+                )
 
     def _restart(self, i: int) -> int:
         code = _end(self.processes[i], perf_counter() + GRACE)

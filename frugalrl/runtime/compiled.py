@@ -339,6 +339,7 @@ class Tick(NamedTuple):
     carry: Callable[[], Carry]  # [seeds, ...], all seeds together; valid until the next tick
     state: Callable[[], Any]  # of the agents alone
     metrics: dict  # name -> [seeds]
+    parts: list[Carry]  # the carry as it lies in memory, so many seeds in each; valid until the next tick
 
 
 class Succession(NamedTuple):
@@ -364,7 +365,7 @@ def train(
     parts = split(carry, way)
     del carry
     if max(segments) <= iteration:
-        yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), {})
+        yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), {}, parts)
     with ThreadPoolExecutor(way.threads) as pool:
         for target in segments:
             if target <= iteration:
@@ -374,7 +375,7 @@ def train(
             done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
             parts, iteration = [c for c, _ in done], target
             metrics = join([m for _, m in done])
-            yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), metrics)
+            yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), metrics, parts)
 
 
 def succeeded(parts: list, width: int, succession: Succession | None) -> None:
