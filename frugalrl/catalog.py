@@ -249,7 +249,7 @@ STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  #
 
 # promised by the design, not there yet
 LATER = ("ray", "wandb", "trackio")
-LATER_COMMANDS = ("compare", "watch")
+LATER_COMMANDS = ("watch",)
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 
 

@@ -122,6 +122,11 @@ def parser() -> Parser:
 
     p = commands.add_parser("report", help="write report.html of a run, a study, or a folder of runs")
     p.add_argument("folder", type=Path, metavar="DIR")
+    _price(p)
+    p = commands.add_parser("compare", help="several runs side by side: returns, costs, configurations")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="each is held against the first")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default compare.html beside the first run)")
+    _price(p)
     p = commands.add_parser("bench", help="measure this machine; without a name, lists the benchmarks")
     p.add_argument("name", nargs="?", metavar="NAME")
     p.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the benchmark's own: --help names them")
@@ -174,6 +179,10 @@ def _search(p: argparse.ArgumentParser) -> None:
         "--search", nargs="+", default=[], action="extend", metavar="NAME=RANGE",
         help="what members differ in: log:LOW:HIGH, uniform:LOW:HIGH or choice:A:B",
     )  # fmt: skip
+
+
+def _price(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--price", type=float, metavar="P", help="what an hour of this machine costs: tells the money, too")
 
 
 def _running(p: argparse.ArgumentParser) -> None:
@@ -345,10 +354,36 @@ def report(a: argparse.Namespace) -> None:
 
     if not a.folder.is_dir():
         raise UsageError(f"{a.folder} is not a folder; give a run folder, the folder of a study, or a folder of runs")
+    _check_price(a.price)
+    study = (a.folder / "study.json").is_file()
+    if study and a.price is not None:
+        raise UsageError("--price is for the report of runs: leave it out for a study")
     try:
-        print((write_study if (a.folder / "study.json").is_file() else write_report)(a.folder))
+        print(write_study(a.folder) if study else write_report(a.folder, a.price))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def compare(a: argparse.Namespace) -> None:
+    from .monitor import compare as compared
+    from .monitor.streams import encodable
+
+    _check_price(a.price)
+    out = a.out or a.runs[0].absolute().parent / "compare.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: write a .html")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    sides = compared.compare(a.runs)
+    compared.write(sides, out, a.price)
+    for line in compared.table(sides, a.price):
+        print(encodable(line, sys.stdout))
+    print(f"\nreport: {out}")
+
+
+def _check_price(price: float | None) -> None:
+    if price is not None and not 0 <= price < float("inf"):
+        raise UsageError(f"--price must be at least 0, what an hour costs, got {price:g}")
 
 
 def agents(a: argparse.Namespace) -> None:
@@ -423,7 +458,7 @@ def _free(base: Path) -> Path:
 TRAIN = ("train", "pbt", "sweep", "resume", "study")  # commands that do
 COMMANDS = {
     "train": train, "pbt": pbt, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "study": study,
-    "report": report,
+    "report": report, "compare": compare,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 

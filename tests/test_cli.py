@@ -665,6 +665,17 @@ def test_resume_refuses_fewer_steps_and_changes_nothing(run, wrong):
     assert everything(run) == before
 
 
+def test_compare_prints_a_table_and_writes_a_page(run, finished, wrong, capfd):
+    assert cli.main(["compare", str(run), str(finished), "--price", "2"]) == 0
+    said = capfd.readouterr()
+    assert (said.err, f"report: {run.parent / 'compare.html'}" in said.out) == ("", True)
+    assert f"difference from {run}" in (run.parent / "compare.html").read_text()
+    assert "at least two" in wrong("compare", run)
+    assert "write a .html" in wrong("compare", run, finished, "--out", run / "rows.jsonl")
+    assert "nowhere" in wrong("compare", run, finished, "--out", run / "nowhere" / "x.html")
+    assert "--price must be at least 0" in wrong("report", run, "--price", "nan")
+
+
 def test_export_and_video_to_a_folder_that_is_not_there(run, wrong):
     assert "nowhere" in wrong("export", run, "--format", "litert", "--out", run / "nowhere" / "x.tflite")
     assert "nowhere" in wrong("eval", run, "--video", run / "nowhere" / "x.gif")

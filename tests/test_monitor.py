@@ -16,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frugalrl.errors import UsageError
 from frugalrl.monitor import charts, rows, words
+from frugalrl.monitor.compare import compare
+from frugalrl.monitor.compare import table as told
+from frugalrl.monitor.compare import write as write_comparison
 from frugalrl.monitor.dashboards import tensorboard
 from frugalrl.monitor.machine import Cost, Meter, Usage, hardware, usage, versions
 from frugalrl.monitor.progress import _Lines, progress
 from frugalrl.monitor.receipt import read, receipt, show, write
 from frugalrl.monitor.report import report
-from frugalrl.statistics import Interval, bootstrap
+from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 KEYS = [
     *("agent", "env", "runtime", "seeds", "steps", "wall_seconds", "compile_seconds", "cpu_seconds"),
@@ -650,3 +654,69 @@ def test_report_refuses_a_folder_that_is_not_there_and_a_damaged_file(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
         report(tmp_path)
+
+
+def test_report_of_a_run_that_was_stopped_says_so_and_tells_the_price(tmp_path):
+    write(fill(tmp_path) / "receipt.json", example(finished=False))
+    report(tmp_path, price=360.0)
+    shown = Page((tmp_path / "report.html").read_text())
+    assert f"The run did not finish: frugal resume {tmp_path}" in shown.text
+    assert "money 1 at 360 an hour of wall time" in shown.text
+
+
+# compare
+
+
+def sides(folder: Path) -> list:
+    """Three runs: one, a better one, and one that has not finished."""
+    ours, theirs, other = (fill(folder / name) for name in ("base", "bet<b>ter", "third"))
+    cost = COST._replace(wall_seconds=5.0, energy_joules=90.0)
+    write(ours / "receipt.json", example(finished=True))
+    write(theirs / "receipt.json", example(finished=True, per_seed=[3.0, 4.0, 5.0, 6.0], cost=cost))
+    (other / "receipt.json").unlink()
+    for path, rate in ((ours, 1), (theirs, 2), (other, 1)):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | {"hyper": {**config["hyper"], "rate": rate}}))
+    return compare([ours, theirs, other])
+
+
+def test_runs_are_held_against_the_first(tmp_path):
+    first, better, third = sides(tmp_path)
+    assert (first.difference, first.improvement) == (None, None)
+    assert better.difference == difference([3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0])
+    assert better.improvement == improvement([3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0])
+    assert third.scores == [1000.0, 1010.0, 1020.0, 1030.0]  # of its last evaluations
+    lines = list(told([first, better, third], price=360.0))
+    assert re.search(r"^bet<b>ter +4 +1k +4.5 \[.*\] +2 \[.*\] +0.875 \[.*\]$", lines[2])
+    assert re.search(
+        r"^bet<b>ter +5 s \(0.5x\) +18 s \(1x\) +90 J \(0.5x\) +512 MB \(1x\) +0.5$", "\n".join(lines), re.M
+    )
+    assert re.search(r"^hyper.rate +1 +2 +1$", "\n".join(lines), re.M)
+    assert "hyper.note" not in "\n".join(lines)
+    assert any(line.startswith("Not finished: third.") for line in lines)
+
+
+def test_the_page_of_a_comparison_needs_nothing_else(tmp_path):
+    write_comparison(sides(tmp_path), tmp_path / "new.html", price=360.0)
+    shown = Page((tmp_path / "new.html").read_text())
+    assert shown.tags.count("polyline") == 3
+    assert shown.classes.count("whisker") == 3
+    assert shown.links == []
+    assert not {"script", "link", "img", "b"} & set(shown.tags)
+    for text in ("difference from base", "bet<b>ter", "0.875", "5 s (0.5x)", "hyper.rate", "Money at 360 an hour"):
+        assert text in shown.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["a"], "at least two"), (["a", "../{here}/a"], "given twice"), (["a", "none"], "is not a run folder"),
+        (["a", "other"], "no common scale"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(folders, said, tmp_path):
+    for name, env in (("a", "CartPole-v1"), ("other", "Acrobot-v1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"agent": "dqn", "env": env}))
+    with pytest.raises(UsageError, match=said):
+        compare([tmp_path / name.format(here=tmp_path.name) for name in folders])
