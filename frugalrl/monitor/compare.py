@@ -16,6 +16,7 @@ from frugalrl.statistics import Interval, bootstrap, difference, improvement
 from . import charts, page, receipt, words
 from .files import replace
 from .report import Run, flat, is_run, known, lines_of, load, seeds_of, steps_of
+from .streams import printable
 
 COSTS = {  # of a receipt -> how the tables call and write it
     "wall_seconds": ("wall time", words.seconds),
@@ -221,6 +222,6 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str
     """A table in plain text: the first column to the left, the others to the right."""
     cells = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *others in cells:
+    for first, *others in ([printable(text) for text in row] for row in cells):
         right = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
         yield "  ".join([first.ljust(widths[0]), *right]).rstrip()

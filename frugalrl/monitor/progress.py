@@ -40,6 +40,10 @@ class Progress(Protocol):
         """Say what happens now, such as "compiling (first time on this machine: about 10 s)"; shown until `update`."""
         ...
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
     def __enter__(self) -> Progress: ...
 
     def __exit__(self, *raised: Any) -> None: ...
@@ -63,6 +67,9 @@ class _Silence:
         pass
 
     def status(self, text: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
     def __enter__(self) -> _Silence:
@@ -92,6 +99,9 @@ class _Lines:
     def status(self, text: str) -> None:
         if text != self.said:
             self._say(text)
+
+    def say(self, text: str) -> None:
+        self._say(text)
 
     def __enter__(self) -> _Lines:
         return self
@@ -136,6 +146,12 @@ class _Bar:
 
     def status(self, text: str) -> None:
         self.text = encodable(" ".join(text.split()), self.stream)
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        with contextlib.suppress(OSError, ValueError):  # the terminal went away
+            self.live.console.print(Text(encodable(text, self.stream)))
 
     def __enter__(self) -> _Bar:
         self.live.start(refresh=True)

@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def report(folder: str | os.PathLike, price: float | None = None) -> Path:
         raise ValueError(f"no such folder: {folder}")
     runs = [] if is_run(folder) else [load(path) for path in _runs_below(folder, DEPTH)]
     for run in runs or [load(folder)]:
-        replace(run.folder / "report.html", _run_page(run, price))
+        replace(run.folder / "report.html", page_of(run, price))
     if runs:
         replace(folder / "report.html", _study_page(folder, runs))
     return folder / "report.html"
@@ -112,14 +112,20 @@ def _sorted(points: Mapping[float, float]) -> tuple[list[float], list[float]]:
     return steps, [points[step] for step in steps]
 
 
-def _run_page(run: Run, price: float | None = None) -> str:
+def page_of(
+    run: Run,
+    price: float | None = None,
+    now: Sequence[tuple[str, str]] | None = None,
+    refresh: int | None = None,
+) -> str:
+    """The page of a run; with `now`, labels and texts, that of one which is being watched."""
     agent, env = known(run, "agent", "run"), known(run, "env", run.folder.resolve().name)
     return page.page(
         f"{agent} on {env}: FrugalRL",
         [
             page.header(str(agent), f"on {env}", _summary_line(run)),
-            _headline(run),
-            *_notices(run),
+            _headline(run) if now is None else page.section("Now", page.names(now)),
+            *_notices(run, watched=now is not None),
             _learning(run),
             *members.sections(run.config, run.rows),
             _compressed(run),
@@ -131,6 +137,7 @@ def _run_page(run: Run, price: float | None = None) -> str:
             page.section("Next", page.commands(_next(run))),
             "<footer>Written by FrugalRL from config.json, rows.jsonl and receipt.json in this folder.</footer>",
         ],
+        refresh,
     )
 
 
@@ -182,8 +189,8 @@ def _spread(returns: Interval) -> str:
     return f"95 % interval {words.number(returns.low)} to {words.number(returns.high)}"
 
 
-def _notices(run: Run) -> Iterator[str]:
-    if not run.finished:
+def _notices(run: Run, watched: bool) -> Iterator[str]:
+    if not run.finished and not watched:
         command = f"frugal resume {_path(run)}"
         yield page.notice(f"The run did not finish: <code>{escape(command)}</code> goes on from its last checkpoint.")
     lost = sum(1 for row in run.rows if row.get("episode_return") is None)
