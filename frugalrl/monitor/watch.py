@@ -74,7 +74,7 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            own = {f"{name}:{self.server.server_address[1]}" for name in (HOST, "localhost")}
+            own = {f"{name}:{server.server_port}" for name in (HOST, "localhost")}
             if self.headers.get("Host") not in own:  # a page from elsewhere, under a name that it points here
                 return self.send_error(403)
             if self.path != "/":
@@ -101,9 +101,10 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
             """The terminal shows the run."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        server = ThreadingHTTPServer((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         raise UsageError(f"--port {port} cannot be had ({error}): leave it out, and a free one is taken") from None
+    return server
 
 
 def look(folder: Path) -> tuple[Run, live.Now | None]:
@@ -132,7 +133,7 @@ def watch(
     address, server = None, None
     if port is not None:
         server = serve(folder, port)
-        address = f"http://{HOST}:{server.server_address[1]}/"
+        address = f"http://{HOST}:{server.server_port}/"
         Thread(target=server.serve_forever, daemon=True).start()
     try:
         (_on_terminal if is_terminal(stream) else _as_lines)(folder, stream, address, sleep)
