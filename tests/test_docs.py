@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from test_readme import checked
 
-from frugalrl import cli
+from frugalrl import catalog, cli
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -49,7 +49,9 @@ def small(words: list[str]) -> list[str]:
     ]
     match words[0]:
         case "train" | "pbt" | "sweep":
-            return [*words, *([] if "--steps" in words else ["--steps", str(STEPS)]), "--quiet"]
+            starts = "learning_starts" in catalog.hyper_fields(catalog.recipe(words[1]))
+            more = [*([] if "--steps" in words else ["--steps", str(STEPS)]), "--quiet"]
+            return [*words, *more, *(["--hyper", "learning_starts=500"] if starts else [])]
         case "resume":
             return [*words, "--quiet"]
         case "export":
