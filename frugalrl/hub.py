@@ -67,7 +67,7 @@ def _page(repo: str, card: policy.Card, config: dict[str, Any], made: dict[str, 
     yield "---"
     yield f"# {card.agent} on {card.env}"
     yield ""
-    yield f"Trained with [FrugalRL](https://pypi.org/project/frugalrl/), {config.get('runtime', 'unknown')} runtime."
+    yield f"Trained with FrugalRL {(made.get('versions') or {}).get('frugalrl') or ''}".rstrip() + "."
     yield ""
     if made:
         yield "| | |"
