@@ -20,6 +20,8 @@ check: .venv/has-dev
 	$(BIN)/pytest tests/test_walk.py
 bench: .venv/has-install
 	$(BIN)/frugal bench
+docs: .venv/has-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # a learner on an NVIDIA GPU and actors on the processor; the study stops after an hour, and goes on when asked again
 gpu: .venv/has-gpu
@@ -31,6 +33,7 @@ gpu: .venv/has-gpu
 EXTRAS_demo := box2d
 EXTRAS_install := box2d,mujoco,minatar,atari,dmc,engines
 EXTRAS_dev := dev
+EXTRAS_docs := docs
 EXTRAS_gpu := dev,cuda
 .venv/has-%: pyproject.toml requirements.lock
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv

@@ -264,8 +264,7 @@ FAMILIES = (
 STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  # modules of `studies`
 
 # promised by the design, not there yet
-LATER = ("ray", "wandb", "trackio")
-LATER_COMMANDS = ("compare", "watch")
+LATER = ("ray",)
 LATER_OPTIONS = ("--lockstep", "--ray-address")
 
 

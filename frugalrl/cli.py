@@ -137,6 +137,19 @@ def parser() -> Parser:
 
     p = commands.add_parser("report", help="write report.html of a run, a study, or a folder of runs")
     p.add_argument("folder", type=Path, metavar="DIR")
+    _price(p)
+    p = commands.add_parser("compare", help="several runs side by side: returns, costs, configurations")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="each is held against the first")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default compare.html beside the first run)")
+    _price(p)
+    p = commands.add_parser("watch", help="look at a run while it goes on, here or in a browser")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("--web", action="store_true", help="serve its page too, to this machine alone, until Ctrl-C")
+    p.add_argument("--port", type=int, metavar="N", help="of the page (default: a free one)")
+    p = commands.add_parser("push", help="upload a policy with its card and receipt to the Hugging Face Hub")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("repo", metavar="REPO", help="USER/NAME; made if it is not there")
+    p.add_argument("--private", action="store_true", help="a new repository that only you see")
     p = commands.add_parser("bench", help="measure this machine; without a name, lists the benchmarks")
     p.add_argument("name", nargs="?", metavar="NAME")
     p.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the benchmark's own: --help names them")
@@ -180,7 +193,7 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16, fp16, or auto")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")
-    p.add_argument("--log", default="none", metavar="L", help="tensorboard or none (default none)")
+    p.add_argument("--log", default="none", metavar="L", help="tensorboard, wandb, trackio or none (default none)")
     _running(p)
 
 
@@ -197,6 +210,10 @@ def _joint(p: argparse.ArgumentParser) -> None:
         "--ready", type=int, metavar="STEPS",
         help="steps of each environment in a generation (default: an episode)",
     )  # fmt: skip
+
+
+def _price(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--price", type=float, metavar="P", help="what an hour of this machine costs: tells the money, too")
 
 
 def _running(p: argparse.ArgumentParser) -> None:
@@ -314,7 +331,7 @@ def _writer_of(path: Path):
     try:
         from PIL import Image  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UsageError("--video needs Pillow, which is not installed: pip install pillow") from None
+        raise UsageError("--video needs Pillow, which is not installed: pip install 'frugalrl[video]'") from None
     return Image
 
 
@@ -376,10 +393,52 @@ def report(a: argparse.Namespace) -> None:
 
     if not a.folder.is_dir():
         raise UsageError(f"{a.folder} is not a folder; give a run folder, the folder of a study, or a folder of runs")
+    _check_price(a.price)
+    study = (a.folder / "study.json").is_file()
+    if study and a.price is not None:
+        raise UsageError("--price is for the report of runs: leave it out for a study")
     try:
-        print((write_study if (a.folder / "study.json").is_file() else write_report)(a.folder))
+        print(write_study(a.folder) if study else write_report(a.folder, a.price))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def compare(a: argparse.Namespace) -> None:
+    from .monitor import compare as compared
+    from .monitor.streams import encodable
+
+    _check_price(a.price)
+    out = a.out or a.runs[0].absolute().parent / "compare.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: write a .html")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    sides = compared.compare(a.runs)
+    compared.write(sides, out, a.price)
+    for line in compared.table(sides, a.price):
+        print(encodable(line, sys.stdout))
+    print(f"\nreport: {out}")
+
+
+def watch(a: argparse.Namespace) -> None:
+    from .monitor.watch import watch as look
+
+    if a.port is not None and not a.web:
+        raise UsageError("--port is for the page: add --web")
+    if a.port is not None and not 0 <= a.port <= 65535:
+        raise UsageError(f"--port must be from 0 to 65535, got {a.port}")
+    look(a.run, sys.stdout, (a.port or 0) if a.web else None)
+
+
+def push(a: argparse.Namespace) -> None:
+    from .hub import push as upload
+
+    print(upload(a.run, a.repo, private=a.private))
+
+
+def _check_price(price: float | None) -> None:
+    if price is not None and not 0 <= price < float("inf"):
+        raise UsageError(f"--price must be at least 0, what an hour costs, got {price:g}")
 
 
 def agents(a: argparse.Namespace) -> None:
@@ -458,7 +517,7 @@ def _free(base: Path) -> Path:
 TRAIN = ("train", "pbt", "cem", "dvd", "sweep", "resume", "study")  # commands that do
 COMMANDS = {
     "train": train, "pbt": pbt, "cem": cem, "dvd": dvd, "sweep": sweep, "resume": resume, "eval": evaluate,
-    "export": export, "study": study, "report": report,
+    "export": export, "study": study, "report": report, "compare": compare, "watch": watch, "push": push,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
 
@@ -497,8 +556,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        if words[0] in catalog.LATER_COMMANDS:
-            raise UsageError(f"{words[0]} is not there yet; commands are: {', '.join(COMMANDS)}")
         raise UsageError(f"unknown command {words[0]!r}: {catalog.nearest(words[0], COMMANDS, 'commands are')}")
     try:
         a = parser().parse_args(words)

@@ -22,7 +22,7 @@ from .levers.population import search as searches
 from .levers.population.search import Population
 from .levers.precision import choice
 from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
-from .monitor import files
+from .monitor import dashboards, files
 from .networks import Dense
 from .types import Agent, Cadence, Discrete, Recipe
 
@@ -35,7 +35,7 @@ CORRECTORS = {
     "action": ("none", "tis", "retrace", "tree-backup"),
     "weight": ("none", "tis"),
 }
-LOGS = ("none", "tensorboard")
+LOGS = ("none", *dashboards.MODULES)
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
 PRUNE_AT = (0.1,)  # of training, after which units go
@@ -214,8 +214,9 @@ def check(config: Config) -> None:
     _check_precision(config)
     _among("--runtime", config.runtime, RUNTIMES)
     _among("--log", config.log, LOGS)
-    if config.log == "tensorboard" and find_spec("tensorboardX") is None:
-        raise UsageError("--log tensorboard needs a package that is not installed: pip install 'frugalrl[tensorboard]'")
+    if config.log != "none" and find_spec(dashboards.MODULES[config.log]) is None:
+        how = dashboards.INSTALL[config.log]
+        raise UsageError(f"--log {config.log} needs a package that is not installed: {how}")
     _check_counts(config)
     _check_actors(config, recipe)
     _check_qat(config)

@@ -55,6 +55,7 @@ RULES: dict[str, Callable[[search.Population, float], Rule]] = {
 }
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 COPIES = 2  # of what a run holds, that are in memory at once
+MUCH = 500e6  # bytes that a run says beforehand that it holds
 UNROLL = 16  # steps of each environment in a message of an actor
 
 
@@ -310,6 +311,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     shapes = jax.eval_shape(begin, starts)
     if count > 1:
         fits(config, shapes, count)
+    tell_memory(report, shapes)
     due = [step for step in looks(config) if step > step_of(0) or step == config.steps or not apart]
 
     def moments(restore: Restore | None) -> Iterator[Moment]:
@@ -406,7 +408,7 @@ def fits(config: Config, shapes: Any, count: int) -> None:
     copy of them, which measuring and changing them takes.
     """
     free = free_memory()
-    each = COPIES * sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)) / count
+    each = COPIES * bytes_of(shapes) / count
     if free is None or each * count <= free:
         return
     most = int(free / each)
@@ -418,6 +420,18 @@ def fits(config: Config, shapes: Any, count: int) -> None:
         f"{count} runs in one program need {words.size(each * count)} of memory, and {words.size(free)} are free: "
         f"{advice}{smaller}"
     )
+
+
+def bytes_of(shapes: Any) -> int:
+    return sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+def tell_memory(report: Callable[[str], None], shapes: Any) -> None:
+    """Says beforehand what a run that holds much needs."""
+    needed, free = bytes_of(shapes), free_memory()
+    if needed > MUCH:
+        beside = "" if free is None else f", {words.size(free)} are free"
+        report(f"memory: {words.size(needed)} for what the run holds{beside}")
 
 
 def _way_file(config: Config, runs: int) -> Path:
@@ -475,6 +489,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     memory = memory_of(
         recipe, static, card, cadence, config.precision, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
     )  # fmt: skip
+    tell_memory(report, jax.eval_shape(memory.init))
     compiler = EXACT if config.precision != "fp32" else {}
     ledger = Ledger(agent, card, plan, report, compiler)
     of_phases: dict[str, Counts] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -21,7 +22,7 @@ from .config import write as write_config
 from .envs.make import options_for
 from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
-from .monitor import dashboards, members, receipt, rows
+from .monitor import dashboards, live, members, receipt, rows, words
 from .monitor.progress import Progress, progress
 from .monitor.receipt import Cost, Meter
 from .policy import Actor, Card, write
@@ -33,8 +34,12 @@ SEGMENTS = 5  # progress reports between two evaluations of a compiled run
 EVAL_EPISODES = 20  # of an evaluation along the way
 FINAL_EPISODES = 100  # of the last one
 SAVE_SECONDS = 120.0  # between two checkpoints
+LONG = 60.0  # seconds of a run that says beforehand how long it takes
 # what --force removes, besides config.json; whatever else is in the folder stays
-LEFT_BY_A_RUN = ("rows.jsonl", "receipt.json", "report.html", "checkpoints", "policy", "policy.*", "seed-*")
+LEFT_BY_A_RUN = (
+    *("rows.jsonl", "receipt.json", "report.html", "progress.json", "checkpoints", "policy", "policy.*", "seed-*"),
+    "wandb",
+)
 # what a receipt counts over all sittings of a run
 SUMS = (
     *("compile_seconds", "evaluation_seconds", "checkpoint_seconds", "refreshes", "restarts"),
@@ -318,8 +323,11 @@ def _run(
             for text in (*held, "compiling (cached for next time)"):
                 say(text)
             sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
-            for phase in job.phases:
-                sitting.run(phase)
+            try:
+                for phase in job.phases:
+                    sitting.run(phase)
+            finally:
+                sitting.hush()
         try:
             return sitting.finish()
         except OSError as error:  # a full disk, after the last checkpoint
@@ -342,8 +350,8 @@ class Sitting:
         self.config, self.folder, self.job, self.meter, self.bar, self.stop = config, folder, job, meter, bar, stop
         self.before = before  # the receipt of earlier sittings, or empty
         self.dashboard = None
-        if config.log == "tensorboard" and folder.path is not None:
-            self.dashboard = dashboards.tensorboard(folder.path)
+        if config.log != "none" and folder.path is not None:
+            self.dashboard = dashboards.DASHBOARDS[config.log](folder.path, config._asdict())
         self.rows: list[dict[str, Any]] = []
         self.weights: dict[int, Any] = {}  # of each run
         self.structures: dict[str, dict[int, Any]] = {}  # the same, of each other structure
@@ -352,6 +360,7 @@ class Sitting:
         self.began, self.first_step = perf_counter(), 0
         self.writers: list[Any] = []  # of checkpoints, for each phase so far
         self.faults: list[str] = []  # that were survived
+        self.told_at, self.estimated = -math.inf, False
 
     def run(self, phase: Phase) -> None:
         """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
@@ -390,6 +399,8 @@ class Sitting:
         if asked is not None:
             self._write_policy()
             self._write_receipt(finished=False)
+            with suppress(OSError, ValueError):  # all that cannot be made again is saved
+                self._report()
             raise Stopped(asked, moment.step, self.folder.path)
 
     def _start(self, phase: Phase, checkpoints: Path | None) -> tuple[int | None, Restore | None]:
@@ -435,19 +446,53 @@ class Sitting:
         self.rows += new
         if self.folder.path is not None:
             rows.write(self.folder.path / "rows.jsonl", new)
-        if self.dashboard is not None:
+        self._log(new)
+
+    def _log(self, new: list[dict[str, Any]]) -> None:
+        """A dashboard that fails is given up; the run goes on."""
+        if self.dashboard is None:
+            return
+        try:
             self.dashboard.write(new)
+        except Exception as error:  # of a package that talks to a server, or a full disk
+            self.dashboard = None
+            self.bar.say(f"--log {self.config.log} has failed and is given up: {one_line(error)}", always=True)
 
     def _show(self, phase: Phase, moment: Moment) -> None:
         done = sum(self.steps.values())
         if not self.first_step:
-            self.first_step, self.began = done, perf_counter()
+            self.first_step, self.began = done, perf_counter() - self.evaluation_seconds
         newest = {rows.run_of(row): row["episode_return"] for row in self.rows}
         interval = bootstrap(list(newest.values())) if newest else None
         seconds = perf_counter() - self.began - self.evaluation_seconds
         speed = (done - self.first_step) / seconds if seconds > 0 and done > self.first_step else None
         kl = moment.metrics.get("kl")
-        self.bar.update(done, interval, speed, None if kl is None else float(np.mean(kl)))
+        kl = None if kl is None else float(np.mean(kl))
+        self.bar.update(done, interval, speed, kl)
+        self._tell(done, speed, kl)
+
+    def _tell(self, done: int, speed: float | None, kl: float | None) -> None:
+        """What is left to do: of a long run once as a line, and always for those that watch it."""
+        total = self.config.steps * self.config.runs
+        if speed is not None and not self.estimated:
+            self.estimated = True
+            left = (total - done) / speed
+            if left > LONG:
+                steps = f"{words.number(total - done)} steps that are left"
+                self.bar.say(
+                    f"estimate: {words.seconds(left)} for the {steps}; Ctrl-C or --budget MINUTES end with a checkpoint"
+                )
+        if self.folder.path is not None and perf_counter() - self.told_at > live.SECONDS_BETWEEN:
+            live.write(self.folder.path, done, total, speed, kl)
+            self.told_at = perf_counter()
+
+    def hush(self) -> None:
+        """Nothing trains any more."""
+        if self.folder.path is not None:
+            live.remove(self.folder.path)
+        if self.dashboard is not None:
+            with suppress(Exception):  # the rows are in rows.jsonl
+                self.dashboard.close()
 
     def _save(self, moment: Moment) -> None:
         """Write a checkpoint and wait until it is there."""
@@ -469,7 +514,7 @@ class Sitting:
 
     def _note(self, fault: str) -> None:
         self.faults.append(fault)
-        self.bar.note(fault)
+        self.bar.say(fault, always=True)
 
     def _write_receipt(self, finished: bool, diverged: bool = False) -> dict[str, Any]:
         last = {rows.run_of(row): row["episode_return"] for row in self.rows}
@@ -528,15 +573,16 @@ class Sitting:
         return Actor(card._replace(layers=layers), of_seeds)
 
     def finish(self) -> Result:
-        from .monitor.report import report
-
-        if self.dashboard is not None:
-            self.dashboard.close()
         actor = self._write_policy()
         made = self._write_receipt(finished=True)
+        self._report()
+        return Result(actor, made, self.rows, self.folder.path)
+
+    def _report(self) -> None:
+        from .monitor.report import report
+
         if self.folder.path is not None:
             report(self.folder.path)
-        return Result(actor, made, self.rows, self.folder.path)
 
 
 def _plain(value: Any) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -264,7 +267,68 @@ def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
     assert f"frugal resume {tmp_path / 'a'}" in said.err
     assert len(checkpoints(tmp_path / "a")) == 1
     assert not receipt(tmp_path / "a")["finished"]
+    assert "The run did not finish" in (tmp_path / "a" / "report.html").read_text()
+    assert not (tmp_path / "a" / "progress.json").exists()
     assert cli.main(["eval", str(tmp_path / "a"), "--episodes", "1"]) == 0
+
+
+def test_a_run_says_how_long_it_takes_and_outlives_its_dashboard(tmp_path, capfd, monkeypatch):
+    steps, begun = [], []
+
+    def fail(**options):
+        begun.append(options["name"])
+        raise ConnectionError("no server")
+
+    fake = ModuleType("wandb")
+    fake.__spec__, fake.init = ModuleSpec("wandb", None), fail  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(training, "LONG", 0.0)
+    monkeypatch.setattr(training.live, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(training.live, "write", lambda folder, step, total, *_: steps.append((step, total)))
+    assert cli.main([*CARTPOLE, *TINY, "--log", "wandb", "--out", str(tmp_path / "a")]) == 0
+    said = capfd.readouterr().err
+    assert re.search(r"^estimate: .* for the [\d,]+ steps that are left", said, re.MULTILINE)
+    assert said.count("--log wandb has failed and is given up: ConnectionError: no server") == 1
+    assert begun == ["a-seed-0"]
+    assert steps[-1] == (3000, 3000)
+    assert len(rows(tmp_path / "a")) == 10
+
+
+def test_a_policy_is_pushed_with_its_card(run, wrong, monkeypatch, capfd):
+    seen = {}
+
+    class Hub:
+        def create_repo(self, repo, exist_ok, private):
+            seen.update(repo=repo, private=private)
+            return f"https://hub.example/{repo}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            seen["files"] = {p.relative_to(folder_path).as_posix() for p in Path(folder_path).rglob("*") if p.is_file()}
+            seen["card"] = (Path(folder_path) / "README.md").read_text()
+            again = policy.load(folder_path)
+            seen["action"] = again.predict(np.zeros(4, np.float32))
+
+    fake = ModuleType("huggingface_hub")
+    fake.__spec__, fake.HfApi = ModuleSpec("huggingface_hub", None), Hub  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    assert cli.main(["push", str(run), "me/cart-pole"]) == 0
+    assert capfd.readouterr().out == "https://hub.example/me/cart-pole\n"
+    files = {"README.md", "config.json", "receipt.json", "rows.jsonl", "report.html", "policy/policy.json"}
+    assert seen["files"] == files | {"policy/seed-0.npz"}
+    assert (seen["repo"], seen["private"]) == ("me/cart-pole", None)
+    assert seen["action"] in (0, 1)
+    assert seen["card"].startswith("---\nlibrary_name: frugalrl\n")
+    for text in (
+        '"reinforcement-learning", "frugalrl", "dqn", "CartPole-v1"',
+        "| energy |",
+        'snapshot_download("me/cart-pole")',
+    ):
+        assert text in seen["card"]
+    monkeypatch.setattr(Hub, "upload_folder", lambda self, **_: 1 / 0)
+    assert cli.main(["push", str(run), "me/cart-pole"]) == 1
+    assert "the upload to me/cart-pole failed: ZeroDivisionError" in capfd.readouterr().err
+    shutil.rmtree(run / "policy")
+    assert "holds no policy" in wrong("push", run, "me/cart-pole")
 
 
 def test_agents_envs_and_bench_list_what_there_is(capfd):
@@ -348,7 +412,7 @@ WRONG_CALLS = {
         "use optimizer=adam, or --precision bf16",
     ),
     "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),
-    "later log": ((*CARTPOLE, "--log", "wandb"), "not there yet"),
+    "log that is not installed": ((*CARTPOLE, "--log", "trackio"), "pip install 'frugalrl[trackio]'"),
     "hyper name": ((*CARTPOLE, "--hyper", "learningrate=1"), "did you mean learning_rate?"),
     "hyper word": ((*CARTPOLE, "--hyper", "learning_rate=abc"), "write for example learning_rate="),
     "hyper nan": ((*CARTPOLE, "--hyper", "learning_rate=nan"), "finite"),
@@ -393,7 +457,9 @@ WRONG_CALLS = {
     "shortened option": ((*CARTPOLE, "--step", "5"), "unknown option --step: did you mean --steps?"),
     "later option": ((*CARTPOLE, "--lockstep"), "not there yet"),
     "command": (("trian", "dqn", "CartPole-v1"), "did you mean train?"),
-    "later command": (("watch", "dqn", "CartPole-v1"), "not there yet"),
+    "watch nothing": (("watch", "nowhere"), "nowhere is not a run folder"),
+    "port without a page": (("watch", "nowhere", "--port", "8000"), "add --web"),
+    "push to no user": (("push", "nowhere", "mine"), "REPO must be USER/NAME"),
     "no search": (("sweep", "dqn", "CartPole-v1", "--members", "3"), "--search NAME=log:LOW:HIGH is needed"),
     "no members": (("pbt", "dqn", "CartPole-v1", "--search", RATE), "required: --members"),
     "members of a sweep": (("sweep", "dqn", "CartPole-v1", "--search", RATE), "--members N is needed"),
@@ -645,6 +711,17 @@ def test_resume_refuses_fewer_steps_and_changes_nothing(run, wrong):
     for steps in ("2000", "-1"):
         assert "give at least that" in wrong("resume", run, "--steps", steps)
     assert everything(run) == before
+
+
+def test_compare_prints_a_table_and_writes_a_page(run, finished, wrong, capfd):
+    assert cli.main(["compare", str(run), str(finished), "--price", "2"]) == 0
+    said = capfd.readouterr()
+    assert (said.err, f"report: {run.parent / 'compare.html'}" in said.out) == ("", True)
+    assert f"difference from {run}" in (run.parent / "compare.html").read_text()
+    assert "at least two" in wrong("compare", run)
+    assert "write a .html" in wrong("compare", run, finished, "--out", run / "rows.jsonl")
+    assert "nowhere" in wrong("compare", run, finished, "--out", run / "nowhere" / "x.html")
+    assert "--price must be at least 0" in wrong("report", run, "--price", "nan")
 
 
 def test_export_and_video_to_a_folder_that_is_not_there(run, wrong):

@@ -144,3 +144,11 @@ def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):
         (file,) = (tmp_path / "ways").iterdir()
         file.write_text(bad)
         assert jobs.remembered_way(config, 4) is None
+
+
+def test_a_run_that_holds_much_says_so_beforehand():
+    said = []
+    for size in (1_000, 200_000_000):
+        jobs.tell_memory(said.append, {"x": jax.ShapeDtypeStruct((size,), jnp.float32)})
+    assert len(said) == 1
+    assert said[0].startswith("memory: 800 MB for what the run holds, ")

@@ -9,20 +9,28 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
+from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from frugalrl.monitor import charts, rows, words
-from frugalrl.monitor.dashboards import tensorboard
+from frugalrl.errors import UsageError
+from frugalrl.monitor import charts, live, rows, words
+from frugalrl.monitor.compare import compare
+from frugalrl.monitor.compare import table as told
+from frugalrl.monitor.compare import write as write_comparison
+from frugalrl.monitor.dashboards import DASHBOARDS, tensorboard
 from frugalrl.monitor.machine import Cost, Meter, Usage, hardware, usage, versions
 from frugalrl.monitor.progress import _Lines, progress
 from frugalrl.monitor.receipt import read, receipt, show, write
-from frugalrl.monitor.report import report
-from frugalrl.statistics import Interval, bootstrap
+from frugalrl.monitor.report import load, report
+from frugalrl.monitor.watch import serve, state, watch
+from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 KEYS = [
     *("agent", "env", "runtime", "seeds", "steps", "wall_seconds", "compile_seconds", "cpu_seconds"),
@@ -141,6 +149,44 @@ def test_tensorboard_says_how_to_install_what_is_missing(tmp_path, monkeypatch):
         tensorboard(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_rows_are_tracked_apart_by_seed(name, tmp_path, monkeypatch):
+    begun, said = [], []
+
+    def init(**options):
+        begun.append(options)
+        run = options["name"]
+        return SimpleNamespace(
+            log=lambda values, step: said.append((run, values, step)), finish=lambda: said.append((run, "finished"))
+        )
+
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    board = DASHBOARDS[name](tmp_path / "run", {"agent": "dqn", "hyper": {"hidden": (64, 64)}})
+    board.write([row(0, 100, 9.5, bad=None), row(1, 100, 8.0)])
+    board.write([row(0, 200, 10.0)])
+    board.close()
+    apart = name == "wandb"
+    assert [each["name"] for each in begun] == (["run-seed-0", "run-seed-1"] if apart else ["run"])
+    assert {each["group"] for each in begun} == {"run"}
+    assert begun[0]["config"] == {
+        "agent": "dqn", "hyper": {"hidden": [64, 64]}, **({"seed": 0, "member": None} if apart else {})
+    }  # fmt: skip
+    assert [each.get("mode") for each in begun] == (["offline"] * 2 if apart else [None])
+    values = {"eval/mean_reward": 9.5, "eval/mean_ep_length": 9.5, "time/time_elapsed": 0.1}
+    if apart:
+        assert said[0] == ("run-seed-0", values, 100)
+        assert said[3:] == [("run-seed-0", "finished"), ("run-seed-1", "finished")]
+    else:
+        assert said[0] == ("run", {f"seed-0/{tag}": value for tag, value in values.items()}, 100)
+        assert said[3:] == [("run", "finished")]
+    assert said[2][2] == 200
+
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"pip install 'frugalrl\[{name}\]'"):
+        DASHBOARDS[name](tmp_path, {})
+
+
 # progress
 
 
@@ -236,7 +282,7 @@ def test_a_fault_is_a_line_that_stays(quiet, term, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal("ascii")
     with progress(100, quiet=quiet, stream=stream) as shown:
-        shown.note("[a] checkpoint /is/somewhere/5.json is damaged: é")
+        shown.say("[a] checkpoint /is/somewhere/5.json is damaged: é", always=True)
         shown.update(100)
     assert "[a] checkpoint /is/somewhere/5.json is damaged: ?\n" in stream.text().replace("\r", "")
 
@@ -664,3 +710,144 @@ def test_report_refuses_a_folder_that_is_not_there_and_a_damaged_file(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
         report(tmp_path)
+
+
+def test_report_of_a_run_that_was_stopped_says_so_and_tells_the_price(tmp_path):
+    write(fill(tmp_path) / "receipt.json", example(finished=False))
+    report(tmp_path, price=360.0)
+    shown = Page((tmp_path / "report.html").read_text())
+    assert f"The run did not finish: frugal resume {tmp_path}" in shown.text
+    assert "money 1 at 360 an hour of wall time" in shown.text
+
+
+# compare
+
+
+def sides(folder: Path) -> list:
+    """Three runs: one, a better one, and one that has not finished."""
+    ours, theirs, other = (fill(folder / name) for name in ("base", "bet<b>ter", "third"))
+    cost = COST._replace(wall_seconds=5.0, energy_joules=90.0)
+    write(ours / "receipt.json", example(finished=True))
+    write(theirs / "receipt.json", example(finished=True, per_seed=[3.0, 4.0, 5.0, 6.0], cost=cost))
+    (other / "receipt.json").unlink()
+    for path, rate in ((ours, 1), (theirs, 2), (other, 1)):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | {"hyper": {**config["hyper"], "rate": rate}}))
+    return compare([ours, theirs, other])
+
+
+def test_runs_are_held_against_the_first(tmp_path):
+    first, better, third = sides(tmp_path)
+    assert (first.difference, first.improvement) == (None, None)
+    assert better.difference == difference([3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0])
+    assert better.improvement == improvement([3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0])
+    assert third.scores == [1000.0, 1010.0, 1020.0, 1030.0]  # of its last evaluations
+    lines = list(told([first, better, third], price=360.0))
+    assert re.search(r"^bet<b>ter +4 +1k +4.5 \[.*\] +2 \[.*\] +0.875 \[.*\]$", lines[2])
+    assert re.search(
+        r"^bet<b>ter +5 s \(0.5x\) +18 s \(1x\) +90 J \(0.5x\) +512 MB \(1x\) +0.5$", "\n".join(lines), re.M
+    )
+    assert re.search(r"^hyper.rate +1 +2 +1$", "\n".join(lines), re.M)
+    assert "hyper.note" not in "\n".join(lines)
+    assert any(line.startswith("Not finished: third.") for line in lines)
+
+
+def test_the_page_of_a_comparison_needs_nothing_else(tmp_path):
+    write_comparison(sides(tmp_path), tmp_path / "new.html", price=360.0)
+    shown = Page((tmp_path / "new.html").read_text())
+    assert shown.tags.count("polyline") == 3
+    assert shown.classes.count("whisker") == 3
+    assert shown.links == []
+    assert not {"script", "link", "img", "b"} & set(shown.tags)
+    for text in ("difference from base", "bet<b>ter", "0.875", "5 s (0.5x)", "hyper.rate", "Money at 360 an hour"):
+        assert text in shown.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["a"], "at least two"), (["a", "../{here}/a"], "given twice"), (["a", "none"], "is not a run folder"),
+        (["a", "other"], "no common scale"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(folders, said, tmp_path):
+    for name, env in (("a", "CartPole-v1"), ("other", "Acrobot-v1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"agent": "dqn", "env": env}))
+    with pytest.raises(UsageError, match=said):
+        compare([tmp_path / name.format(here=tmp_path.name) for name in folders])
+
+
+# watch
+
+
+def test_a_run_is_watched_until_it_ends(tmp_path):
+    fill(tmp_path, finished=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"agent": "d\x1b[2Jqn\nno line"}))
+    live.write(tmp_path, 1000, 4000, 50.0, None)
+
+    def sleep(_: float) -> None:
+        live.remove(tmp_path)
+        write(tmp_path / "receipt.json", example(finished=True))
+
+    stream = io.StringIO()
+    watch(tmp_path, stream, sleep=sleep)
+    first, last = stream.getvalue().split(" on CartPole-v1, ")[1:]
+    assert stream.getvalue().startswith("d?[2Jqn?no line on")
+    for text in ("running", "1,000 of 4,000 of all seeds, 25 %", "1 min 00 s", "1,015 [1,000, 1,030]", "▁▅█"):
+        assert text in first
+    for text in ("finished", "10 s", f"frugal eval {tmp_path}", "18 s"):
+        assert text in last
+    assert "\x1b" not in stream.getvalue()
+    assert live.read(tmp_path) is None
+
+
+def test_a_run_is_watched_in_place_on_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = Terminal("latin-1")
+    watch(fill(tmp_path), stream)
+    assert re.search(r"learning +_\+#", stream.text())
+
+
+def test_a_run_that_is_silent_says_so_and_what_is_damaged_is_not_believed(tmp_path):
+    run, now = load(fill(tmp_path, finished=False)), live.Now(1, 2, None, None, time.time() - 120)
+    assert state(run, now) == "running, but silent for 2 min 00 s"
+    assert state(run, None) == "starting"
+    (tmp_path / live.FILE).write_text('{"step": "x"}')
+    assert live.read(tmp_path) is None
+
+
+def test_the_page_of_a_run_that_goes_on_is_for_this_machine_alone(tmp_path):
+    live.write(fill(tmp_path, finished=False), 1000, 4000, 50.0, 0.25)
+    server = serve(tmp_path)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        host, port = server.server_address[:2]
+        assert host == "127.0.0.1"
+
+        def get(path: str = "/", name: str = f"127.0.0.1:{port}"):
+            connection = HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", path, headers={"Host": name})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            connection.close()
+            return answer, text
+
+        answer, text = get()
+        shown = Page(text)
+        assert answer.status == 200
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert '<meta http-equiv="refresh" content="5">' in text
+        assert "25 %" in shown.text
+        assert "hyper.note <b>&\"'" in shown.text
+        assert "did not finish" not in shown.text
+        assert not {"script", "link", "img"} & set(shown.tags)
+        assert get(name=f"evil.example:{port}")[0].status == 403
+        assert get("/../config.json")[0].status == 404
+        (tmp_path / "config.json").write_text("{")
+        assert get()[0].status == 503
+    finally:
+        server.shutdown()
+        server.server_close()

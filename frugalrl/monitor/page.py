@@ -88,13 +88,14 @@ footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
 )
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole document. `title` is text; `body` is HTML."""
+def page(title: str, body: Iterable[str], refresh: int | None = None) -> str:
+    """A whole document. `title` is text; `body` is HTML. With `refresh` it is asked for again after so many seconds."""
+    again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{again}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )

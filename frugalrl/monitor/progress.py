@@ -40,8 +40,8 @@ class Progress(Protocol):
         """Say what happens now, such as "compiling (first time on this machine: about 10 s)"; shown until `update`."""
         ...
 
-    def note(self, text: str) -> None:
-        """Say what has gone wrong, in a line that stays; also when all else is quiet."""
+    def say(self, text: str, always: bool = False) -> None:
+        """A line that stays; `always` when all else is quiet, too: what has gone wrong."""
         ...
 
     def __enter__(self) -> Progress: ...
@@ -72,8 +72,9 @@ class _Silence:
     def status(self, text: str) -> None:
         pass
 
-    def note(self, text: str) -> None:
-        _say(text, self.stream)
+    def say(self, text: str, always: bool = False) -> None:
+        if always:
+            _say(text, self.stream)
 
     def __enter__(self) -> _Silence:
         return self
@@ -103,6 +104,9 @@ class _Lines:
         if text != self.said:
             self._say(text)
 
+    def say(self, text: str, always: bool = False) -> None:
+        self._say(text)
+
     def __enter__(self) -> _Lines:
         return self
 
@@ -114,9 +118,6 @@ class _Lines:
         self.said_at = self.clock()
         self.pending = False
         self._say("  ".join(self.state.pieces()))
-
-    def note(self, text: str) -> None:
-        self._say(text)
 
     def _say(self, line: str) -> None:
         self.said = line
@@ -150,8 +151,9 @@ class _Bar:
     def status(self, text: str) -> None:
         self.text = encodable(" ".join(text.split()), self.stream)
 
-    def note(self, text: str) -> None:
-        self.live.console.print(encodable(text, self.stream), markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str, always: bool = False) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal went away
+            self.live.console.print(encodable(text, self.stream), markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> _Bar:
         self.live.start(refresh=True)

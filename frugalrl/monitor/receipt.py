@@ -126,8 +126,14 @@ def _lines(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield (label if i == 0 else "", part)
 
 
-def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Label and text of each thing a receipt tells."""
+def money(receipt: Mapping[str, Any], price: float | None) -> float | None:
+    """What a run cost at `price` an hour of wall time; None where one of them is not known."""
+    wall = receipt.get("wall_seconds")
+    return None if price is None or wall is None else price * wall / 3600
+
+
+def entries(receipt: Mapping[str, Any], price: float | None = None) -> Iterator[tuple[str, str]]:
+    """Label and text of each thing a receipt tells; with a price of an hour, also the money."""
     yield "return", return_text(receipt)
     per_seed = (receipt.get("returns") or {}).get("per_seed") or []
     if 1 < len(per_seed) <= 16:
@@ -140,6 +146,8 @@ def entries(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "CPU time", words.seconds(receipt.get("cpu_seconds"))
     yield "peak memory", words.size(receipt.get("peak_memory_bytes"))
     yield "energy", f"{words.energy(receipt.get('energy_joules'))}, {receipt.get('energy_method') or 'method unknown'}"
+    if price is not None:
+        yield "money", f"{words.number(money(receipt, price))} at {words.number(price)} an hour of wall time"
     shares = time_shares(receipt)
     if shares:
         yield "time split", ", ".join(f"{name} {percent(share)}" for name, _, share in shares)

@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,25 +32,31 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     receipt: Mapping[str, Any]
 
+    @property
+    def finished(self) -> bool:
+        """A run that was stopped has a receipt too."""
+        return bool(self.receipt) and self.receipt.get("finished", True)
 
-def report(folder: str | os.PathLike) -> Path:
+
+def report(folder: str | os.PathLike, price: float | None = None) -> Path:
     """Write `report.html` into a run folder, or into a folder that holds run folders, and return its path.
 
     A run needs none of its files: the page says what is missing. For a study each run gets its own page too, and the
-    study a table of them all. Raises ValueError if there is no such folder or a file in it is damaged.
+    study a table of them all. With `price`, what an hour of the machine costs, pages tell the money. Raises ValueError
+    if there is no such folder or a file in it is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
-    runs = [] if _is_run(folder) else [_load(path) for path in _runs_below(folder, DEPTH)]
-    for run in runs or [_load(folder)]:
-        replace(run.folder / "report.html", _run_page(run))
+    runs = [] if is_run(folder) else [load(path) for path in _runs_below(folder, DEPTH)]
+    for run in runs or [load(folder)]:
+        replace(run.folder / "report.html", page_of(run, price))
     if runs:
         replace(folder / "report.html", _study_page(folder, runs))
     return folder / "report.html"
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     if (folder / "study.json").is_file():
         return False  # its rows.jsonl is not that of a run; see `frugalrl.studies`
     return any((folder / name).is_file() for name in ("config.json", "rows.jsonl", "receipt.json"))
@@ -58,18 +64,18 @@ def _is_run(folder: Path) -> bool:
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if _is_run(path):
+        if is_run(path):
             yield path
         elif depth > 1:
             yield from _runs_below(path, depth - 1)
 
 
-def _load(folder: Path) -> Run:
+def load(folder: Path) -> Run:
     config = read_json(folder / "config.json") or {}
     return Run(folder, config, rows.read(folder / "rows.jsonl"), receipt.read(folder / "receipt.json") or {})
 
 
-def _known(run: Run, name: str, default: Any = None) -> Any:
+def known(run: Run, name: str, default: Any = None) -> Any:
     """What the run's files say of `name`, the receipt first: it tells what was, the configuration what was wanted."""
     first_row = run.rows[0] if run.rows else {}
     return next(
@@ -77,19 +83,19 @@ def _known(run: Run, name: str, default: Any = None) -> Any:
     )
 
 
-def _returns(run: Run) -> Interval | None:
+def returns_of(run: Run) -> Interval | None:
     """Of the receipt; of each seed's last evaluation if the run has not finished."""
     if run.receipt:
         return receipt.returns(run.receipt)
-    last = [line.y[-1] for line in _lines(run, "episode_return")]
+    last = [line.y[-1] for line in lines_of(run, "episode_return")]
     return bootstrap(last) if last else None
 
 
-def _steps(run: Run) -> int | None:
+def steps_of(run: Run) -> int | None:
     return run.receipt.get("steps") or max((row.get("step", 0) for row in run.rows), default=None)
 
 
-def _lines(run: Run, metric: str) -> list[charts.Line]:
+def lines_of(run: Run, metric: str) -> list[charts.Line]:
     """The curve of each seed (and member) that has finite values of `metric`."""
     points: dict[tuple, dict[float, float]] = defaultdict(dict)
     for row in run.rows:
@@ -106,42 +112,49 @@ def _sorted(points: Mapping[float, float]) -> tuple[list[float], list[float]]:
     return steps, [points[step] for step in steps]
 
 
-def _run_page(run: Run) -> str:
-    agent, env = _known(run, "agent", "run"), _known(run, "env", run.folder.resolve().name)
+def page_of(
+    run: Run,
+    price: float | None = None,
+    now: Sequence[tuple[str, str]] | None = None,
+    refresh: int | None = None,
+) -> str:
+    """The page of a run; with `now`, labels and texts, that of one which is being watched."""
+    agent, env = known(run, "agent", "run"), known(run, "env", run.folder.resolve().name)
     return page.page(
         f"{agent} on {env}: FrugalRL",
         [
             page.header(str(agent), f"on {env}", _summary_line(run)),
-            _headline(run),
-            *_notices(run),
+            _headline(run) if now is None else page.section("Now", page.names(now)),
+            *_notices(run, watched=now is not None),
             _learning(run),
             *members.sections(run.config, run.rows),
             _measured(run, "Generations", members.MEASURES),
             _measured(run, "Compressed policy", MEASURES),
             _time_split(run),
-            _cost(run),
+            _cost(run, price),
             _actors(run),
             _configuration(run),
             _machine(run),
             page.section("Next", page.commands(_next(run))),
             "<footer>Written by FrugalRL from config.json, rows.jsonl and receipt.json in this folder.</footer>",
         ],
+        refresh,
     )
 
 
 def _summary_line(run: Run) -> str:
-    state = '<span class="mark good">finished</span>' if run.receipt else '<span class="mark warn">not finished</span>'
+    state = '<span class="mark good">finished</span>' if run.finished else '<span class="mark warn">not finished</span>'
     about = [
-        f"{_seeds(run)} seed{'s' if _seeds(run) != '1' else ''}" if _seeds(run) else "",
+        f"{seeds_of(run)} seed{'s' if seeds_of(run) != '1' else ''}" if seeds_of(run) else "",
         f"{run.config['population'].get('members')} members" if run.config.get("population") else "",
-        f"runtime {_known(run, 'runtime')}" if _known(run, "runtime") else "",
+        f"runtime {known(run, 'runtime')}" if known(run, "runtime") else "",
         str(run.receipt.get("hardware", {}).get("cpu") or ""),
     ]
     return " &middot; ".join([state, *(escape(part) for part in about if part)])
 
 
-def _seeds(run: Run) -> str:
-    seeds = _known(run, "seeds")
+def seeds_of(run: Run) -> str:
+    seeds = known(run, "seeds")
     if seeds is None and run.rows:
         seeds = len({row.get("seed") for row in run.rows})
     return "" if seeds is None else str(len(seeds) if isinstance(seeds, list) else seeds)
@@ -149,7 +162,7 @@ def _seeds(run: Run) -> str:
 
 def _headline(run: Run) -> str:
     entries = []
-    returns, steps, cost = _returns(run), _steps(run), run.receipt
+    returns, steps, cost = returns_of(run), steps_of(run), run.receipt
     if returns is not None:
         entries.append(
             ("Return (IQM)" if returns.low is not None else "Return", words.number(returns.point), _spread(returns))
@@ -177,8 +190,8 @@ def _spread(returns: Interval) -> str:
     return f"95 % interval {words.number(returns.low)} to {words.number(returns.high)}"
 
 
-def _notices(run: Run) -> Iterator[str]:
-    if not run.receipt:
+def _notices(run: Run, watched: bool) -> Iterator[str]:
+    if not run.finished and not watched:
         command = f"frugal resume {_path(run)}"
         yield page.notice(f"The run did not finish: <code>{escape(command)}</code> goes on from its last checkpoint.")
     lost = sum(1 for row in run.rows if row.get("episode_return") is None)
@@ -187,7 +200,7 @@ def _notices(run: Run) -> Iterator[str]:
 
 
 def _learning(run: Run) -> str:
-    lines = _lines(run, "episode_return")
+    lines = lines_of(run, "episode_return")
     if not lines:
         return page.section("Learning curve", '<p class="soft">No evaluation yet.</p>')
     chart = charts.learning_curve(lines, "returns", "return")
@@ -199,7 +212,7 @@ def _learning(run: Run) -> str:
 
 def _measured(run: Run, title: str, measures: Mapping[str, tuple[str, str]]) -> str:
     """A figure for each of the measures that the rows have."""
-    found = [(name, lines) for name in measures if (lines := _lines(run, name))]
+    found = [(name, lines) for name in measures if (lines := lines_of(run, name))]
     figures = [
         page.figure(charts.learning_curve(lines, name, measures[name][0]), measures[name][1]) for name, lines in found
     ]
@@ -221,8 +234,8 @@ def _time_split(run: Run) -> str:
     return page.section("Where the time went", page.figure(chart, caption, legend))
 
 
-def _cost(run: Run) -> str:
-    return page.section("Receipt", page.names(receipt.entries(run.receipt))) if run.receipt else ""
+def _cost(run: Run, price: float | None) -> str:
+    return page.section("Receipt", page.names(receipt.entries(run.receipt, price))) if run.receipt else ""
 
 
 def _actors(run: Run) -> str:
@@ -240,7 +253,7 @@ def _actors(run: Run) -> str:
     }
     return page.section(
         "Actors",
-        page.names((name, shown.get(name, _text)(value)) for name, value in actors.items() if value is not None),
+        page.names((name, shown.get(name, text_of)(value)) for name, value in actors.items() if value is not None),
         _records("What a policy call was measured to take", measured),
         _records("What --actors auto changed while the run went on", switches),
     )
@@ -251,13 +264,13 @@ def _records(title: str, records: list[Mapping[str, Any]]) -> str:
     if not records:
         return ""
     head = list(records[0])
-    rows = ([escape(_text(round(x, 3) if isinstance(x, float) else x)) for x in one.values()] for one in records)
+    rows = ([escape(text_of(round(x, 3) if isinstance(x, float) else x)) for x in one.values()] for one in records)
     numbers = [i for i, value in enumerate(records[0].values()) if isinstance(value, int | float)]
     return f"<h3>{escape(title)}</h3>" + page.table(head, rows, numbers)
 
 
 def _configuration(run: Run) -> str:
-    entries = list(_flat(run.config))
+    entries = list(flat(run.config))
     return page.section("Configuration", page.names(entries)) if entries else ""
 
 
@@ -269,18 +282,18 @@ def _machine(run: Run) -> str:
     shown.pop("memory_bytes", None)
     return page.section(
         "Machine and versions",
-        f'<div class="pair">{page.names(_flat(shown))}{page.names(_flat(versions))}</div>',
+        f'<div class="pair">{page.names(flat(shown))}{page.names(flat(versions))}</div>',
     )
 
 
 def _next(run: Run) -> list[str]:
     path = _path(run)
-    if not run.receipt:
+    if not run.finished:
         return [f"frugal resume {path}", f"frugal watch {path}", f"frugal report {path}"]
     return [
         f"frugal eval {path}",
         f"frugal export {path} --format onnx",
-        f"frugal resume {path} --steps {2 * int(_steps(run) or 1)}",
+        f"frugal resume {path} --steps {2 * int(steps_of(run) or 1)}",
         f"frugal report {path}",
     ]
 
@@ -289,28 +302,28 @@ def _path(run: Run) -> str:
     return shlex.quote(str(run.folder))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested names joined by dots, each with its value in words."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _text(value)
+            yield f"{prefix}{name}", text_of(value)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(text_of(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
 def _study_page(folder: Path, runs: list[Run]) -> str:
     name = folder.resolve().name
-    finished = sum(1 for run in runs if run.receipt)
+    finished = sum(1 for run in runs if run.finished)
     state = f"{len(runs)} runs, {finished} finished"
     return page.page(
         f"{name}: FrugalRL",
@@ -328,9 +341,9 @@ def _forests(folder: Path, runs: list[Run]) -> Iterator[str]:
     """The runs of each environment side by side: returns of different environments have no common scale."""
     by_env: dict[str, list[tuple[str, Interval]]] = defaultdict(list)
     for run in runs:
-        returns = _returns(run)
+        returns = returns_of(run)
         if returns is not None and math.isfinite(returns.point):
-            by_env[str(_known(run, "env", "unknown"))].append((_below(folder, run), returns))
+            by_env[str(known(run, "env", "unknown"))].append((_below(folder, run), returns))
     for i, (env, entries) in enumerate(by_env.items()):
         chart = charts.forest(entries, f"forest-{i}", f"returns on {env}")
         yield page.section(env, page.figure(chart, "Interquartile mean over seeds and its 95 % bootstrap interval."))
@@ -345,14 +358,14 @@ def _runs_row(folder: Path, run: Run) -> list[str]:
     name = _below(folder, run)
     link = f'<a href="{escape(quote(name))}/report.html">{escape(name)}</a>'
     texts = [
-        _known(run, "agent", ""),
-        _known(run, "env", ""),
-        _seeds(run),
-        words.short(_steps(run) or 0),
-        words.interval(_returns(run)),
-        words.seconds(run.receipt.get("wall_seconds")) if run.receipt else "not finished",
-        words.seconds(run.receipt.get("cpu_seconds")) if run.receipt else "",
-        words.energy(run.receipt.get("energy_joules")).partition(" (")[0] if run.receipt else "",
+        known(run, "agent", ""),
+        known(run, "env", ""),
+        seeds_of(run),
+        words.short(steps_of(run) or 0),
+        words.interval(returns_of(run)),
+        words.seconds(run.receipt.get("wall_seconds")) if run.finished else "not finished",
+        words.seconds(run.receipt.get("cpu_seconds")) if run.finished else "",
+        words.energy(run.receipt.get("energy_joules")).partition(" (")[0] if run.finished else "",
     ]
     return [link, *(escape(str(text)) for text in texts)]
 

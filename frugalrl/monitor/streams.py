@@ -14,6 +14,11 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def printable(text: str) -> str:
+    """`text` with control characters as "?": what a file says must not steer a terminal. Newlines are such, too."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def encodable(text: str, stream: TextIO) -> str:
     """`text` with what the stream's encoding lacks as "?"."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
