@@ -126,14 +126,14 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         outputs = np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32)
         _within(HEADS[card.head](outputs, card.knobs).mode(), card.actions)
         np.zeros(card.obs.shape, card.obs.dtype)
-        files = [folder / f"seed-{k}.npz" for k in range(seeds)]
-        if not shapes or not files:
+        numbers = range(seeds)
+        if not shapes or not numbers:
             raise ValueError("it has no weights")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise BadFile(
             f"{path} is damaged or not from FrugalRL ({one_line(error)}); restore it or train again"
         ) from None
-    return card, [_weights(file, shapes) for file in files]
+    return card, [_weights(folder / f"seed-{k}.npz", shapes) for k in numbers]
 
 
 def _weights(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Linear, ...]:
