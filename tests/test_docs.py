@@ -94,6 +94,7 @@ def test_what_a_page_shows_is_right(page):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(not b.note.startswith("not run") for b in blocks(page))]
 )
