@@ -311,7 +311,7 @@ def watched(monkeypatch):
     compiling = ledger.Ledger.compile
 
     def compile(self, learner, carry, spec):
-        done = compiling(self, learner, carry, spec)
+        (done,) = compiling(self, learner, carry, spec).values()
 
         def learn(carry, items, stream, leaves):
             if len(seen) in kill:
@@ -322,7 +322,7 @@ def watched(monkeypatch):
             seen.append(Seen(stream, items, leaves, before, after, metrics))
             return carry, metrics
 
-        return done._replace(learn=learn)
+        return {0: done._replace(learn=learn)}
 
     monkeypatch.setattr(ledger.Ledger, "compile", compile)
     return seen, kill

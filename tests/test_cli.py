@@ -488,7 +488,6 @@ WRONG_CALLS = {
     "truncation": ((*PBT, "--members", "3", "--search", RATE, "--truncation", "0.6"), "above 0 and at most 0.5"),
     "explore": ((*PBT, "--members", "3", "--search", RATE, "--explore", "pertub"), "did you mean perturb?"),
     "copy": ((*PBT, "--members", "3", "--search", RATE, "--copy", "all"), "--copy 'all' does not exist"),
-    "population of actors": ((*PBT, "--members", "3", "--search", RATE, "--runtime", "actors"), "--runtime compiled"),
     "population that does not fit": ((*PBT, "--members", "90000", "--search", RATE), "would fit"),
     "run": (("eval", "nowhere"), "holds no policy"),
     "run to resume": (("resume", "nowhere"), "not a run folder"),

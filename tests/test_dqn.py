@@ -138,6 +138,7 @@ SWITCHES = {  # a choice in Static -> the parts it may change, and must
     "dueling": (True, {"init", "policy", "grad", "apply"}),  # an actor's network stays what it is
     "noisy": (True, {"init", "policy", "grad", "apply"}),
     "noisy_std": (0.1, set()),  # without noise
+    "frozen_noise": (True, set()),
     "atoms": (51, set(PARTS)),
     "distribution": ("quantile", set()),  # of one atom
     "prioritized": (True, {"grad"}),
@@ -170,6 +171,7 @@ def test_a_switch_changes_its_parts_and_no_other(name):
 
 IN_CONTEXT = {  # what does something beside another switch only
     "noisy_std": ({"noisy": True}, 0.1, {"init"}),
+    "frozen_noise": ({"noisy": True}, True, {"init", "policy", "grad", "apply"}),
     "distribution": ({"atoms": 51}, "quantile", {"policy", "dist", "grad"}),
     "dueling": ({"atoms": 51}, True, {"init", "policy", "grad", "apply"}),
     "prioritized": ({"noisy": True, "atoms": 51}, True, {"grad"}),

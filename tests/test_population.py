@@ -290,7 +290,7 @@ def test_a_population_in_actors_is_resumed_where_members_take_over(tmp_path):
     first = pbt(members=2, search=search, steps=768, ready=256, hyper=hyper, runtime="actors", out=tmp_path)
     assert [row["step"] for row in first.rows] == [256, 256, 512, 512, 768, 768]
     assert "seeds" in first.receipt["batching"]["way"] or "seed at a time" in first.receipt["batching"]["way"]
-    assert (tmp_path / "checkpoints" / "all" / "768").exists()
+    assert (tmp_path / "checkpoints" / "all" / "768.json").exists()
     assert followed(first.rows) == 2
     resumed = frugalrl.resume(tmp_path, steps=1024)
     assert resumed is not None

@@ -446,7 +446,6 @@ def test_a_memory_forgets_no_sample_that_has_no_error():
     ("options", "message"),
     [
         ({"hyper": {"munchausen": True, "double": True}}, "use double=false"),
-        ({"hyper": {"frozen_noise": True}}, "frozen_noise=true is for noisy=true"),
         ({"hyper": {"munchausen": True, "double": False, "atoms": 51}}, "use distribution=quantile"),
         ({"hyper": {"atoms": 51, "distribution": "gauss"}}, "there are: categorical, quantile, implicit"),
         ({"hyper": {"noisy": True}, "actors": "half"}, "not for noisy=true: a student has no noise"),

@@ -286,8 +286,7 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
         form = embedding(form, out_features(below, obs.shape))
     if static.noisy:
         form = noisy(form, static.noisy_std)
-    if static.frozen_noise:
-        form = frozen(form)
+        form = frozen(form) if static.frozen_noise else form
     if static.dueling:
         form = dueling(form, numbers)
     return dqn(
@@ -300,8 +299,6 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
 
 def _check(static: Static) -> None:
     """Raises ValueError for switches that do not go together."""
-    if static.frozen_noise and not static.noisy:
-        raise ValueError("frozen_noise=true is for noisy=true")
     if static.munchausen and static.double:
         raise ValueError("munchausen=true takes no best action that double=true could pick; use double=false")
     if static.munchausen and static.atoms > 1 and static.distribution == "categorical":
