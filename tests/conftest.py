@@ -7,6 +7,46 @@ from collections.abc import Iterator
 
 import pytest
 
+# cases of fast tests that take 5 to 20 seconds, and for which others of the same test stand in `make test`
+LONG = {
+    "test_laws.py::test_a_member_of_a_population_is_the_run_alone[sac-none]",
+    "test_laws.py::test_a_member_of_a_population_is_the_run_alone[dqn-none]",
+    "test_laws.py::test_a_neutral_lever_gives_the_same_numbers[td3, 3 steps-truncated ratios]",
+    "test_laws.py::test_a_neutral_lever_gives_the_same_numbers[miqn-truncated ratios]",
+    "test_laws.py::test_a_neutral_lever_gives_the_same_numbers[rainbow-none]",
+    "test_laws.py::test_an_identity_lever_gives_the_same_program[sac, discrete-fp32 actors]",
+    "test_laws.py::test_an_identity_lever_gives_the_same_program[rainbow-none]",
+    "test_pixels.py::test_every_part_moves_in_every_precision_and_the_policy_is_one_network[fp16_0]",
+    "test_ppo.py::test_the_laws_of_a_run[ptr-ppo]",
+    "test_ppo.py::test_the_laws_of_a_run[a2c]",
+    "test_ppo.py::test_the_laws_of_a_run[pqn]",
+    "test_ppo.py::test_the_known_values_are_learned[reward after two steps-ptr-ppo]",
+    "test_ppo.py::test_the_known_values_are_learned[reward of both-ptr-ppo]",
+    "test_ppo.py::test_the_known_values_are_learned[cut off at once-ptr-ppo]",
+    "test_precision.py::test_a_learner_of_16_bits_learns_what_one_of_32_does[sac-fp16]",
+    "test_precision.py::test_agents_of_rollouts_learn_in_16_bits[a3c-fp16]",
+    "test_a3c.py::test_a_single_worker_is_the_agent_itself[actor-critic]",
+    "test_a3c.py::test_the_laws_of_a_run[one-step-q]",
+    "test_a3c.py::test_gradients_are_of_old_weights_and_meet_the_newest_with_one_set_of_statistics[actor-critic]",
+    "test_probes.py::test_dqns_family_learns_the_known_values[rainbow-reward of both]",
+    "test_probes.py::test_dqns_family_learns_the_known_values[iqn-reward of both]",
+    "test_signals.py::test_a_signal_at_the_beginning_ends_the_run_cleanly[actors-0.2]",
+    "test_signals.py::test_a_signal_at_the_beginning_ends_the_run_cleanly[actors-0.6]",
+    "test_signals.py::test_a_signal_at_the_beginning_ends_the_run_cleanly[compiled-0.6]",
+    "test_students.py::test_units_that_do_nothing_are_those_that_go[impala]",
+    "test_students.py::test_units_that_do_nothing_are_those_that_go[nature]",
+    "test_engines.py::test_fp32_agrees_with_the_network[litert-impala]",
+    "test_actors.py::test_seeds_train_side_by_side_or_one_after_the_other[int8-static-False]",
+    "test_joint.py::test_there_is_one_critic_and_it_learns_from_what_every_learner_drew[sac-dvd-4]",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in LONG:
+            item.add_marker(pytest.mark.long)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # compiled programs are kept from one session to the next, and shared with the processes that tests start

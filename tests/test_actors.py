@@ -853,6 +853,7 @@ def test_a_round_survives_the_death_of_an_actor_that_waits():
     assert made.plan.waits
 
 
+@pytest.mark.long
 def test_ppo_in_actor_processes_is_on_policy():
     result = training.train(
         "ppo", "CartPole-v1", steps=2048, runtime="actors", hyper={"hidden": (8,), "num_envs": 4, "n_steps": 64}

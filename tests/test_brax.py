@@ -45,6 +45,7 @@ def played(env: gymnasium.Env):
 # the same as Brax
 
 
+@pytest.mark.long
 def test_an_episode_is_braxs_own_and_the_next_begins_with_the_steps_key(brax_itself):
     (reset, step), env = brax_itself, make(ENV)
     obs, _ = env.reset(seed=3)

@@ -81,6 +81,7 @@ def test_few_observations_are_looked_at():
     assert bits(expected) == bits(got)
 
 
+@pytest.mark.long
 def test_it_learns_as_before():
     """Not one bit of the agent's own state, whatever the ranges."""
     agent = small_dqn()

@@ -340,6 +340,7 @@ def test_agents_envs_and_bench_list_what_there_is(capfd):
     assert "policy_call" in capfd.readouterr().out
 
 
+@pytest.mark.long
 def test_envs_says_which_agents_can_train(capfd, monkeypatch):
     assert cli.main(["envs"]) == 0
     lines = capfd.readouterr().out.splitlines()

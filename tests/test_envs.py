@@ -511,6 +511,7 @@ def test_a_package_that_is_not_installed_is_named_by_its_extra(env_id, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_envs_lists_every_family(capfd, monkeypatch):
     assert cli.main(["envs"]) == 0
     lines = capfd.readouterr().out.splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 from typing import Any
 
@@ -187,6 +186,7 @@ def small_run(kind: str) -> compiled.Run:
     return compiled.run(crowd("td3", kind), pushed(), memory, compiled.Plan(8, 25, 2, 1))
 
 
+@pytest.mark.long
 def test_every_member_acts_for_itself_in_new_episodes_and_is_judged_before_it_learns():
     run = small_run("cem")
     hyper = MODULES["td3"].Hyper(action_noise=0.0)

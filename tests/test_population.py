@@ -399,6 +399,7 @@ print("same")
 """
 
 
+@pytest.mark.long
 def test_members_are_spread_over_devices_and_are_what_they_were(tmp_path):
     """But for the last bits of weights: XLA adds up in another order in a program that it spreads."""
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}

@@ -158,6 +158,7 @@ def test_actors_run_from_a_script_without_a_guard(way, tmp_path):
     assert receipt(tmp_path / "run")["finished"]
 
 
+@pytest.mark.long
 def test_a_module_beside_the_script_is_found_by_the_actors(tmp_path):
     here = Path(__file__).parent
     (tmp_path / "beside").mkdir()

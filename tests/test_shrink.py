@@ -131,6 +131,7 @@ def test_a_run_ends_with_the_smaller_network_and_goes_on_from_any_stage(tmp_path
     assert all(isinstance(w, Linear) and np.isfinite(w.w).all() for w in weights)
 
 
+@pytest.mark.long
 def test_a_run_that_ends_with_its_first_message_can_go_on(tmp_path):
     """All stages are passed at once, and the checkpoint holds what its step says."""
     out = tmp_path / "run"

@@ -204,6 +204,7 @@ def test_a_student_of_deterministic_actions_learns_the_outputs():
     assert np.isfinite(info.metrics["distillation_loss"])
 
 
+@pytest.mark.long
 def test_what_is_cut_is_the_salient_part_of_the_policy_of_now():
     agent = a_dqn()
     cut, state = students.cut(agent, 0.5), random_state(agent)
