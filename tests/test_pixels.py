@@ -16,7 +16,7 @@ from small import TORQUE, bits, compiled
 import frugalrl
 from frugalrl import catalog, jobs
 from frugalrl.agents import sac
-from frugalrl.agents.pictures import Sighted, apart, shifted
+from frugalrl.agents.pictures import Sighted, apart, convolutional, shifted
 from frugalrl.config import configure
 from frugalrl.distributions import tanh_normal
 from frugalrl.envs import dm_control
@@ -106,6 +106,9 @@ def test_a_shift_is_a_crop_of_the_padded_picture_and_each_sample_has_its_own():
     assert found[0].dtype == np.uint8
     assert {x.tobytes() for x in found} == crops  # all of them, and nothing else
     np.testing.assert_array_equal(shifted(jnp.asarray(picture), KEY, 0), picture)
+    given = np.asarray(batch().data.obs[:1, 0]).repeat(50, 0)
+    moved = np.asarray(convolutional(PICTURES, 4, most).augmented(jnp.asarray(given), KEY))
+    assert len({x.tobytes() for x in moved}) > 15
 
 
 def test_replay_keeps_bytes_and_each_frame_once():
