@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+
+_OF_MALLOC = ("MALLOC_", "GLIBC_TUNABLES")  # variables
 
 
 def cache_folder() -> str:
@@ -21,3 +25,20 @@ def set_up_jax() -> None:
     # Dispatch in the calling thread: small calls are four times as quick, and threads that each run seeds do not queue
     # up.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Let glibc keep up to 256 MiB of what is freed, where it would give back all but 128 KiB to 64 MiB.
+
+    Every call of a compiled program allocates what it makes. Memory that was given back in between comes as new pages
+    that the kernel clears: a third to a half of the time of an update of networks of 2048x3. Arrays above 32 MiB still
+    go back at once, and so does the rest. Nothing happens without glibc, or where the caller's environment has a
+    setting of it.
+    """
+    if not sys.platform.startswith("linux") or any(n.startswith(_OF_MALLOC) for n in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+        mallopt(-1, 256 * 2**20)  # M_TRIM_THRESHOLD

@@ -44,11 +44,13 @@ STUDY = Study(
     # actors also where there is a JAX twin: the claim is of processes that act
     base={"agent": "impala", "runtime": "actors", "correct": "vtrace"},
     tasks={
-        "HalfCheetah-v5 1024x3": _wide(1024) | {
+        "HalfCheetah-v5 1024x3": _wide(1024) | {"arms": (*_FEW, "small", "fp32 batched")},
+        "HalfCheetah-v5 1024x3, 100,000 steps": _wide(1024, **_SHORT) | {
             "arms": (
                 "fp32", "int8", "cut", "half", "half+int8", "pruned", "pruned+int8", "small", "all", "all none",
                 "all tis", "fp32 batched",
-            )
+            ),
+            "steps": 100_000,
         },
         "HalfCheetah-v5 2048x3": _wide(2048, **_SHORT) | {"arms": _FEW, "steps": 100_000},
         # one for each actor, who calls the policy for it alone; as many steps a batch
