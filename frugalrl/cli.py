@@ -193,6 +193,10 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16, fp16, or auto")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")
+    p.add_argument(
+        "--evaluations", type=int, default=config.EVALUATIONS, metavar="N",
+        help="how many there are on the way, the final one among them (default 10)",
+    )  # fmt: skip
     p.add_argument("--log", default="none", metavar="L", help="tensorboard, wandb, trackio or none (default none)")
     _running(p)
 
@@ -232,7 +236,7 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
         actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period, correct=a.correct,
         precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
-        population=population,
+        evaluations=a.evaluations, population=population,
     )  # fmt: skip
     _finished(result, a.quiet)
 

@@ -38,6 +38,7 @@ CORRECTORS = {
 LOGS = ("none", *dashboards.MODULES)
 MOST = 2**31 - 1  # steps and seeds are int32 in the programs
 SIGNED = ("v_min", "v_max", "log_std_init")  # may be negative
+EVALUATIONS, MOST_EVALUATIONS = 10, 1000
 PRUNE_AT = (0.1,)  # of training, after which units go
 PICTURES = 256  # units of a layer that convolutions are taken for, where `auto` chooses a precision
 BITS = (2, 16)  # that a network can be trained for, least and most
@@ -71,6 +72,7 @@ class Config(NamedTuple):
     pull_period: int | None = None  # steps of each environment between an actor's looks for a packet; None: it adapts
     qat: int | None = None  # bits of the weights that the learner sees in the second half of its updates
     precision_why: str | None = None  # it is that one, if it was left to `auto`
+    evaluations: int = EVALUATIONS  # on the way, evenly spaced; the last is the final one
     population: Population | None = None  # members of each seed, with hyper-parameters of their own
 
     @property
@@ -113,6 +115,7 @@ def configure(
     prune: float | None = None,
     prune_at: Sequence[float] = PRUNE_AT,
     qat: int | None = None,
+    evaluations: int = EVALUATIONS,
     population: Mapping[str, Any] | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
@@ -132,7 +135,7 @@ def configure(
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
-        tuple(prune_at), pull_period, qat,
+        tuple(prune_at), pull_period, qat, evaluations=evaluations,
     )  # fmt: skip
     if precision == "auto":
         config = _with_precision(config)
@@ -254,6 +257,12 @@ def _check_counts(config: Config) -> None:
             raise UsageError(f"{option} must be from 1 to {MOST}, got {value}")
     if not 0 <= _whole("--seed", config.seed) <= MOST - config.seeds:
         raise UsageError(f"--seed must be from 0 to {MOST - config.seeds}, got {config.seed}")
+    if not 1 <= _whole("--evaluations", config.evaluations) <= MOST_EVALUATIONS:
+        raise UsageError(f"--evaluations must be from 1 to {MOST_EVALUATIONS}, got {config.evaluations}")
+    if config.evaluations != EVALUATIONS and config.population is not None and config.population.evolves:
+        raise UsageError(
+            "--evaluations is not for members that take over from others, who are evaluated then: use --ready"
+        )
 
 
 def _check_actors(config: Config, recipe: Recipe) -> None:

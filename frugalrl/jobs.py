@@ -44,7 +44,7 @@ from .monitor.machine import free_memory, hardware, versions
 from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
-from .training import EVAL_EPISODES, EVALUATIONS, SEGMENTS, Config, Job, Moment, Phase, Restore, added, milestones
+from .training import EVAL_EPISODES, REPORTS, Config, Job, Moment, Phase, Restore, added, milestones
 from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
@@ -346,7 +346,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         if count > 1:
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, iteration_at(config.steps))
-        marks = {iteration_at(step) for step in (*milestones(config.steps, EVALUATIONS * SEGMENTS), *due)}
+        marks = {iteration_at(step) for step in (*milestones(config.steps, REPORTS), *due)}
         ready = population.ready if population and evolves else config.steps
         turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
         looked = {max(1, iteration_at(step)) for step in due}
@@ -397,7 +397,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
 def looks(config: Config) -> list[int]:
     """The steps at which a run is evaluated; of a population that evolves, where members may take over from others."""
     if config.population is None or not config.population.evolves:
-        return milestones(config.steps, EVALUATIONS)
+        return milestones(config.steps, config.evaluations)
     return [*range(config.population.ready, config.steps, config.population.ready), config.steps]
 
 

@@ -29,8 +29,7 @@ from .policy import Actor, Card, write
 from .signals import Stop
 from .statistics import bootstrap
 
-EVALUATIONS = 10  # of a run, evenly spaced
-SEGMENTS = 5  # progress reports between two evaluations of a compiled run
+REPORTS = 50  # of progress in a compiled run
 EVAL_EPISODES = 20  # of an evaluation along the way
 FINAL_EPISODES = 100  # of the last one
 SAVE_SECONDS = 120.0  # between two checkpoints
@@ -175,9 +174,9 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    prune, prune_at, qat, pull_period, correct, precision, log. `out` is the run folder; without it nothing is kept but
-    the Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is written; Stopped when
-    interrupted, after saving; and RunFailed when an environment or the machine gives up, after saving.
+    prune, prune_at, qat, pull_period, correct, precision, evaluations, log. `out` is the run folder; without it nothing
+    is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is written;
+    Stopped when interrupted, after saving; and RunFailed when an environment or the machine gives up, after saving.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)

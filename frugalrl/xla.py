@@ -31,14 +31,14 @@ def set_up_jax() -> None:
 def keep_memory() -> None:
     """Let glibc keep up to 256 MiB of what is freed, where it would give back all but 128 KiB to 64 MiB.
 
-    Every call of a compiled program allocates what it makes. Memory that was given back in between comes as new pages
-    that the kernel clears: a third to a half of the time of an update of networks of 2048x3. Arrays above 32 MiB still
-    go back at once, and so does the rest. Nothing happens without glibc, or where the caller's environment has a
-    setting of it.
+    Every call of a compiled program allocates what it makes, and every load of weights a copy of them. Memory that was
+    given back in between comes as new pages, which the kernel clears: much of the time of an update of wide networks
+    (`benchmarks/results/kept_memory.jsonl`). Arrays above 64 MiB still go back at once. Nothing happens without glibc,
+    or where the caller's environment has a setting of its own.
     """
     if not sys.platform.startswith("linux") or any(n.startswith(_OF_MALLOC) for n in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+        mallopt(-3, 64 * 2**20)  # M_MMAP_THRESHOLD
         mallopt(-1, 256 * 2**20)  # M_TRIM_THRESHOLD

@@ -684,6 +684,16 @@ def test_a_pull_period_takes_actor_processes_and_is_kept(tmp_path):
             config.read(tmp_path)
 
 
+def test_a_run_is_evaluated_as_often_as_asked_for(tmp_path, wrong):
+    words = ["dqn", "CartPole-v1", "--steps", "2000", "--hyper", "hidden=8", "learning_starts=100", "--quiet"]
+    assert cli.main(["train", *words, "--evaluations", "3", "--out", str(tmp_path / "a")]) == 0
+    found = [json.loads(line)["step"] for line in (tmp_path / "a" / "rows.jsonl").read_text().splitlines()]
+    assert [round(step, -2) for step in found] == [700, 1300, 2000]
+    assert "--evaluations must be from 1 to 1000, got 0" in wrong("train", *words, "--evaluations", "0")
+    population = ("--members", "2", "--search", "gamma=uniform:0.9:0.99", "--evaluations", "3")
+    assert "--evaluations is not for members that take over" in wrong("pbt", "dqn", "CartPole-v1", *population)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"finished": true}', "null and void"])
 def test_a_damaged_receipt_is_refused(text, run, wrong):
     (run / "receipt.json").write_text(text)

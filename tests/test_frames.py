@@ -233,9 +233,21 @@ def test_a_run_knows_of_how_many_frames_its_observations_are(agent, options, kin
 
 @pytest.mark.long
 def test_dqn_trains_on_pixels_and_resumes(tmp_path, monkeypatch):
-    for name in ("EVALUATIONS", "EVAL_EPISODES", "FINAL_EPISODES"):  # an episode takes seconds
+    for name in ("EVAL_EPISODES", "FINAL_EPISODES"):  # an episode takes seconds
         monkeypatch.setattr(training, name, 1)
-    words = ["train", "dqn", "ALE/Pong-v5", "--steps", "3000", "--quiet", "--out", str(tmp_path / "a"), "--hyper"]
+    words = [
+        "train",
+        "dqn",
+        "ALE/Pong-v5",
+        "--steps",
+        "3000",
+        "--evaluations",
+        "1",
+        "--quiet",
+        "--out",
+        str(tmp_path / "a"),
+        "--hyper",
+    ]
     assert cli.main([*words, "learning_starts=500", "buffer_size=2000", "batch_size=8"]) == 0
     assert cli.main(["resume", str(tmp_path / "a"), "--steps", "4000", "--quiet"]) == 0
     assert rows(tmp_path / "a")[-1]["step"] == 4000

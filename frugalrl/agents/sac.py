@@ -85,9 +85,7 @@ class Soft(NamedTuple):
     target_entropy: float  # nats
 
 
-def squashed(
-    actor: Network, critics: tuple[Callable, Callable], actions: Box, draw: Callable = PLAIN.draw
-) -> Soft:  # fmt: skip
+def squashed(actor: Network, critics: tuple[Callable, Callable], actions: Box, draw: Callable = PLAIN.draw) -> Soft:
     """Continuous actions: expectations over the policy are estimated with one reparameterised sample.
 
     `actor` gives a mean and a log standard deviation for each dimension, `critics`, an `ensemble`, value an observation
@@ -245,10 +243,8 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
         sight, actor = direct(obs), actor_network(static.hidden, outputs, obs)
         critics = ensemble(critic_network(static.hidden, obs, dims, out), CRITICS)
     else:
-        sight, below = (
-            convolutional(obs, static.encoder_filters, static.random_shift),
-            bottleneck(static.encoder_features),
-        )
+        sight = convolutional(obs, static.encoder_filters, static.random_shift)
+        below = bottleneck(static.encoder_features)
         actor = build_network((*below, *mlp(static.hidden, outputs, ACTOR_GAIN)), sight.out)
         heads = critic_network(static.hidden, Box((static.encoder_features,)), dims, out)
         critics = behind(below, sight.out, ensemble(heads, CRITICS))

@@ -31,6 +31,7 @@ from ..envs import atari
 from ..envs.make import EnvOptions, find, lesson, make, namespace, options_for
 from ..errors import EngineFailed, one_line
 from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
+from ..xla import keep_memory
 from .link import Field, Fields, mailbox, size, slab, views
 
 # How often an actor looks for a packet, unless it is told. Taking one, the comparison included, may cost this share of
@@ -76,9 +77,7 @@ class Spec(NamedTuple):
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
-    members: int = (
-        0  # agents that act side by side, each in lanes of its own; a packet then has them all, [members, ...]
-    )
+    members: int = 0  # agents that act side by side, in lanes of their own; a packet then has them all, [members, ...]
 
     @property
     def lanes(self) -> int:
@@ -399,6 +398,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # Gymnasium's have been shown once, by the Learner's process
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever an environment prints must not mix with the replies
+    keep_memory()
     serve(sys.stdin.buffer, replies)
 
 
