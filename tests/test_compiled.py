@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +156,23 @@ def test_a_run_that_holds_much_says_so_beforehand():
         jobs.tell_memory(said.append, {"x": jax.ShapeDtypeStruct((size,), jnp.float32)})
     assert len(said) == 1
     assert said[0].startswith("memory: 800 MB for what the run holds, ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
+    program = (
+        "import resource; import numpy as np; from frugalrl.xla import keep_memory; keep_memory()\n"
+        "def fill(): return [np.ones(4 * 2**20, np.float32) for _ in range(5)]\n"
+        "fill(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): fill()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program], env=os.environ | own, check=True, capture_output=True
+            ).stdout
+        )
+        for own in ({}, {"GLIBC_TUNABLES": ""})
+    ]
+    assert faults[0] < faults[1] / 10  # new pages of 4 KiB for 400 MiB, or next to none
