@@ -265,7 +265,7 @@ STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  #
 
 # promised by the design, not there yet
 LATER = ("ray",)
-LATER_OPTIONS = ("--lockstep", "--ray-address")
+LATER_OPTIONS = ("--ray-address",)
 
 
 def nearest(word: str, known, kind: str) -> str:

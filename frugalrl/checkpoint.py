@@ -30,6 +30,7 @@ FORMAT = 1
 KEEP = 2  # newest checkpoints
 BLOCK = 1 << 20  # bytes
 NAME = re.compile("[0-9a-f]{64}")  # of a block
+TEXT = jax.ShapeDtypeStruct((-1,), "uint8")  # for `restore`: bytes of which only the checkpoint knows how many
 SHARE = 0.02  # of the wall time, at most, that training waits for checkpoints: the next one is put off for as long
 
 
@@ -164,12 +165,16 @@ def newest(folder: Path, report: Callable[[str], None]) -> int | None:
 
 
 def restore(folder: Path, step: int, like: Any) -> Any:
-    """Read a checkpoint into the structure of `like`, whose leaves have shapes and dtypes.
+    """Read a checkpoint into the structure of `like`, whose leaves have shapes and dtypes, or are TEXT.
 
     Raises BadFile if it is damaged or does not fit.
     """
     manifest = _manifest(folder, step)
     expected = _described(like)
+    for has, wants in zip(manifest.arrays, expected, strict=False):
+        match has:
+            case [_, "uint8", [int(length)]] if wants[2] == [-1] and 0 <= length <= len(manifest.blocks) * BLOCK:
+                wants[2] = [length]
     if manifest.arrays != expected:
         pairs = zip(manifest.arrays, expected, strict=False)
         has, wants = next(((a, b) for a, b in pairs if a != b), (f"{len(manifest.arrays)} arrays", len(expected)))

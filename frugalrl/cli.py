@@ -189,6 +189,10 @@ def _training(p: argparse.ArgumentParser) -> None:
         "--pull-period", type=int, metavar="N",
         help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
     )  # fmt: skip
+    p.add_argument(
+        "--lockstep", action="store_true",
+        help="actors and learner take turns: the same seed gives the same rows, also stopped and resumed (slower)",
+    )  # fmt: skip
     p.add_argument("--correct", default="auto", metavar="C", help="repair of off-policy data: auto, none, tis, ...")
     p.add_argument("--precision", default="fp32", metavar="P", help="of the learner: fp32, bf16, fp16, or auto")
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
@@ -234,9 +238,9 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     out = a.out or _free(Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}")
     result = training.train(
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
-        actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period, correct=a.correct,
-        precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet, budget=a.budget,
-        evaluations=a.evaluations, population=population,
+        actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period,
+        lockstep=a.lockstep, correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet,
+        budget=a.budget, evaluations=a.evaluations, population=population,
     )  # fmt: skip
     _finished(result, a.quiet)
 

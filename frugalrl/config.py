@@ -74,6 +74,7 @@ class Config(NamedTuple):
     precision_why: str | None = None  # it is that one, if it was left to `auto`
     evaluations: int = EVALUATIONS  # on the way, evenly spaced; the last is the final one
     population: Population | None = None  # members of each seed, with hyper-parameters of their own
+    lockstep: bool = False  # actors and Learner take turns: the same seed gives the same rows
 
     @property
     def members(self) -> int:
@@ -117,6 +118,7 @@ def configure(
     qat: int | None = None,
     evaluations: int = EVALUATIONS,
     population: Mapping[str, Any] | None = None,
+    lockstep: bool = False,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
     for name, value in (("agent", agent), ("environment", env)):
@@ -128,14 +130,14 @@ def configure(
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
     if runtime == "auto":
-        plain = actors == "fp32" and prune is None and pull_period is None
+        plain = actors == "fp32" and prune is None and pull_period is None and not lockstep
         runtime = "compiled" if catalog.has_twin(env, options) and plain else "actors"
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
-        tuple(prune_at), pull_period, qat, evaluations=evaluations,
+        tuple(prune_at), pull_period, qat, evaluations=evaluations, lockstep=lockstep,
     )  # fmt: skip
     if precision == "auto":
         config = _with_precision(config)
@@ -226,6 +228,7 @@ def check(config: Config) -> None:
     _check_hyper(config.hyper, catalog.hyper_fields(recipe))
     _check_pair(config, recipe)
     _check_runtime(config)
+    _check_lockstep(config)
     _check_pull_period(config, recipe)
     _check_population(config, recipe)
     starts = config.hyper.get("learning_starts", 0)
@@ -446,6 +449,34 @@ def _check_runtime(config: Config) -> None:
             f"{config.env} is registered in the script itself, which actor processes do not run: register it in a "
             f"module, m.py say, and call it m:{config.env}"
         )
+
+
+def _check_lockstep(config: Config) -> None:
+    """That nothing is left to the clock."""
+    if not isinstance(config.lockstep, bool):
+        raise UsageError(f"lockstep must be true or false, got {config.lockstep!r}")
+    if not config.lockstep:
+        return
+    if config.runtime == "compiled":
+        raise UsageError(
+            "--lockstep is for actor processes, and --runtime compiled repeats itself without: leave one of them out"
+        )
+    if config.population is not None and config.population.joint:
+        kind = config.population.kind
+        raise UsageError(f"--lockstep is not for {kind}: leave it out, --runtime compiled repeats itself without")
+    if config.actors == "auto":
+        raise UsageError(
+            "--actors auto goes by the clock, and --lockstep by nothing that it says: name a mode, --actors int8 say"
+        )
+    if config.prune is not None:
+        raise UsageError(
+            "--prune distils on steps that no checkpoint holds, so --lockstep could not go on exactly: leave one of "
+            "them out"
+        )
+    if config.pull_period is not None:
+        raise UsageError("--lockstep has actors take the newest policy before every unroll: leave --pull-period out")
+    if options_for(config.env, config.env_options).backend == "envpool":
+        raise UsageError("--lockstep steps games one by one, and backend=envpool together: leave one of them out")
 
 
 def _check_pull_period(config: Config, recipe: Recipe) -> None:

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import catalog, rng
+from . import catalog, checkpoint, rng
 from .catalog import UsageError
 from .config import side_by_side, split, values_of
-from .envs.make import options_for
+from .envs import repeated
+from .envs.make import make, options_for
 from .envs.twins import twin
 from .errors import Diverged, EngineFailed
 from .evaluate import HELD_OUT, SELECTION, Episodes, on_gymnasium, on_twin
@@ -471,6 +472,8 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
     """All runs in the `actors` runtime: side by side, or one after the other where what acts is not stateless."""
     set_up_jax()
     told(config, report)
+    if config.lockstep:
+        repeatable(config)
     made = [(group.name, *_actors_group(group, report)) for group in groups(config)]
     phases = [phase for _, phases, _ in made for phase in phases]
     return Job(phases, _of_groups(config, {name: account for name, _, account in made}), shrink.of_one_shape)
@@ -481,6 +484,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     config, population = group.config, group.config.population
     recipe, agent, static, hyper, card, cadence = records(config)
     plan = _actors_plan(static, cadence)
+    if config.lockstep:
+        plan = plan._replace(slots=1, lockstep=True)
     agent = aware(agent, config, cadence, _steps_per_update(plan))
     hyper = with_schedule(hyper, config, _steps_per_update(plan))
     # an actor may bring all the steps there are
@@ -506,8 +511,12 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     due, looked, turns = looks(config), set(), set()
     if population is not None:
         # agents that wait learn from a message of every actor: in between some would have acted with another policy
-        reached = {step: after(step, plan.actors if plan.waits else 1) for step in due if step > plan.warmup}
-        looked = {after(config.steps, 1), *(step for step in reached.values() if step < config.steps)}
+        messages = plan.actors if plan.waits or plan.lockstep else 1
+        reached = {step: after(step, messages) for step in due if step > plan.warmup}
+        looked = {
+            after(config.steps, plan.actors if plan.lockstep else 1),
+            *(step for step in reached.values() if step < config.steps),
+        }
         due = sorted({min(step, config.steps) for step in looked})
         if population.evolves:
             turns = {reached[step] for step in reached if step % population.ready == 0}
@@ -546,12 +555,22 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         def moments(restore: Restore | None) -> Iterator[Moment]:
             share = left(restore.step if restore else 0)
             begin = beginning(share)
-            carry = begin(start) if restore is None else restore.read(jax.eval_shape(begin, start))
             ledger.begin(seed, pruned(share), len(runs))
+            pasts: actors.Pasts = [[repeated.Past()] * max(members, 1) * plan.num_envs for _ in range(plan.actors)]
+            if restore is None:
+                carry = begin(start)
+            elif plan.lockstep:
+                carry, text = restore.read((jax.eval_shape(begin, start), checkpoint.TEXT))
+                told = json.loads(bytes(np.asarray(text)))
+                kind = action_field(card.actions).dtype
+                pasts = [[repeated.restored(past, kind) for past in lanes] for lanes in told["pasts"]]
+                ledger.recall(told["ledger"])
+            else:
+                carry = restore.read(jax.eval_shape(begin, start))
             while True:
                 agent = pruned(share)
                 try:
-                    yield from sitting(agent, fitted(agent, carry, ledger.chosen.mode))
+                    yield from sitting(agent, fitted(agent, carry, ledger.chosen.mode), pasts)
                     return
                 except actors.Unfit as unfit:
                     carry = _joined(unfit.carry)
@@ -565,8 +584,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                         units = ", ".join(map(str, hidden))
                         report(f"the learner is pruned to layers of {units} from step {int(carry.step):,}")
 
-        def sitting(agent: Agent, carry: Any) -> Iterator[Moment]:
-            mode = ledger.chosen.mode
+        def sitting(agent: Agent, carry: Any, pasts: actors.Pasts) -> Iterator[Moment]:
+            mode, last = ledger.chosen.mode, int(np.max(carry.step))
             made = learner(agent, mode, members)
             packet, *_ = jax.eval_shape(made.ship, carry.state)
             spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share), packet)
@@ -589,6 +608,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                         report=report, timer=ledger.timer, fleets=ledger.fleets,
                         turns=turns, between=succession,
                         losses=population is not None and (members > 0 or mode == FULL),
+                        pasts=pasts,
                     )  # fmt: skip
                     with closing(cast(Generator, ticks)):
                         for tick in ticks:
@@ -599,7 +619,12 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                                 ledger.keep(tick)
                             if left(tick.step) != share:
                                 raise Changed(carry)  # before anything is kept: a checkpoint's step says what it holds
-                            metrics: dict[str, Any] = ledger.look(parts, tick)
+                            metrics: dict[str, Any] = ledger.look(
+                                parts, tick, tick.whole and any(last < step <= tick.step for step in due)
+                            )
+                            if not tick.whole:
+                                continue
+                            last = tick.step
                             if watch is not None:
                                 scores = partial(fitness, agent)
                                 metrics |= watch.metrics(scores, tick.step, lambda carry=carry: _joined(carry.state))
@@ -607,7 +632,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                                 min(tick.step, config.steps),
                                 metrics,
                                 partial(evaluate, agent, parts, carry, tick.step >= config.steps),
-                                lambda carry=carry: [fitted(agent, _joined(carry), asked)],
+                                partial(snapshot, agent, carry, list(pasts), ledger.kept()),
                                 partial(weights_of, agent, carry.state),
                                 partial(_structures, agent, carry.state),
                             )
@@ -618,10 +643,19 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
+        def snapshot(agent: Agent, carry: Any, pasts: actors.Pasts, seen: dict[str, Any]) -> list:
+            tree = fitted(agent, _joined(carry), asked)
+            if not plan.lockstep:
+                return [tree]
+            told = {"pasts": [[repeated.saved(past) for past in lanes] for lanes in pasts], "ledger": seen}
+            return [(tree, np.frombuffer(json.dumps(told).encode(), np.uint8))]
+
         def together(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:
             """The Learner of members and their carry, in the parts that are the fastest to update."""
-            found = remembered_way(config, members)
+            found = None if plan.lockstep else remembered_way(config, members)
             options = compiled.ways(members, compiled.cores()) if found is None else [found]
+            if plan.lockstep:  # chunks, measured or not
+                options = options[:1]
             learners = ledger.compile(made, carry, spec, {way.width for way in options})
 
             def messages(part: Any, iterations: int) -> tuple[Any, dict]:
@@ -766,8 +800,6 @@ def _steps_per_update(plan: actors.Plan) -> float:
 def _actor_spec(
     config: Config, agent: Agent, card: Card, plan: actors.Plan, chosen: Rung, layers: Layers, packet: Packet
 ) -> actor.Spec:
-    one = card.actions
-    action = actor.Field((), "int32") if isinstance(one, Discrete) else actor.Field(one.shape, "float32")
     return actor.Spec(
         env_id=config.env,
         env_options=options_for(config.env, config.env_options),
@@ -777,7 +809,7 @@ def _actor_spec(
         folder="",
         slab="",
         slots=plan.slots,
-        action=action,
+        action=action_field(card.actions),
         obs=card.obs,
         layers=layers,
         engine=engines.module(chosen.engine),
@@ -786,9 +818,25 @@ def _actor_spec(
         packet=(),
         kinds=tuple(type(layer).__name__ for layer in packet.weights),
         knobs=tuple(sorted(card.knobs)),
-        steady=plan.waits or plan.gradients,
+        steady=plan.waits or plan.gradients or plan.lockstep,
         pull_period=config.pull_period,
     )
+
+
+def action_field(space: Space) -> actor.Field:
+    """Of one action."""
+    return actor.Field((), "int32") if isinstance(space, Discrete) else actor.Field(space.shape, "float32")
+
+
+def repeatable(config: Config) -> None:
+    """Raises UsageError if runs on the environment cannot be repeated."""
+    registration, options = catalog.registration(config.env), options_for(config.env, config.env_options)
+    if not repeated.repeats(partial(make, registration, options, training=True)):
+        raise UsageError(
+            f"{config.env} does not repeat itself, which --lockstep needs: after reset(seed=1) the same actions must "
+            "lead to the same observations each time, as they do in the environments that `frugal envs` lists; leave "
+            "--lockstep out"
+        )
 
 
 def _structures(agent: Agent, state: Any) -> dict[str, list]:

@@ -96,6 +96,7 @@ class Ledger:
         self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None],
         compiler: dict[str, Any] | None = None,
     ):  # fmt: skip
+        """In lockstep nothing is chosen by the clock: not the engine, and not when the policies are compared."""
         self.agent, self.card, self.plan, self.report = agent, card, plan, report
         self.compiler = compiler or None  # its options for the Learner's programs
         self.timings: list[Rung] = []
@@ -135,6 +136,8 @@ class Ledger:
         self.watch = modes.Watch(modes.ladder(measured)) if name == "auto" else None
         taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.cost)
         self.why = modes.reason(taken, measured, asked=self.watch is None) + why
+        if self.plan.lockstep:
+            self.why = f"{taken.mode.name} was asked for, and --lockstep takes the first engine that runs it{why}"
         self._take(taken, why)
 
     def _ladder(self) -> list[Mode]:
@@ -145,10 +148,11 @@ class Ledger:
     def _measure(self, width: Mode, formats: list[str], among: Iterable[str] | None, failures: list[str]) -> list[Rung]:
         layers = narrowed(self.layers, width.share)
         found = engines.measure(
-            layers, self.card.obs, self.plan.num_envs, formats, among, report=failures.append
+            layers, self.card.obs, self.plan.num_envs, formats, among, 0.0 if self.plan.lockstep else 0.2,
+            failures.append,
         )  # fmt: skip
-        best = {}
-        for timing in sorted(found, key=lambda t: -t.cost):
+        best, first = {}, engines.ACTOR_ENGINES.index
+        for timing in sorted(found, key=lambda t: -first(t.engine) if self.plan.lockstep else -t.cost):
             mode = width._replace(format=timing.mode)
             best[mode] = Rung(mode, timing.engine, timing.microseconds, timing.cost)
         return list(best.values())
@@ -260,14 +264,17 @@ class Ledger:
         names = ("learn", "add", "ship", "probe")
         return {width: learner._replace(**{name: made[width, name] for name in names}) for width in widths}
 
-    def look(self, parts: actors.Learner, tick: actors.Tick) -> dict[str, Any]:
-        """The metrics of the moment, [members]; the policies are compared now and then. Raises EngineFailed."""
+    def look(self, parts: actors.Learner, tick: actors.Tick, due: bool = False) -> dict[str, Any]:
+        """The metrics of the moment, [members]; the policies are compared now and then, in lockstep when `due`.
+
+        Raises EngineFailed.
+        """
         for ret, _, member in tick.episodes:
             self.recent[member].append(ret)
         if tick.metrics and self.first_update is None:
             self.first_update = seconds_since_start()
         start = perf_counter()
-        if tick.metrics and start > self.look_after:
+        if tick.metrics and (due if self.plan.lockstep else start > self.look_after):
             obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
             packet, *_ = jax.device_get(parts.ship(tick.carry.state))
             self.session.load(packet.weights)
@@ -292,6 +299,15 @@ class Ledger:
             self.stalest = max(self.stalest, float(np.max(tick.metrics["staleness_max"])))
         told = tick.metrics | self.staleness() | self.seen | {"train_return": np.array(train_return)}
         return {name: np.broadcast_to(value, self.members) for name, value in told.items()}
+
+    def kept(self) -> dict[str, Any]:
+        """What later rows will tell of what has been: for a checkpoint, as JSON has it."""
+        return {"recent": [list(x) for x in self.recent], "stale": [self.stale, self.learned, self.stalest]}
+
+    def recall(self, kept: dict[str, Any]) -> None:
+        """Go on from what `kept` gave."""
+        self.recent = [deque(returns, maxlen=100) for returns in kept["recent"]]
+        self.stale, self.learned, self.stalest = kept["stale"]
 
     def staleness(self) -> dict[str, float]:
         """How many updates late messages were, on average and at most; nothing before one was learned from."""
@@ -326,6 +342,7 @@ class Ledger:
                 **self.staleness(),
                 "fallback": self.fallback,
                 "processes": self.plan.actors,
+                "lockstep": self.plan.lockstep,
                 "restarts": sum(fleet.restarts for fleet in self.fleets),
                 "waiting_seconds": acting.get("waiting", 0.0),
                 "learner_waiting_seconds": own.get("waiting", 0.0),

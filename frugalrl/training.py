@@ -174,9 +174,10 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    prune, prune_at, qat, pull_period, correct, precision, evaluations, log. `out` is the run folder; without it nothing
-    is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is written;
-    Stopped when interrupted, after saving; and RunFailed when an environment or the machine gives up, after saving.
+    prune, prune_at, qat, pull_period, lockstep, correct, precision, evaluations, log. `out` is the run folder; without
+    it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is
+    written; Stopped when interrupted, after saving; and RunFailed when an environment or the machine gives up, after
+    saving.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)

@@ -22,12 +22,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from ..distributions import draw
-from ..envs import atari
+from ..envs import atari, repeated
 from ..envs.make import EnvOptions, find, lesson, make, namespace, options_for
 from ..errors import EngineFailed, one_line
 from ..types import Box, Linear, QuantLinear, Ranges, Session, Transition
@@ -49,6 +49,13 @@ STRETCH = 8.0
 LOOKS = 8
 MOVED = 1.0  # nats: what a policy is taken to move at first, and the most that one packet counts for
 REFRESH = ("pull", "decode", "load", "compare")  # kinds of work of taking a packet, in an actor's Timer
+
+
+class Past(NamedTuple):
+    """What an actor in lockstep has been through: all that another one needs to go on as it would."""
+
+    unrolls: int  # messages so far
+    lanes: tuple[repeated.Past, ...]
 
 
 class Spec(NamedTuple):
@@ -78,6 +85,7 @@ class Spec(NamedTuple):
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
     members: int = 0  # agents that act side by side, in lanes of their own; a packet then has them all, [members, ...]
+    past: Past | None = None  # in lockstep: all that this actor does follows from it, its seed and the packets
 
     @property
     def lanes(self) -> int:
@@ -142,21 +150,26 @@ def across(knob: Any) -> Any:
     return np.reshape(knob, (len(knob), 1, *(np.shape(knob)[1:] or (1,))))
 
 
-def vector_env(env: Any, num_envs: int, options: EnvOptions | None):
+def vector_env(
+    env: Any, num_envs: int, options: EnvOptions | None, seed: tuple[int, ...] = (), past: Past | None = None
+):
     """A vector of training environments, each reset within the step that ends its episode.
 
     Atari's games are stepped by native code where that can do what the options ask for, all others by Gymnasium's
-    SyncVectorEnv. `env` is an id or an EnvSpec.
+    SyncVectorEnv. `env` is an id or an EnvSpec. With a `past` the environments are `Repeated` ones, with this `seed`.
     """
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
     spec = find(env) if isinstance(env, str) else env
-    if namespace(spec.id) == "ALE":
+    if namespace(spec.id) == "ALE" and past is None:  # one alone cannot be begun anew in there
         native = atari.vector(spec, num_envs, options_for(spec.id) if options is None else options)
         if native is not None:
             return native
     one = partial(make, spec, options, training=True)
-    return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    makers: list[Callable] = [one] * num_envs
+    if past is not None:
+        makers = [partial(repeated.Repeated, one, seed, k, lane) for k, lane in enumerate(past.lanes)]
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def session(engine: str, layers: tuple, obs: Box, batch: int, mode: str, members: int = 0) -> Session:
@@ -235,7 +248,7 @@ class Worker:
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
         self.options = options_for(spec.env_id) if spec.env_options is None else spec.env_options
-        self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options)
+        self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options, spec.seed, spec.past)
         self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode, spec.members)
         self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
         self.slots = slots(Path(spec.folder, spec.slab), spec)
@@ -244,7 +257,10 @@ class Worker:
         # of the episodes under way; rewards as they come, clipped or not in what is learned
         self.ret, self.length = np.zeros(spec.lanes), np.zeros(spec.lanes, np.int64)
         self.count, self.knobs, self.version, self.shared = 0, {}, np.int32(0), []
-        self.steps = 0  # of each environment
+        self.unrolls = self.steps = 0  # so many, and of each environment
+        if spec.past is not None:
+            self.unrolls = spec.past.unrolls
+            self.ret[:], self.length[:] = repeated.returned(cast(Any, self.envs).envs, self.obs)
         self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
         self.idle = 0.0  # seconds that it has waited for a slot since it took the last packet
 
@@ -309,10 +325,14 @@ class Worker:
         Returns (return, length, member) of the episodes that ended.
         """
         ended, lap, lanes = [], self.timer.lap, slot.action[0].shape
+        if self.spec.past is not None:
+            self.rng = repeated.draws(self.spec.seed, self.unrolls)
+        self.unrolls += 1
         for t in range(self.spec.unroll):
             dist = self.act(t)
             action = dist.sample(draw(dist, self.rng))
-            log_prob, action = dist.log_prob(action), action.reshape(lanes)
+            # the environment gets what is told of it, bit for bit: what was learned from can be played again
+            log_prob, action = dist.log_prob(action), action.reshape(lanes).astype(slot.action.dtype, copy=False)
             slot.obs[t], slot.action[t], slot.version[t] = self.obs, action, self.version
             slot.log_prob[t] = log_prob.reshape(lanes[:1])
             lap("other")

@@ -4,6 +4,11 @@ The ratio of updates to steps is fixed: every unroll that is added is followed b
 actor whose slots are all waiting to be learned from waits too. Actor-learners bring the gradients of their unrolls, and
 the Learner applies each as it comes. This file runs in the Learner's process.
 
+In lockstep nothing depends on who is faster: all actors fill a slot with the same packet, their messages are learned
+from in the order of the actors, and then the next round begins. What an actor is at the beginning of a round follows
+from its past, which the Learner can tell from what it was sent. So an actor that dies is started anew without a loss,
+and a run that is stopped goes on as if it had not been.
+
 Several members train side by side if every actor steps environments of all of them: each message then brings as many
 steps of every member, a packet has the weights of all, and the Learner is the same one, mapped over them.
 """
@@ -29,10 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..envs import repeated
 from ..errors import ActorFailed, EngineFailed
 from ..types import Agent, Compressor, Memory, Network, Packet, Transition
 from . import link
-from .actor import Spec, Timer, slab_size, slots
+from .actor import Past, Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
 from .compiled import Succession, Way, join, seeds_of, succeeded
 from .compiled import learn as updates
@@ -56,6 +62,12 @@ class Plan(NamedTuple):
     slots: int = 2  # messages an actor may have under way: the bound of the queue
     waits: bool = False  # updates follow a message of every actor, and the actors wait for them
     gradients: bool = False  # actor-learners: a message brings its gradient, and the actor waits until it is applied
+    lockstep: bool = False  # actors and Learner take turns
+
+    @property
+    def round(self) -> int:
+        """Environment steps of a message of every actor."""
+        return self.actors * self.unroll * self.num_envs
 
 
 class Carry(NamedTuple):
@@ -109,9 +121,11 @@ class Fleet:
     """The actor processes: starts them, restarts the dead, and collects what they send."""
 
     def __init__(
-        self, spec: Spec, plan: Plan, seed: tuple[int, ...], packet: list[np.ndarray], report: Callable[[str], None]
-    ):
-        self.plan, self.seed, self.report = plan, seed, report
+        self, spec: Spec, plan: Plan, seed: tuple[int, ...], packet: list[np.ndarray], report: Callable[[str], None],
+        past: Callable[[int], Past] | None = None,
+    ):  # fmt: skip
+        """`past` is of a run in lockstep: what an actor has been through when the round under way began."""
+        self.plan, self.seed, self.report, self.past = plan, seed, report, past
         mail = link.fields(packet)
         self.folder = link.shared_folder(plan.actors * slab_size(spec) + 2 * link.size(mail))
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -137,6 +151,8 @@ class Fleet:
 
     def _start(self, i: int) -> subprocess.Popen:
         spec = self.spec._replace(slab=f"actor-{i}", number=i, seed=(*self.seed, i, self.births[i]))
+        if self.past is not None:  # the same, however often it begins
+            spec = spec._replace(seed=(self.seed[0], i), past=self.past(i))
         self.births[i] += 1
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
@@ -194,7 +210,7 @@ class Fleet:
         items, gradient = jax.tree.map(np.array, self.slots[i][message["slot"]])
         self.held.append((i, birth, message["slot"]))
         self.owed[i], self.since[i] = self.owed[i] - 1, perf_counter()
-        if not (self.plan.waits or self.plan.gradients):
+        if not (self.plan.waits or self.plan.gradients or self.plan.lockstep):
             self.release()
         return Message(i, items, gradient, message["episodes"], tuple(message["span"]))
 
@@ -225,7 +241,8 @@ class Fleet:
             details = said["details"] if said else ""
             raise ActorFailed(f"actor {i} failed {PATIENCE} times in a row before its first unroll: {reason}", details)
         self.restarts += 1
-        self.report(f"actor {i} died and was started anew, its unfinished unrolls are lost: {reason}")
+        lost = "goes on where it was" if self.past else "its unfinished unrolls are lost"
+        self.report(f"actor {i} died and was started anew, {lost}: {reason}")
         self.processes[i] = self._start(i)
         return i
 
@@ -357,8 +374,8 @@ def learner(
         policy = whole(carry.state)
         first = jax.tree.map(lambda x: x[:PROBED, 0], data)
         outputs = jax.vmap(network.apply, (None, 0, None))(policy.params, first.obs, key)
-        log_ratio = agent.head(outputs, policy.knobs).log_prob(first.action) - first.log_prob
-        return first.obs, outputs, policy.knobs, log_ratio
+        log_prob = jax.vmap(lambda output, action: agent.head(output, policy.knobs).log_prob(action))
+        return first.obs, outputs, policy.knobs, log_prob(outputs, first.action) - first.log_prob
 
     def cut(carry: Carry, stream) -> Carry:
         return carry._replace(memory=memory.cut(carry.memory, stream))
@@ -437,12 +454,28 @@ class Tick(NamedTuple):
     episodes: list  # (return, length, member) of training episodes
     spans: tuple  # ((actor, begin, end), (learner begin, end)): when the two worked
     items: Transition | None = None  # the message
+    whole: bool = True  # whether the run can be left here; in lockstep that is between two rounds
+
+
+Pasts = list[list[repeated.Past]]  # of each actor, of each of its environments
+
+
+def begun(spec: Spec, plan: Plan) -> Pasts:
+    """The pasts of actors that have none yet."""
+    return [[repeated.Past()] * spec.lanes for _ in range(plan.actors)]
+
+
+def followed(pasts: list[repeated.Past], items: Transition) -> list[repeated.Past]:
+    """The pasts of an actor's environments after a message."""
+    ended = items.terminated | items.truncated
+    return [past.after(items.action[:, k], ended[:, k], items.next_obs[-1, k]) for k, past in enumerate(pasts)]
 
 
 def train(
     parts: Learner, plan: Plan, spec: Spec, carry: Any, *, steps: int, seed: int,
     report: Callable[[str], None] = lambda text: None, timer: Timer | None = None, fleets: list | None = None,
     turns: Collection[int] = (), between: Callable[[int, Any], Any] = lambda step, carry: carry, losses: bool = False,
+    pasts: Pasts | None = None,
 ) -> Iterator[Tick]:  # fmt: skip
     """Run until `steps` environment steps have been added, yielding after each message; close it to stop early.
 
@@ -454,6 +487,8 @@ def train(
 
     At the steps `turns` the carry becomes what `between` makes of (step, carry), after it was yielded and before
     anything else is done with it: a checkpoint is of before.
+
+    In lockstep `pasts` are where the actors begin, from the beginning if there are none, and are kept up to date.
     """
 
     def shipped() -> list[np.ndarray]:
@@ -474,11 +509,17 @@ def train(
         return
     if step in turns:
         carry = between(step, carry)
-    if step:  # the episodes that were under way when it was saved are lost
+    if step and not plan.lockstep:  # the episodes that were under way when it was saved are lost
         for stream in range(plan.actors):
             carry = parts.cut(carry, stream)
     arrived: set[int] = set()  # actors of which a message was added since the last update
-    fleet = Fleet(spec, plan, (seed, step), shipped(), report)
+    brought: dict[int, Message] = {}  # of the round under way
+    known = begun(spec, plan) if pasts is None else pasts
+
+    def past(i: int) -> Past:
+        return Past(step // plan.round, tuple(known[i]))
+
+    fleet = Fleet(spec, plan, (seed, step), shipped(), report, past if plan.lockstep else None)
     if fleets is not None:
         fleets.append(fleet)
     timer.lap("start")
@@ -490,34 +531,47 @@ def train(
                 yield Tick(step, carry, {}, [], ())
                 continue
             if isinstance(message, int):
-                carry = parts.cut(carry, message)
+                if plan.lockstep:
+                    brought.pop(message, None)  # it fills the same unroll once more
+                else:
+                    carry = parts.cut(carry, message)
                 continue
-            began, metrics = perf_counter(), {}
-            arrived.add(message.actor)
-            learns = step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits)
-            step += plan.unroll * plan.num_envs
-            if learns:
-                arrived.clear()
-                carry, metrics = parts.learn(carry, message.items, message.actor, message.gradient)
-                metrics = {name: np.asarray(x) for name, x in metrics.items()}  # waits for the updates to be done
-                timer.lap("learner")
-                packet = shipped()
-                if step not in turns:
-                    fleet.mailbox.put(packet)
-                    fleet.release()
-                timer.lap("compressor")
-            else:
-                carry = parts.add(carry, message.items, message.actor)
-                timer.lap("transport")
-            spans = ((message.actor, *message.span), (began, perf_counter()))
-            yield Tick(step, carry, metrics, message.episodes, spans, message.items)
-            timer.lap("other")
-            if step in turns and step < steps:
-                carry = between(step, carry)
-                fleet.mailbox.put(shipped())
+            brought[message.actor] = message
+            if plan.lockstep and len(brought) < plan.actors:
+                continue
+            batch = [brought.pop(i) for i in sorted(brought)]
+            for message in batch:
+                began, metrics, whole = perf_counter(), {}, message is batch[-1]
+                arrived.add(message.actor)
+                learns = step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits)
+                step += plan.unroll * plan.num_envs
+                if plan.lockstep:
+                    known[message.actor] = followed(known[message.actor], message.items)
                 if learns:
+                    arrived.clear()
+                    carry, metrics = parts.learn(carry, message.items, message.actor, message.gradient)
+                    metrics = {name: np.asarray(x) for name, x in metrics.items()}  # waits for the updates to be done
+                    timer.lap("learner")
+                else:
+                    carry = parts.add(carry, message.items, message.actor)
+                    timer.lap("transport")
+                if whole and learns:
+                    packet = shipped()
+                    if step not in turns:
+                        fleet.mailbox.put(packet)
+                    timer.lap("compressor")
+                goes_on = whole and (learns or plan.lockstep)
+                if goes_on and step not in turns:
                     fleet.release()
-                timer.lap("compressor")
+                spans = ((message.actor, *message.span), (began, perf_counter()))
+                yield Tick(step, carry, metrics, message.episodes, spans, message.items, whole)
+                timer.lap("other")
+                if whole and step in turns and step < steps:
+                    carry = between(step, carry)
+                    fleet.mailbox.put(shipped())
+                    if goes_on:
+                        fleet.release()
+                    timer.lap("compressor")
     except EngineFailed as error:
         raise Unfit(f"the engine failed: {error}", carry) from error
     finally:
