@@ -29,7 +29,7 @@ from frugalrl.runtime import actor, actors
 from frugalrl.types import Packet, Transition
 
 REPLAY = {"hidden": (16,), "batch_size": 32, "learning_starts": 500}
-ROLLOUTS = {"hidden": (16,), "num_envs": 4, "n_steps": 64}
+ROLLOUTS = {"hidden": (16,), "num_envs": 4, "n_steps": 16}
 LONG = pytest.mark.long
 STEPS = 1500
 RATE = {"learning_rate": "log:1e-4:1e-2"}
@@ -81,8 +81,8 @@ MORE = [
 )
 def test_a_run_in_lockstep_is_the_same_again_stopped_and_resumed(agent, env, more, tmp_path, monkeypatch):
     """Stopped in the middle of episodes and between two evaluations; compared are rows, and all that a run holds."""
-    for name in ("FINAL_EPISODES", "EVAL_EPISODES"):
-        monkeypatch.setattr(training, name, 5)
+    for name, value in {"FINAL_EPISODES": 5, "EVAL_EPISODES": 5, "SAVE_SECONDS": 1e9}.items():
+        monkeypatch.setattr(training, name, value)
     train(agent, env, tmp_path / "whole", **more)
     asked = training.Stop.asked
 
