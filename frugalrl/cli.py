@@ -112,7 +112,7 @@ def parser() -> Parser:
     p.add_argument("--episodes", type=int, default=100, metavar="N", help="of each seed (default 100)")
     p.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: the held-out seeds)")
     p.add_argument("--bits", type=int, metavar="N", help="round its weights to so many bits before, 2 to 32")
-    p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a GIF")
+    p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a .gif or an .mp4")
 
     p = commands.add_parser("export", help="write a policy for another program, and FILE.md, its model card")
     p.add_argument("run", type=Path, metavar="RUN")
@@ -292,7 +292,7 @@ def _finished(result, quiet: bool) -> None:
 def evaluate(a: argparse.Namespace) -> None:
     import numpy as np
 
-    from . import policy
+    from . import policy, video
     from .evaluate import HELD_OUT, episode_cap
     from .statistics import bootstrap
 
@@ -309,8 +309,7 @@ def evaluate(a: argparse.Namespace) -> None:
     obs, actions = catalog.spaces(actor.card.env, options)  # says what to install if the environment is not there
     if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
-    if a.video is not None:
-        _writer_of(a.video)
+    film = None if a.video is None else video.writer(a.video)
     cap = episode_cap(actor.card.env, options)
     if cap is not None:
         print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")
@@ -318,36 +317,18 @@ def evaluate(a: argparse.Namespace) -> None:
         print(f"weights rounded to {a.bits} bits after training")
     means, first = [], HELD_OUT if a.seed is None else a.seed
     for k in range(len(actor.weights)):
-        frames = [] if a.video is not None and k == 0 else None
+        frames = [] if film is not None and k == 0 else None
         played = actor.play(a.episodes, seed=k, first=first, frames=frames)
         means.append(float(np.mean(played.returns)))
         spread = f", standard deviation {np.std(played.returns):.1f}"
         print(f"seed {k}: mean greedy return {means[-1]:.1f} over {a.episodes} episodes{spread}")
-        if frames and a.video is not None:
-            _write_gif(a.video, frames)
+        if frames and film is not None:
+            film(frames)
+            print(f"video: {a.video}")
     interval = bootstrap(means)
     if interval.low is not None:
         spread = f"(95 % interval {interval.low:.1f} to {interval.high:.1f})"
         print(f"IQM over {len(means)} seeds: {interval.point:.1f} {spread}")
-
-
-def _writer_of(path: Path):
-    if path.suffix.lower() != ".gif":
-        raise UsageError(f"--video {path}: write a .gif")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--video {path}: there is no folder {path.parent}")
-    try:
-        from PIL import Image  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError("--video needs Pillow, which is not installed: pip install 'frugalrl[video]'") from None
-    return Image
-
-
-def _write_gif(path: Path, frames: list) -> None:
-    image = _writer_of(path)
-    pictures = [image.fromarray(frame) for frame in frames[::2]]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0)
-    print(f"video: {path}")
 
 
 def export(a: argparse.Namespace) -> None:

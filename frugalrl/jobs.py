@@ -42,6 +42,7 @@ from .levers.precision.numerics import Counts, counts, numerics, stored, watched
 from .levers.precision.scaling import COLLAPSED
 from .monitor import files, words
 from .monitor.machine import free_memory, hardware, versions
+from .monitor.receipt import Saving
 from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, compiled, link
@@ -136,6 +137,21 @@ def precision_of(config: Config, of_seeds: list[Counts]) -> dict[str, Any]:
         return {"precision": {"mode": "fp32", **why}} if why else {}
     each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
     return {"precision": {"mode": config.precision, **why, **dict(zip(Counts._fields, each, strict=True))}}
+
+
+def kept_smaller(config: Config, memory: Callable[[str], Memory]) -> list[Saving]:
+    """What a precision saves of what one run holds, counted from shapes; `memory` makes that of each precision."""
+
+    def held(precision: str) -> tuple[int, int]:
+        _, agent, _, hyper, *_ = records(config._replace(precision=precision))
+        state, contents = jax.eval_shape(lambda: (agent.init(rng.key(0), hyper), memory(precision).init()))
+        return bytes_of(state), bytes_of(contents)
+
+    if config.precision == "fp32":
+        return []
+    names = ("learner of a run: weights, targets, moments", "memory of a run")
+    both = zip(names, held("fp32"), held(config.precision), strict=True)
+    return [Saving(f"--precision {config.precision}", what, "bytes", off, on) for what, off, on in both]
 
 
 def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: actors.Plan) -> actor_learner.Parts:
@@ -256,6 +272,7 @@ def _of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]]
         ways = {name: part["batching"] for name, part in parts.items() if part.get("batching")}
         return {
             **reduce(lambda before, part: added(part, before), parts.values()),
+            "savings": [],  # programs of different shapes have no common amount
             **({"batching": ways} if ways else {}),
             **({"precision": {"mode": config.precision, **lists}} if counted else {}),
         }
@@ -285,7 +302,9 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     agent = aware(agent, config, cadence, per_iteration / updates)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
-    memory = memory_of(recipe, static, card, cadence, config.precision, lanes=static.num_envs, unroll=unroll, streams=1)
+    kept = partial(memory_of, recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
+    memory = kept(config.precision)
+    savings = [] if together else kept_smaller(config, kept)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
     starts, evolves = start_of(group, hyper), population is not None and population.evolves
@@ -389,6 +408,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             "compile_seconds": spent["compile"],
             "first_update_seconds": spent["first_update"],
             "batching": spent["batching"],
+            "savings": [saving._asdict() for saving in savings],
             **precision_of(config, of_runs),
         }
 
@@ -491,9 +511,10 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     # an actor may bring all the steps there are
     spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
     static = sized(static, cadence, config, spare)
-    memory = memory_of(
-        recipe, static, card, cadence, config.precision, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
-    )  # fmt: skip
+    kept = partial(
+        memory_of, recipe, static, card, cadence, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
+    )
+    memory, savings = kept(config.precision), kept_smaller(config, kept)
     tell_memory(report, jax.eval_shape(memory.init))
     compiler = EXACT if config.precision != "fp32" else {}
     ledger = Ledger(agent, card, plan, report, compiler)
@@ -724,7 +745,9 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     def account() -> dict[str, Any]:
         counted = [of_phases[phase.name] for phase in phases if phase.name in of_phases]
         ways = {"batching": next(iter(batching.values()))} if batching else {}
-        return ledger.account() | ways | precision_of(config, counted)
+        spent = ledger.account()
+        spent["savings"] = [*(saving._asdict() for saving in savings), *spent["savings"]]
+        return spent | ways | precision_of(config, counted)
 
     return phases, account
 

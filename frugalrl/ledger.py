@@ -22,11 +22,12 @@ from .levers.compress import calibrate, engines, modes, shrink, students
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .monitor import quality
-from .monitor.receipt import given_up
+from .monitor.receipt import Saving, given_up
+from .networks import Layers, network
 from .policy import Card
 from .runtime import actor, actors
 from .runtime.compiled import seeds_of
-from .types import Agent, Session, Transition, best_policy
+from .types import Agent, Box, Session, Transition, best_policy
 
 FULL = Mode(1.0, "fp32")
 PROBE_SECONDS = 1.0  # at least, between two comparisons of the full and the compressed policy
@@ -100,6 +101,7 @@ class Ledger:
         self.agent, self.card, self.plan, self.report = agent, card, plan, report
         self.compiler = compiler or None  # its options for the Learner's programs
         self.timings: list[Rung] = []
+        self.full: Rung | None = None  # fp32 and the whole network, in its fastest engine
         self.watch: modes.Watch | None = None  # where the mode is `auto`
         self.seed, self.switches = 0, []  # of the phase; what `auto` changed, and why
         self.compressed_returns: list[float] = []  # of each seed, greedy
@@ -107,7 +109,7 @@ class Ledger:
         self.obs: deque = deque()  # of the newest messages, if it will be
         self.fallback: dict[str, Any] | None = None  # what was asked for and given up, and why
         self.timer, self.fleets = actor.Timer(), []
-        self.compile_seconds, self.packet_bytes, self.first_update = 0.0, 0, None
+        self.compile_seconds, self.packet_bytes, self.weight_bytes, self.first_update = 0.0, 0, 0, None
         self.look_after, self.seen, self.sums, self.looks, self.looked = 0.0, {}, {}, 0, False
         self.spent: dict[str, float] = {}  # by the Learner before the newest actors began
         self.members, self.recent = 1, [deque(maxlen=100)]  # those that train side by side; of each, newest returns
@@ -120,11 +122,14 @@ class Ledger:
         """
         failures: list[str] = []
         wanted = self._ladder() if name == "auto" else [modes.mode(name)]
-        measured: list[Rung] = []
-        for width in sorted({mode._replace(format="") for mode in wanted}):
-            formats = [mode.format for mode in wanted if mode._replace(format="") == width]
-            measured += self._measure(width, formats, among, failures)
-        self.timings += measured
+        timed = dict.fromkeys([FULL, *wanted])  # fp32 too, to tell what is saved
+        found: list[Rung] = []
+        for width in sorted({mode._replace(format="") for mode in timed}):
+            formats = [mode.format for mode in timed if mode._replace(format="") == width]
+            found += self._measure(width, formats, among, failures)
+        self.timings += found
+        self.full = next((rung for rung in found if rung.mode == FULL), None)
+        measured = [rung for rung in found if rung.mode in wanted]
         if name not in ("fp32", "auto") and not measured:
             reason = "; ".join(failures)
             self.fallback = {"mode": name, "engine": None, "seed": None, "step": None, "reason": reason}
@@ -161,6 +166,22 @@ class Ledger:
         self.chosen = rung
         speed = f"{rung.microseconds:.1f} us a call of {self.plan.num_envs}"
         self.report(f"actors: {rung.mode.name} on {rung.engine}, {speed}{why}")
+
+    def savings(self) -> list[Saving]:
+        """What the newest actors act with, beside fp32 and the whole network."""
+        saved = []
+        whole, left = (parameters(layers, self.card.obs) for layers in (self.card.layers, self.layers))
+        if left < whole:
+            saved.append(Saving("--prune", "parameters of the policy", "parameters", whole, left))
+        if self.chosen.mode != FULL:
+            lever = f"--actors {self.chosen.mode.name}"
+            if self.weight_bytes:
+                of_all = 4 * left * self.members
+                saved.append(Saving(lever, "weights sent to an actor", "bytes", of_all, self.weight_bytes))
+            if self.full is not None:
+                what = f"a call of the policy ({self.chosen.engine}; fp32 {self.full.engine})"
+                saved.append(Saving(lever, what, "microseconds", self.full.microseconds, self.chosen.microseconds))
+        return saved
 
     def begin(self, seed: int, agent: Agent, members: int = 1) -> None:
         """A seed begins, at the rung where `auto` begins, or goes on with what pruning has left of `agent`.
@@ -260,6 +281,7 @@ class Ledger:
         self.compile_seconds += perf_counter() - start
         packet, _, shared = jax.eval_shape(learner.ship, carry.state)
         self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))
+        self.weight_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(packet.weights))
         made = {who: program for who, program in zip(lowered, done, strict=True)}
         names = ("learn", "add", "ship", "probe")
         return {width: learner._replace(**{name: made[width, name] for name in names}) for width in widths}
@@ -332,6 +354,7 @@ class Ledger:
                 "compressor": own.get("compressor", 0.0) + refresh,
                 "other": sum(times.get(kind, 0.0) for times in (acting, own) for kind in idle),
             },
+            "savings": [saving._asdict() for saving in self.savings()],
             "actors": {
                 "mode": self.chosen.mode.name,
                 "why": self.why,
@@ -354,6 +377,11 @@ class Ledger:
                 "measured": [rung._asdict() | {"mode": rung.mode.name} for rung in self.timings],
             },
         }
+
+
+def parameters(layers: Layers, obs: Box) -> int:
+    """How many numbers a network has."""
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(network(layers, obs).init, rng.key(0))))
 
 
 def seconds_since_start() -> float | None:

@@ -742,7 +742,14 @@ def test_compare_prints_a_table_and_writes_a_page(run, finished, wrong, capfd):
 def test_export_and_video_to_a_folder_that_is_not_there(run, wrong):
     assert "nowhere" in wrong("export", run, "--format", "litert", "--out", run / "nowhere" / "x.tflite")
     assert "nowhere" in wrong("eval", run, "--video", run / "nowhere" / "x.gif")
-    assert "write a .gif" in wrong("eval", run, "--video", run / "x.mp4")
+    assert "write a .gif or an .mp4" in wrong("eval", run, "--video", run / "x.avi")
+
+
+@pytest.mark.parametrize(("name", "module"), [("x.gif", "PIL.Image"), ("x.mp4", "imageio_ffmpeg")])
+def test_a_video_says_what_it_needs(name, module, run, wrong, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert "pip install 'frugalrl[video]'" in wrong("eval", run, "--video", run / name)
+    assert not (run / name).exists()
 
 
 @pytest.mark.parametrize(

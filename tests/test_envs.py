@@ -524,13 +524,16 @@ def test_envs_lists_every_family(capfd, monkeypatch):
     assert len(lines) == sum(env_id.startswith("ALE/") for env_id in EVERY)
 
 
-def test_eval_plays_a_policy_on_pictures_and_says_that_episodes_are_capped(tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("name", ["episode.gif", "episode.mp4"])
+def test_eval_plays_a_policy_on_pictures_and_says_that_episodes_are_capped(name, tmp_path, capfd, monkeypatch):
+    if name.endswith("mp4"):
+        pytest.importorskip("imageio_ffmpeg")
     monkeypatch.setattr(evaluate, "MAX_STEPS", 40)
     env_id, layers = "MinAtar/Freeway-v1", minatar_cnn(3)
     obs, actions = catalog.spaces(env_id)
     card = policy.Card("dqn", env_id, obs, actions, layers, "epsilon_greedy", {"epsilon": 0.0})
     policy.write(tmp_path / "policy", card, [engines.random_weights(layers, obs, np.random.default_rng(0))])
-    video = tmp_path / "episode.gif"
+    video = tmp_path / name
     assert cli.main(["eval", str(tmp_path), "--episodes", "3", "--video", str(video)]) == 0
     first, second, *_ = capfd.readouterr().out.splitlines()
     assert first == f"{env_id} has no time limit: episodes are cut off after 40 steps"

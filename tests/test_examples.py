@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import os
 import subprocess
 import sys
@@ -11,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import frugalrl
 from frugalrl import cli, policy
 from frugalrl.evaluate import on_gymnasium
 from frugalrl.levers.compress.engines import random_weights
 from frugalrl.levers.compress.export import FORMATS
 from frugalrl.networks import mlp
+from frugalrl.training import configure
 from frugalrl.types import Box, Discrete
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 ENVS = {"CartPole-v1": (4, 2, None), "LunarLander-v3": (8, 4, "Box2D")}
 
 
@@ -94,3 +99,32 @@ def test_the_example_in_python_trains_and_keeps_a_policy(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "cartpole-policy" / "policy.json").is_file()
     assert float(ended.stdout.rpartition(" ")[2]) > 300
+
+
+def cells(notebook: Path) -> list[str]:
+    """The code of a notebook, without the first cell, which installs."""
+    found = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in found)
+    first, *others = ("".join(cell["source"]) for cell in found)
+    assert first.startswith("%pip install")
+    return others
+
+
+def test_notebooks_are_python_and_their_calls_of_train_are_right():
+    assert len(NOTEBOOKS) == 2
+    for notebook in NOTEBOOKS:
+        tree = ast.parse("\n".join(cells(notebook)))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        trains = [call for call in calls if ast.unparse(call.func) == "frugalrl.train"]
+        assert trains
+        known = inspect.signature(frugalrl.train).parameters.keys() | inspect.signature(configure).parameters.keys()
+        assert {keyword.arg for call in trains for keyword in call.keywords if keyword.arg} <= known
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPS", "3000")
+    ended = python(tmp_path, "-c", "\n".join(cells(notebook)))
+    assert ended.returncode == 0, ended.stderr
+    assert any((tmp_path / "runs").glob("*/report.html"))

@@ -27,7 +27,7 @@ from frugalrl.monitor.compare import write as write_comparison
 from frugalrl.monitor.dashboards import DASHBOARDS, tensorboard
 from frugalrl.monitor.machine import Cost, Meter, Usage, hardware, usage, versions
 from frugalrl.monitor.progress import _Lines, progress
-from frugalrl.monitor.receipt import read, receipt, show, write
+from frugalrl.monitor.receipt import Saving, read, receipt, show, write
 from frugalrl.monitor.report import load, report
 from frugalrl.monitor.watch import serve, state, watch
 from frugalrl.statistics import Interval, bootstrap, difference, improvement
@@ -525,6 +525,25 @@ def test_a_receipt_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
         write(tmp_path / "receipt.json", {"new": 1})
     assert read(tmp_path / "receipt.json") == {"old": 1}
     assert os.listdir(tmp_path) == ["receipt.json"]
+
+
+def test_what_levers_saved_is_told_in_words_and_in_the_report(tmp_path):
+    found = [
+        Saving("--actors int8", "weights <sent>", "bytes", 40_000, 10_000),
+        Saving("--actors int8", "a call", "microseconds", 5.0, 10.0),
+        Saving("--prune", "parameters", "parameters", 20_000, 5_000),
+    ]
+    stream = io.StringIO()
+    made = example(savings=[one._asdict() for one in found])
+    show(made, stream)
+    text = " ".join(stream.getvalue().split())
+    assert "--actors int8: weights <sent> 10 kB instead of 40 kB (4x); --actors int8: a call 10 us" in text
+    write(fill(tmp_path) / "receipt.json", made)
+    shown = page(tmp_path).text
+    assert "--actors int8 weights <sent> 40 kB 10 kB 4x --actors int8 a call 5 us 10 us 0.5x" in shown
+    assert "--prune parameters 20,000 5,000 4x" in shown
+    write(tmp_path / "receipt.json", example())
+    assert "What each lever saved" not in page(tmp_path).text
 
 
 def test_receipt_in_colour_says_the_same(monkeypatch):

@@ -14,7 +14,7 @@ from frugalrl.statistics import Interval, bootstrap
 from . import page, words
 
 WIDTH, HEIGHT = 720, 320
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 84, 32, 40, 54  # room for the larger letters of a telephone
 POINTS = 120  # most points of a curve: more cannot be told apart at this width
 CROWD = 16  # more lines than this are drawn fainter
 
@@ -104,7 +104,7 @@ def schedule(lines: Sequence[Line], bold: Line | None, name: str, title: str, lo
     description = (
         f"{title} of {len(lines)} members, between {words.number(min(bounds))} and {words.number(max(bounds))}."
     )
-    label = (lambda v: words.number(10.0**v)) if logarithmic else words.short
+    label = (lambda v: _brief(10.0**v)) if logarithmic else _brief
     return _svg(name, title, description, [*_grid(x, y, title, label=label), *marks])
 
 
@@ -158,13 +158,12 @@ def family(
             best = bool(path) and (path[step], path.get(after)) == (source, to)
             text = f"{to} takes over from {source} at step {step:,}"
             marks.append(line((step, step), (source, to), best, "link", text))
-    marks += [_label((LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, "environment steps")]
-    marks += [_label(13, (TOP + bottom) / 2, "member", turned=True)]
+    marks += [_label((LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, "environment steps"), _above("member")]
     alive = len(set(root.values()))
     description = (
         f"{len(members)} members, {len(moves)} times one took over from another; {alive} first ancestors left."
     )
-    return _svg(name, title, description, marks, height=bottom + BOTTOM)
+    return _svg(name, title, description, marks, height=bottom + BOTTOM, kind="chart crowded")
 
 
 def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) -> str:
@@ -185,14 +184,14 @@ def stacked_bar(parts: Sequence[tuple[int, str, float]], name: str, title: str) 
 
 def forest(runs: Sequence[tuple[str, Interval]], name: str, title: str, across: str = "return") -> str:
     """A dot and an interval for each run, one under another; `across` says what x is."""
-    left, row = 230, 30
-    height = TOP + row * len(runs) + BOTTOM
+    left, row = 40, 48
+    height = row * len(runs) + BOTTOM
     bounds = [v for _, i in runs for v in (i.point, i.low, i.high) if v is not None]
     x = _axis(min(bounds), max(bounds), left, WIDTH - RIGHT)
     bottom = height - BOTTOM
     marks = [_x_tick(x, value, bottom) for value in x.ticks]
     for i, (run, interval) in enumerate(runs):
-        marks += _forest_row(run, interval, x, TOP + row * (i + 0.5))
+        marks += _forest_row(run, interval, x, row * i)
     marks.append(_label((left + WIDTH - RIGHT) / 2, height - 6, across))
     description = "; ".join(f"{run}: {words.interval(interval)}" for run, interval in runs)
     return _svg(name, title, description, marks, height=height)
@@ -236,23 +235,21 @@ def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[_Axis, _Axis]:
 
 
 def _grid(
-    x: _Axis, y: _Axis, title: str, across: str = "environment steps", label: Callable[[float], str] = words.short
+    x: _Axis, y: _Axis, title: str, across: str = "environment steps", label: Callable[[float], str] | None = None
 ) -> list[str]:
-    bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
+    bottom = HEIGHT - BOTTOM
     rows = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{label(v)}</text>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{(label or _brief)(v)}</text>'
         for v in y.ticks
     ]
-    labels = [
-        _label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, across),
-        _label(13, middle, title, turned=True),
-    ]
+    labels = [_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, across), _above(title)]
     return [*rows, *(_x_tick(x, v, bottom) for v in x.ticks), *labels]
 
 
-def _forest_row(run: str, interval: Interval, x: _Axis, y: float) -> list[str]:
-    marks = [f'<text class="run" x="{x.start - 14}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(run, 30))}</text>']
+def _forest_row(run: str, interval: Interval, x: _Axis, top: float) -> list[str]:
+    y = top + 36
+    marks = [f'<text class="run" x="0" y="{top + 20}">{escape(_cut(run, 50))}</text>']
     if interval.low is not None and interval.high is not None:
         low, high = x(interval.low), x(interval.high)
         marks.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
@@ -260,15 +257,27 @@ def _forest_row(run: str, interval: Interval, x: _Axis, y: float) -> list[str]:
     return [*marks, f'<circle class="dot" cx="{x(interval.point):.1f}" cy="{y}" r="5"><title>{text}</title></circle>']
 
 
-def _label(x: float, y: float, text: str, turned: bool = False) -> str:
-    place = f'transform="translate({x} {y}) rotate(-90)"' if turned else f'x="{x}" y="{y}"'
-    return f'<text class="label" {place} text-anchor="middle">{escape(text)}</text>'
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text class="label" x="{x}" y="{y}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _brief(value: float) -> str:
+    """A number in few letters: 40k, 0.01, 3.2e-4."""
+    if value == 0 or abs(value) >= 1e-3:
+        return words.short(value)
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def _above(text: str) -> str:
+    """What y is: lying, over the axis, since a telephone shows turned letters too small."""
+    return f'<text class="label" x="0" y="20">{escape(text)}</text>'
 
 
 def _x_tick(x: _Axis, value: float, bottom: float) -> str:
     return (
         f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
-        f'<text class="tick" x="{x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{words.short(value)}</text>'
+        f'<text class="tick" x="{x(value):.1f}" y="{bottom + 20}" text-anchor="middle">{_brief(value)}</text>'
     )
 
 

@@ -11,7 +11,7 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --soft: #5a636e; --rule: #e3e5e1; --code: #f1f2ee;
-  --accent: #1f6feb; --band: rgba(31, 111, 235, .16); --seed: #9fb0c4; --good: #1a7f4b; --warn: #9a5b00;
+  --accent: #1a63d6; --band: rgba(26, 99, 214, .16); --seed: #9fb0c4; --good: #1a7f4b; --warn: #9a5b00;
   --part-0: #2b6cb0; --part-1: #dd8a22; --part-2: #7a5cb8; --part-3: #2a9d77; --part-4: #c8508f; --part-5: #8b949e;
   --part-6: #b5482f; --part-7: #3a9fb8; --part-8: #7d8b1f;
 }
@@ -32,9 +32,10 @@ h2 { font-size: 17px; letter-spacing: -.005em; margin: 36px 0 10px; }
 p { margin: 0 0 10px; } .soft, figcaption, .tile span { color: var(--soft); }
 .mark { font-weight: 600; } .mark.good { color: var(--good); } .mark.warn { color: var(--warn); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0; }
-.tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
+.tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 12px; }
 .tile dt { color: var(--soft); font-size: 13px; } .tile dd { margin: 2px 0 0; }
-.tile b { display: block; font-size: 23px; font-weight: 650; letter-spacing: -.02em; line-height: 1.3; }
+.tile b { display: block; font-size: 21px; font-weight: 650; letter-spacing: -.02em; line-height: 1.4;
+  white-space: nowrap; }
 .tile span { font-size: 13px; } .tile, table, svg { font-variant-numeric: tabular-nums; }
 .notice { border-left: 3px solid var(--warn); padding: 8px 14px; background: var(--card); border-radius: 0 8px 8px 0;
   margin: 16px 0; }
@@ -42,10 +43,11 @@ p { margin: 0 0 10px; } .soft, figcaption, .tile span { color: var(--soft); }
 figure { margin: 0; min-width: 0; padding: 16px; background: var(--card); border: 1px solid var(--rule);
   border-radius: 10px; }
 figure > div { overflow-x: auto; } figcaption { font-size: 13px; margin-top: 8px; }
-svg { display: block; width: 100%; height: auto; } svg.chart { min-width: 520px; }
+svg { display: block; width: 100%; height: auto; } svg.crowded { min-width: 560px; }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--soft); }
-svg .run { fill: var(--ink); font-size: 13px; } svg .grid { stroke: var(--rule); }
+svg .run { fill: var(--ink); font-size: 14px; } svg .grid { stroke: var(--rule); }
 svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; }
+svg polyline, svg line { vector-effect: non-scaling-stroke; }
 svg .seed { stroke: var(--seed); stroke-width: 1; opacity: .75; }
 svg .crowd { opacity: .28; } svg .mean { stroke: var(--accent); stroke-width: 2.5; }
 svg .band { fill: var(--band); } svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
@@ -57,7 +59,7 @@ PARTS
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 12px 0 0; padding: 0;
   font-size: 13px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide + .soft, .stack + .wide { margin-top: 10px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 0 28px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 18px 6px 0; border-bottom: 1px solid var(--rule); }
@@ -71,6 +73,10 @@ a { color: var(--accent); } code, pre { font: 13px/1.6 ui-monospace, SFMono-Regu
 code { background: var(--code); border-radius: 4px; padding: 1px 5px; } pre code { background: none; padding: 0; }
 pre { background: var(--code); border-radius: 10px; padding: 14px 16px; margin: 0; overflow-x: auto; }
 footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
+@media (max-width: 560px) {
+  main { padding: 24px 14px 48px; } figure { padding: 12px; } .names th { width: 7.5em; white-space: normal; }
+  svg.chart:not(.crowded) text { font-size: 20px; } svg.bar { min-height: 24px; }
+}
 @media print {
   :root { color-scheme: light; --ground: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #ccc; --code: #f4f4f4;
     --accent: #1f57b8; --band: #d9e4f7; --seed: #8c9aab; }

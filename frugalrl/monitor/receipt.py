@@ -7,7 +7,7 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from frugalrl.statistics import Interval, bootstrap
 
@@ -155,6 +155,9 @@ def entries(receipt: Mapping[str, Any], price: float | None = None) -> Iterator[
         yield "weights", f"trained for {receipt['qat']} bits in the second half of the updates"
     if receipt.get("precision"):
         yield "precision", _precision(receipt["precision"])
+    saved = [f"{s.lever}: {s.what} {s.shown(s.on)} instead of {s.shown(s.off)} ({s.times})" for s in savings(receipt)]
+    if saved:
+        yield "saved", "; ".join(saved)
     if receipt.get("actors"):
         yield "actors", _actors(receipt["actors"])
     if receipt.get("faults"):
@@ -184,6 +187,30 @@ def time_shares(receipt: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     split = {name: value for name, value in (receipt.get("time_split") or {}).items() if value}
     total = sum(split.values())
     return [(name, value, value / total) for name, value in split.items()] if total > 0 else []
+
+
+class Saving(NamedTuple):
+    """What a lever saved, as the run itself counted or timed it: an amount without the lever, and with it."""
+
+    lever: str  # as it is asked for
+    what: str
+    unit: str  # "bytes", "microseconds" or "parameters"
+    off: float
+    on: float
+
+    def shown(self, amount: float) -> str:
+        if self.unit == "bytes":
+            return words.size(amount)
+        return f"{words.number(amount)} us" if self.unit == "microseconds" else words.number(amount)
+
+    @property
+    def times(self) -> str:
+        return f"{words.number(self.off / self.on)}x" if self.on else words.UNKNOWN
+
+
+def savings(receipt: Mapping[str, Any]) -> list[Saving]:
+    """Those that a receipt tells."""
+    return [Saving(**one) for one in receipt.get("savings") or []]
 
 
 def _returns(per_seed: Sequence[float]) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def page_of(
             _measured(run, "Compressed policy", MEASURES),
             _time_split(run),
             _cost(run, price),
+            _saved(run),
             _actors(run),
             _configuration(run),
             _machine(run),
@@ -238,6 +239,23 @@ def _cost(run: Run, price: float | None) -> str:
     return page.section("Receipt", page.names(receipt.entries(run.receipt, price))) if run.receipt else ""
 
 
+def _saved(run: Run) -> str:
+    saved = receipt.savings(run.receipt)
+    if not saved:
+        return ""
+    rows = [
+        [f'{escape(s.lever)}<div class="soft">{escape(s.what)}</div>', s.shown(s.off), s.shown(s.on), s.times]
+        for s in saved
+    ]
+    note = (
+        '<p class="soft">Bytes and parameters are counted; calls were timed on this machine before training, with the '
+        "fastest engine of each. 1x is nothing saved, less than 1x is lost. What the whole run would have taken "
+        "without a lever is not known: train one without and compare the two.</p>"
+    )
+    table = page.table(("lever", "without it", "with it", "times less"), rows, numbers=range(1, 4))
+    return page.section("What each lever saved", table, note)
+
+
 def _actors(run: Run) -> str:
     actors = run.receipt.get("actors")
     if not actors:
@@ -249,7 +267,9 @@ def _actors(run: Run) -> str:
         "compressed_returns": lambda values: ", ".join(map(words.number, values)) or "none",
         "fallback": receipt.given_up,
         **dict.fromkeys((*receipt.ACTING, "waiting_seconds", "learner_waiting_seconds"), words.seconds),
-        **dict.fromkeys(("refreshes", "kl", "ratio", "ess", "staleness", "staleness_max"), words.number),
+        **dict.fromkeys(
+            ("refreshes", "kl", "ratio", "ess", "agreement", "harm", "staleness", "staleness_max"), words.number
+        ),
     }
     return page.section(
         "Actors",
