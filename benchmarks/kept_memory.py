@@ -71,14 +71,12 @@ def main() -> None:
                     times_faster=rows.spread(ratio), peak_mib=rows.spread([peak for _, peak in each]),
                 )
             )  # fmt: skip
-            last = made[-1]
-            print(
-                f"{case:14} {way:12} {last['ms_per_iteration']['median']:7.1f} ms, "
-                f"{last['times_faster']['median']:.2f} times as fast, {last['peak_mib']['median']:.0f} MiB", flush=True,
-            )  # fmt: skip
-    path = rows.destination(NAME, args)
-    rows.write(path, made)
-    print(rows.said(path, made))
+    rows.finish(NAME, args, made, line)
+
+
+def line(found: rows.Row) -> str:
+    ms, ratio, peak = (found[name]["median"] for name in ("ms_per_iteration", "times_faster", "peak_mib"))
+    return f"{found['case']:14} {found['way']:12} {ms:7.1f} ms, {ratio:.2f} times as fast, {peak:.0f} MiB"
 
 
 if __name__ == "__main__":
