@@ -28,8 +28,9 @@ LOOK = """(() => {
     return [255, 255, 255];
   };
   const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
-  const width = document.documentElement.scrollWidth;
-  if (width > innerWidth) found.push(`the page is ${width} px wide on a screen of ${innerWidth}`);
+  const whole = document.documentElement;  // innerWidth grows with what overflows a telephone
+  if (whole.scrollWidth > whole.clientWidth)
+    found.push(`the page is ${whole.scrollWidth} px wide on a screen of ${whole.clientWidth}`);
   for (const e of document.body.querySelectorAll("*")) {
     const own = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("");
     if (!own || ["title", "desc"].includes(e.tagName)) continue;

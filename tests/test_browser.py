@@ -120,7 +120,7 @@ def test_the_live_page_reads_well_and_asks_for_nothing_else(width, dark, chromiu
 
 FAULTS = {
     "a contrast of": '<p style="color: #999; background: #aaa">pale</p>',
-    "px wide on a screen": '<div style="width: 2000px">wide</div>',
+    "px wide on a screen": '<div style="width: 500px">wide</div>',
     "px small": '<svg viewBox="0 0 2000 9"><title>t</title><circle r="5"/><text y="8">tiny</text></svg>',
     "is empty": '<svg viewBox="0 0 9 9"><title>none</title></svg>',
     "leaves figure": '<svg viewBox="0 0 99 9"><title>t</title><circle r="5"/><text x="95" y="8">beyond</text></svg>',
