@@ -153,8 +153,8 @@ class Ledger:
     def _measure(self, width: Mode, formats: list[str], among: Iterable[str] | None, failures: list[str]) -> list[Rung]:
         layers = narrowed(self.layers, width.share)
         found = engines.measure(
-            layers, self.card.obs, self.plan.num_envs, formats, among, 0.0 if self.plan.lockstep else 0.2,
-            failures.append,
+            layers, self.card.obs, self.plan.num_envs, formats, among,
+            seconds=0.0 if self.plan.lockstep else 0.2, report=failures.append,
         )  # fmt: skip
         best, first = {}, engines.ACTOR_ENGINES.index
         for timing in sorted(found, key=lambda t: -first(t.engine) if self.plan.lockstep else -t.cost):

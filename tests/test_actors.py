@@ -654,7 +654,7 @@ def test_the_receipt_tells_what_the_actors_did(tmp_path, monkeypatch):
     specs, late = [], []
     monkeypatch.setattr(actors, "Fleet", lambda spec, *rest: specs.append(spec) or fleet(spec, *rest))
     monkeypatch.setattr(
-        ledger.Ledger, "look", lambda self, parts, tick: late.append(tick.metrics) or look(self, parts, tick)
+        ledger.Ledger, "look", lambda self, parts, tick, due: late.append(tick.metrics) or look(self, parts, tick, due)
     )
     words = ["train", "dqn", "fake_env:Walk-v0", *WORDS, "--actors", "int8", "--pull-period", "8", "--quiet"]
     assert cli.main([*words, "--out", str(out)]) == 0
