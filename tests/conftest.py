@@ -64,6 +64,7 @@ LONG = {
     "test_rainbow.py::test_what_acts_is_a_plain_chain_that_gives_the_values[iqn]",
     "test_brax.py::test_an_episode_is_truncated_after_1000_steps_or_as_many_as_asked_for_and_not_terminated[None-1000]",
     "test_joint.py::test_a_resumed_population_is_the_one_that_was_not_stopped[cem]",
+    "test_lockstep.py::test_a_run_in_lockstep_is_the_same_again_stopped_and_resumed[ppo-InvertedPendulum-v5-{}]",
 }
 
 
