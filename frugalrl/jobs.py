@@ -577,7 +577,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             share = left(restore.step if restore else 0)
             begin = beginning(share)
             ledger.begin(seed, pruned(share), len(runs))
-            pasts: actors.Pasts = [[repeated.Past()] * max(members, 1) * plan.num_envs for _ in range(plan.actors)]
+            pasts = actors.begun(plan, max(members, 1) * plan.num_envs)
             if restore is None:
                 carry = begin(start)
             elif plan.lockstep:
@@ -649,11 +649,12 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                             if watch is not None:
                                 scores = partial(fitness, agent)
                                 metrics |= watch.metrics(scores, tick.step, lambda carry=carry: _joined(carry.state))
+                            seen = (list(pasts), ledger.kept()) if plan.lockstep else None  # both go on changing
                             yield Moment(
                                 min(tick.step, config.steps),
                                 metrics,
                                 partial(evaluate, agent, parts, carry, tick.step >= config.steps),
-                                partial(snapshot, agent, carry, list(pasts), ledger.kept()),
+                                partial(snapshot, agent, carry, seen),
                                 partial(weights_of, agent, carry.state),
                                 partial(_structures, agent, carry.state),
                             )
@@ -664,11 +665,11 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             except EngineFailed as error:  # in this process: the Monitor's
                 raise actors.Unfit(f"the engine failed: {error}", carry) from error
 
-        def snapshot(agent: Agent, carry: Any, pasts: actors.Pasts, seen: dict[str, Any]) -> list:
+        def snapshot(agent: Agent, carry: Any, seen: tuple[actors.Pasts, dict[str, Any]] | None) -> list:
             tree = fitted(agent, _joined(carry), asked)
-            if not plan.lockstep:
+            if seen is None:
                 return [tree]
-            told = {"pasts": [[repeated.saved(past) for past in lanes] for lanes in pasts], "ledger": seen}
+            told = {"pasts": [[repeated.saved(past) for past in lanes] for lanes in seen[0]], "ledger": seen[1]}
             return [(tree, np.frombuffer(json.dumps(told).encode(), np.uint8))]
 
         def together(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:

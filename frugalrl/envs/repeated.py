@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-TRIAL = 64  # steps for which `check` compares
+TRIAL = 64  # steps that `repeats` compares
 
 
 class Past(NamedTuple):

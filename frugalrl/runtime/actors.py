@@ -460,9 +460,9 @@ class Tick(NamedTuple):
 Pasts = list[list[repeated.Past]]  # of each actor, of each of its environments
 
 
-def begun(spec: Spec, plan: Plan) -> Pasts:
-    """The pasts of actors that have none yet."""
-    return [[repeated.Past()] * spec.lanes for _ in range(plan.actors)]
+def begun(plan: Plan, lanes: int) -> Pasts:
+    """The pasts of actors of `lanes` environments that have none yet."""
+    return [[repeated.Past()] * lanes for _ in range(plan.actors)]
 
 
 def followed(pasts: list[repeated.Past], items: Transition) -> list[repeated.Past]:
@@ -514,7 +514,7 @@ def train(
             carry = parts.cut(carry, stream)
     arrived: set[int] = set()  # actors of which a message was added since the last update
     brought: dict[int, Message] = {}  # of the round under way
-    known = begun(spec, plan) if pasts is None else pasts
+    known = begun(plan, spec.lanes) if pasts is None else pasts
 
     def past(i: int) -> Past:
         return Past(step // plan.round, tuple(known[i]))
