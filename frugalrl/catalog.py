@@ -233,6 +233,7 @@ class Family(NamedTuple):
     extra: str  # of the package; "" for the base install
     module: str  # whose import shows that the extra is there
     ids: tuple[str, ...]  # those to show; what else it has can be asked for all the same
+    mixed: bool = False  # some have discrete actions and some continuous ones, or some are vectors and some pictures
 
 
 _MUJOCO = (
@@ -252,8 +253,13 @@ PLANET = ("ball_in_cup-catch", "cartpole-swingup", "cheetah-run", "finger-spin",
 # of the ten names and four backends: to describe one takes seconds
 _BRAX = ("ant", "halfcheetah", "hopper", "inverted_pendulum", "inverted_pendulum-spring", "reacher")
 FAMILIES = (
-    Family("", "gymnasium", ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")),
-    Family("box2d", "Box2D", ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3")),
+    Family(
+        "",
+        "gymnasium",
+        ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
+        True,
+    ),
+    Family("box2d", "Box2D", ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3", "CarRacing-v3"), True),
     Family("mujoco", "mujoco", tuple(f"{name}-v5" for name in _MUJOCO)),
     Family("minatar", "minatar", tuple(f"MinAtar/{name}-{v}" for name in GAMES for v in ("v1", "v0"))),
     Family("atari", "ale_py", tuple(f"ALE/{name}-v5" for name in _ATARI)),

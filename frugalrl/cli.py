@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -441,16 +442,17 @@ def agents(a: argparse.Namespace) -> None:
 def envs(a: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
+    @cache
+    def able(env_id: str) -> str:
+        try:
+            return ", ".join(catalog.able(*catalog.spaces(env_id)))
+        except UsageError as error:  # there is nothing that draws, say
+            return str(error)
+
     for family in catalog.FAMILIES:
-        there = find_spec(family.module) is not None
-        for env_id in family.ids:
-            if not there:
-                note = f"not installed: pip install 'frugalrl[{family.extra}]'"
-            else:
-                try:
-                    note = ", ".join(catalog.able(*catalog.spaces(env_id)))
-                except UsageError as error:  # there is nothing that draws, say
-                    note = str(error)
+        missing = "" if find_spec(family.module) else f"not installed: pip install 'frugalrl[{family.extra}]'"
+        for env_id in family.ids:  # to make each of them would take half a minute
+            note = missing or able(env_id if family.mixed else family.ids[0])
             print(f"{env_id:38} {'compiled, actors' if catalog.has_twin(env_id) else 'actors':18}   {note}")
     options = " ".join(f"{name}={value}" for name, value in EnvOptions._field_defaults.items() if name != "kwargs")
     print(f"--env-option {options} kwargs.NAME=VALUE")

@@ -351,6 +351,9 @@ def test_envs_says_which_agents_can_train(capfd, monkeypatch):
             with suppress(training.UsageError):
                 able.append(training.configure(agent, env_id).agent)
         assert line.endswith(", ".join(able) or "no agent yet takes its continuous actions")
+    for family in catalog.FAMILIES:  # of which one tells of all, unless it is said to be mixed
+        able = {catalog.able(*catalog.spaces(env_id)) for env_id in family.ids}
+        assert (len(able) > 1) == family.mixed, family
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "Box2D" else name)
     assert cli.main(["envs"]) == 0
     assert "pip install 'frugalrl[box2d]'" in capfd.readouterr().out
