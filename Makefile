@@ -11,7 +11,7 @@ demo: .venv/has-demo
 install: .venv/has-install
 test: .venv/has-dev
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
-test-long: .venv/has-dev
+test-long: .venv/has-long
 	$(BIN)/pytest -m long
 check: .venv/has-dev
 	$(BIN)/ruff check .
@@ -33,6 +33,7 @@ gpu: .venv/has-gpu
 EXTRAS_demo := box2d
 EXTRAS_install := box2d,mujoco,minatar,atari,dmc,engines
 EXTRAS_dev := dev
+EXTRAS_long := dev,ray
 EXTRAS_docs := docs
 EXTRAS_gpu := dev,cuda
 .venv/has-%: pyproject.toml requirements.lock

@@ -99,7 +99,7 @@ def ours(mode: str, period: int | None, steps: int, seconds: float) -> dict[str,
         version = 0
         while not ended.wait(PUBLISH):
             version += 1
-            fleet.mailbox.put(packet(version))
+            fleet.wire.put(packet(version))
 
     publisher = threading.Thread(target=publish, daemon=True)
     publisher.start()

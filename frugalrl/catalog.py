@@ -269,10 +269,6 @@ FAMILIES = (
 )
 STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  # modules of `studies`
 
-# promised by the design, not there yet
-LATER = ("ray",)
-LATER_OPTIONS = ("--ray-address",)
-
 
 def nearest(word: str, known, kind: str) -> str:
     """The end of an error line: the nearest right spelling, else what there is."""

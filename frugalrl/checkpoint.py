@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -164,13 +164,14 @@ def newest(folder: Path, report: Callable[[str], None]) -> int | None:
     return None
 
 
-def restore(folder: Path, step: int, like: Any) -> Any:
-    """Read a checkpoint into the structure of `like`, whose leaves have shapes and dtypes, or are TEXT.
+def restore(folder: Path, step: int, like: Any = None) -> Any:
+    """Read a checkpoint into the structure of `like`, whose leaves have shapes and dtypes, or are TEXT; without it,
+    into the list of NumPy arrays that the checkpoint says it has.
 
     Raises BadFile if it is damaged or does not fit.
     """
     manifest = _manifest(folder, step)
-    expected = _described(like)
+    expected = manifest.arrays if like is None else _described(like)
     for has, wants in zip(manifest.arrays, expected, strict=False):
         match has:
             case [_, "uint8", [int(length)]] if wants[2] == [-1] and 0 <= length <= len(manifest.blocks) * BLOCK:
@@ -182,10 +183,8 @@ def restore(folder: Path, step: int, like: Any) -> Any:
             f"{_named(folder, step)} is of another run (it has {has}, expected {wants}); "
             f"put config.json back as it was, or {_again(folder)}"
         )
-    arrays = [np.empty(shape, jnp.dtype(dtype)) for _, dtype, shape in expected]
-    names = iter(manifest.blocks)
-    for pieces in _blocks(map(_bytes, arrays)):
-        name = next(names, "")
+
+    def read(name: str, pieces: list[memoryview]) -> None:
         try:
             with open(folder / "blocks" / name, "rb") as file:
                 for piece in pieces:
@@ -194,7 +193,60 @@ def restore(folder: Path, step: int, like: Any) -> Any:
             raise _lost(folder, step, name, error.strerror) from None
         if _digest(pieces) != name:
             raise _lost(folder, step, name, "not what was written")
-    arrays.reverse()
+
+    arrays = _filled(expected, manifest.blocks, read)
+    return arrays if like is None else _as(like, arrays)
+
+
+class Packed(NamedTuple):
+    """A checkpoint that is sent instead of written."""
+
+    arrays: list  # [name, dtype, shape] of each, in order
+    blocks: list[str]  # SHA-256 of each, in order
+    new: dict[str, bytes]  # of these blocks those that the receiver does not have
+
+
+def packed(tree: Any, known: Container[str] = ()) -> Packed:
+    """The checkpoint of a tree, for one who has the blocks `known`."""
+    made = Packed(_described(tree), [], {})
+    for pieces in _blocks(_bytes(_host(x)) for x in jax.tree.leaves(tree)):
+        made.blocks.append(_digest(pieces))
+        if made.blocks[-1] not in known:
+            made.new[made.blocks[-1]] = b"".join(pieces)
+    return made
+
+
+def unpacked(sent: Packed, blocks: Mapping[str, bytes], like: Any = None) -> Any:
+    """What was packed, as `restore` gives it; `blocks` has all that it is made of.
+
+    Raises BadFile if a block is not what its name says, or the checkpoint does not fit.
+    """
+
+    def read(name: str, pieces: list[memoryview]) -> None:
+        rest = memoryview(blocks.get(name, b""))
+        if len(rest) == sum(map(len, pieces)):
+            for piece in pieces:
+                piece[:], rest = rest[: len(piece)], rest[len(piece) :]
+        if _digest(pieces) != name:
+            raise BadFile(f"a checkpoint was damaged on its way (block {name[:12]})")
+
+    if like is not None and sent.arrays != _described(like):
+        raise BadFile("a checkpoint that was sent is of another run")
+    arrays = _filled(sent.arrays, sent.blocks, read)
+    return arrays if like is None else _as(like, arrays)
+
+
+def _filled(expected: list, blocks: list[str], read: Callable[[str, list[memoryview]], None]) -> list[np.ndarray]:
+    """The arrays of a checkpoint; `read` is given the name of each block and where its bytes go."""
+    arrays = [np.empty(shape, jnp.dtype(dtype)) for _, dtype, shape in expected]
+    names = iter(blocks)
+    for pieces in _blocks(map(_bytes, arrays)):
+        read(next(names, ""), pieces)
+    return arrays
+
+
+def _as(like: Any, arrays: list[np.ndarray]) -> Any:
+    arrays = arrays[::-1]
 
     def back(old: Any) -> Any:
         x = jnp.asarray(arrays.pop())

@@ -36,8 +36,6 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         found, rest = self.parse_known_args(args, namespace)
         for word in rest:
-            if word.partition("=")[0] in catalog.LATER_OPTIONS:
-                raise UsageError(f"{word.partition('=')[0]} is not there yet")
             if word.startswith("-"):
                 known = [o for action in self._every_action(found) for o in action.option_strings]
                 raise UsageError(f"unknown option {word}: {catalog.nearest(word, known, 'options are')}")
@@ -81,6 +79,11 @@ def parser() -> Parser:
         metavar="WHAT",
         help="what is taken over: everything or policy (default everything)",
     )
+
+    p.add_argument(
+        "--selection", default="truncation", metavar="HOW",
+        help="truncation, or tournament: each may load from a leaderboard of the best so far, with --runtime ray",
+    )  # fmt: skip
 
     p = commands.add_parser("cem", help="CEM-RL: members drawn around a mean; half of them follow a shared critic")
     _training(p)
@@ -168,7 +171,8 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--steps", type=int, help="environment steps of each seed (default: what this pair needs to learn)")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default 1)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
-    p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled or actors (default auto)")
+    p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled, actors or ray (default auto)")
+    p.add_argument("--ray-address", metavar="A", help="of a Ray cluster, host:port (default: this machine is one)")
     p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
     p.add_argument(
         "--env-option", nargs="+", default=[], action="extend", metavar="NAME=VALUE",
@@ -241,14 +245,14 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
         actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period,
         lockstep=a.lockstep, correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet,
-        budget=a.budget, evaluations=a.evaluations, population=population,
+        budget=a.budget, evaluations=a.evaluations, population=population, ray_address=a.ray_address,
     )  # fmt: skip
     _finished(result, a.quiet)
 
 
 def pbt(a: argparse.Namespace) -> None:
     search = _pairs(a.search, "--search", "learning_rate=log:1e-5:1e-2")
-    own = {name: getattr(a, name) for name in ("members", "ready", "truncation", "explore", "copy")}
+    own = {name: getattr(a, name) for name in ("members", "ready", "truncation", "explore", "copy", "selection")}
     train(a, {"kind": "pbt", "search": search, **own})
 
 

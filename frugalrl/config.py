@@ -27,7 +27,7 @@ from .networks import Dense
 from .types import Agent, Cadence, Discrete, Recipe
 
 FORMAT = 1  # of config.json
-RUNTIMES = ("auto", "compiled", "actors")
+RUNTIMES = ("auto", "compiled", "actors", "ray")
 MODES = (*modes.NAMES, "auto")
 # for what an agent has: state values, action values along a rollout, or a weight for each of its samples
 CORRECTORS = {
@@ -75,6 +75,22 @@ class Config(NamedTuple):
     evaluations: int = EVALUATIONS  # on the way, evenly spaced; the last is the final one
     population: Population | None = None  # members of each seed, with hyper-parameters of their own
     lockstep: bool = False  # actors and Learner take turns: the same seed gives the same rows
+    ray_address: str | None = None  # of a Ray cluster; None: this machine is one
+
+    @property
+    def spreads_actors(self) -> bool:
+        """Whether it is a single run, of which a Ray cluster has the actors; of several it has the runs."""
+        return self.runtime == "ray" and self.runs == 1 and self.population is None
+
+    @property
+    def within(self) -> str:
+        """The runtime that each of its runs trains in, on whichever node."""
+        if self.runtime != "ray":
+            return self.runtime
+        if self.spreads_actors:
+            return "actors"
+        plain = self.actors == "fp32" and self.prune is None and self.pull_period is None and not self.lockstep
+        return "compiled" if plain and catalog.has_twin(self.env, self.env_options) else "actors"
 
     @property
     def members(self) -> int:
@@ -119,6 +135,7 @@ def configure(
     evaluations: int = EVALUATIONS,
     population: Mapping[str, Any] | None = None,
     lockstep: bool = False,
+    ray_address: str | None = None,
 ) -> Config:
     """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
     for name, value in (("agent", agent), ("environment", env)):
@@ -129,16 +146,15 @@ def configure(
     chosen = catalog.parse_hyper(agent, defaults | dict(hyper or {}))
     options = catalog.parse_env_options(env_options or {}) or None
     steps = default_steps if steps is None else steps
-    if runtime == "auto":
-        plain = actors == "fp32" and prune is None and pull_period is None and not lockstep
-        runtime = "compiled" if catalog.has_twin(env, options) and plain else "actors"
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
     steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
-        tuple(prune_at), pull_period, qat, evaluations=evaluations, lockstep=lockstep,
+        tuple(prune_at), pull_period, qat, evaluations=evaluations, lockstep=lockstep, ray_address=ray_address,
     )  # fmt: skip
+    if runtime == "auto":
+        config = config._replace(runtime=config._replace(runtime="ray", seeds=2).within)
     if precision == "auto":
         config = _with_precision(config)
     if population is not None:
@@ -169,6 +185,7 @@ def _population(
     truncation: float = 0.25,
     explore: str = "perturb",
     copy: str = "everything",
+    selection: str = "truncation",
     variance: float = Population._field_defaults["variance"],
     novelty: str | float = Population._field_defaults["novelty"],
 ) -> Population:
@@ -194,8 +211,9 @@ def _population(
     else:
         ready = max(1, config.steps // 20) if kind == "pbt" else 0
     return Population(
-        kind, _whole("--members", members), written, ready, truncation, explore, copy, variance, str(novelty)
-    )
+        kind, _whole("--members", members), written, ready, truncation, explore, copy, selection, variance,
+        str(novelty),
+    )  # fmt: skip
 
 
 def _with_precision(config: Config) -> Config:
@@ -222,6 +240,8 @@ def check(config: Config) -> None:
     if config.log != "none" and find_spec(dashboards.MODULES[config.log]) is None:
         how = dashboards.INSTALL[config.log]
         raise UsageError(f"--log {config.log} needs a package that is not installed: {how}")
+    _check_ray(config)
+    config = config._replace(runtime=config.within, ray_address=None)
     _check_counts(config)
     _check_actors(config, recipe)
     _check_qat(config)
@@ -249,8 +269,6 @@ def _whole(option: str, value: Any) -> int:
 def _among(option: str, value: str, known: tuple[str, ...]) -> None:
     if value in known:
         return
-    if value in catalog.LATER:
-        raise UsageError(f"{option} {value} is not there yet; today: {', '.join(known)}")
     raise UsageError(f"{option} {value!r} does not exist: {catalog.nearest(str(value), known, 'there are')}")
 
 
@@ -433,6 +451,17 @@ def _acts_as_learned(agent: Agent, hyper: Any) -> bool:
     return acts_as_learned(agent, hyper)
 
 
+def _check_ray(config: Config) -> None:
+    if config.runtime != "ray" and config.ray_address is not None:
+        raise UsageError(f"--ray-address {config.ray_address} needs --runtime ray")
+    if config.runtime == "ray" and config.lockstep:
+        raise UsageError("--lockstep is for actors of this machine: use --runtime actors, or leave it out")
+    if config.runtime == "ray" and find_spec("ray") is None:
+        raise UsageError("--runtime ray needs a package that is not installed: pip install 'frugalrl[ray]'")
+    if config.runtime != "ray" and config.population is not None and config.population.selection == "tournament":
+        raise UsageError("--selection tournament needs --runtime ray, which keeps the checkpoints of its leaderboard")
+
+
 def _check_runtime(config: Config) -> None:
     if config.runtime == "compiled" and config.actors != "fp32":
         raise UsageError(f"--actors {config.actors} needs actor processes: use --runtime actors, or leave it out")
@@ -572,6 +601,7 @@ def _check_evolution(population: Population, recipe: Recipe, found: Mapping[str,
     for option, value, known in (
         ("--explore", population.explore, searches.EXPLORE),
         ("--copy", population.copy, searches.COPY),
+        ("--selection", population.selection, searches.SELECTION),
     ):
         _among(option, value, known)
     if not 1 <= _whole("--ready", population.ready) <= MOST:

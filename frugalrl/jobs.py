@@ -32,7 +32,7 @@ from .levers.compress.aware import DELAY, quantisation_aware
 from .levers.compress.modes import Mode, Rung
 from .levers.compress.prune import narrowed
 from .levers.correct import ACTION_VALUES, STATE_VALUES, corrected, truncated
-from .levers.population import search
+from .levers.population import evolution, search
 from .levers.population.cem import cem
 from .levers.population.dvd import dvd
 from .levers.population.joint import Rule, joint
@@ -45,8 +45,8 @@ from .monitor.machine import free_memory, hardware, versions
 from .monitor.receipt import Saving
 from .networks import Layers
 from .policy import Card
-from .runtime import actor, actor_learner, actors, compiled, link
-from .training import EVAL_EPISODES, REPORTS, Config, Job, Moment, Phase, Restore, added, milestones
+from .runtime import actor, actor_learner, actors, cluster, compiled, link
+from .training import EVAL_EPISODES, REPORTS, Config, Heirs, Job, Moment, Phase, Restore, added, milestones
 from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
@@ -204,6 +204,7 @@ class Group(NamedTuple):
     runs: list[int]
     config: Config  # with their Static
     hypers: list[dict[str, Any]]  # of each run, what differs from it
+    alone: bool = False  # its run trains apart from the other members: who takes over is decided elsewhere
 
 
 def groups(config: Config) -> list[Group]:
@@ -224,6 +225,19 @@ def groups(config: Config) -> list[Group]:
         return Group(name, runs, config._replace(hyper=config.hyper | dict(shape)), hypers)
 
     return [group(number, shape, runs) for number, (shape, runs) in enumerate(together.items())]
+
+
+def alone(config: Config, run: int, report: Callable[[str], None]) -> tuple[Phase, Callable[[], dict[str, Any]]]:
+    """The phase of one run that trains apart from the others of its group, and what it has cost so far; JAX is set up.
+
+    The carry of its phase has an axis of runs, of length 1, in `compiled`, and none in `actors`.
+    """
+    group = next(group for group in groups(config) if run in group.runs)
+    one = group._replace(runs=[run], hypers=[group.hypers[group.runs.index(run)]], alone=True)
+    if config.within == "compiled":
+        return _compiled_group(one, report)
+    phases, account = _actors_group(one, report)
+    return phases[0], account
 
 
 class Start(NamedTuple):
@@ -257,10 +271,10 @@ def compiled_job(config: Config, report: Callable[[str], None]) -> Job:
     set_up_jax()
     told(config, report)
     made = [_compiled_group(group, report) for group in groups(config)]
-    return Job([phase for phase, _ in made], _of_groups(config, {phase.name: account for phase, account in made}))
+    return Job([phase for phase, _ in made], of_groups(config, {phase.name: account for phase, account in made}))
 
 
-def _of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]]) -> Callable[[], dict[str, Any]]:
+def of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]]) -> Callable[[], dict[str, Any]]:
     """The account of a run from those of its groups, by their names."""
 
     def account() -> dict[str, Any]:
@@ -333,6 +347,11 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         fits(config, shapes, count)
     tell_memory(report, shapes)
     due = [step for step in looks(config) if step > step_of(0) or step == config.steps or not apart]
+    turns = [step for step in due if population and evolves and step % population.ready == 0]
+    sever = lambda contents: memory.cut(contents, 0)
+    heirs = None
+    if population and evolves:
+        heirs = Heirs(turns, evolution.successor(acting, type(hyper), population.copy, sever))
 
     def moments(restore: Restore | None) -> Iterator[Moment]:
         start = perf_counter()
@@ -367,13 +386,10 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, iteration_at(config.steps))
         marks = {iteration_at(step) for step in (*milestones(config.steps, REPORTS), *due)}
-        ready = population.ready if population and evolves else config.steps
-        turns = {max(1, iteration_at(step)) for step in due if step % ready == 0}
-        looked = {max(1, iteration_at(step)) for step in due}
         watch = None
         if apart:
-            sever = lambda contents: memory.cut(contents, 0)
-            watch = Watch(config, count, acting, type(hyper), looked, turns, sever)
+            looked, turning = ({step_of(max(1, iteration_at(step))) for step in steps} for steps in (due, turns))
+            watch = Watch(config, count, acting, type(hyper), looked, set() if group.alone else turning, sever)
 
         def fitness(state: Callable[[], Any]) -> np.ndarray:
             played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
@@ -382,7 +398,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
         # over its last segment: a resumed run must have the same ones.
         segments = sorted({1, iterations, *(mark for mark in marks if 0 < mark < iterations)})
-        between = partial(watch.succession, fitness) if watch and evolves else None
+        between = (lambda i, state: watch.succession(fitness, step_of(i), state)) if watch and evolves else None
         ticks = compiled.train(programs, way, carry, segments, between)
         del carry
         for tick in ticks:
@@ -395,7 +411,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             yield Moment(
                 min(step_of(tick.iteration), config.steps),
                 {name: np.asarray(x) for name, x in tick.metrics.items()}
-                | (watch.metrics(fitness, tick.iteration, tick.state) if watch else {}),
+                | (watch.metrics(fitness, step_of(tick.iteration), tick.state) if watch else {}),
                 partial(_evaluate_on_twin, evaluator, state),
                 lambda tick=tick: tick.parts,
                 partial(_weights_per_run, agent, state, count),
@@ -412,7 +428,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             **precision_of(config, of_runs),
         }
 
-    return Phase(group.name, group.runs, moments, card, due), account
+    return Phase(group.name, group.runs, moments, card, due, heirs), account
 
 
 def looks(config: Config) -> list[int]:
@@ -496,7 +512,7 @@ def actors_job(config: Config, report: Callable[[str], None]) -> Job:
         repeatable(config)
     made = [(group.name, *_actors_group(group, report)) for group in groups(config)]
     phases = [phase for _, phases, _ in made for phase in phases]
-    return Job(phases, _of_groups(config, {name: account for name, _, account in made}), shrink.of_one_shape)
+    return Job(phases, of_groups(config, {name: account for name, _, account in made}), shrink.of_one_shape)
 
 
 def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Phase], Callable[[], dict[str, Any]]]:
@@ -562,9 +578,13 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         members = len(runs) if len(runs) > 1 else 0  # a run that is alone has no axis of members
         seed = config.who(runs[0])[0]
         start = jax.tree.map(lambda x: x[those] if members else x[those.start], starts)
-        watch = None
+        watch = heirs = None
         if population is not None:
-            watch = Watch(config, len(runs), agent, type(hyper), looked, turns, partial(_severed, memory, plan))
+            sever, taken = partial(_severed, memory, plan), set() if group.alone else turns
+            watch = Watch(config, len(runs), agent, type(hyper), looked, taken, sever)
+            if population.evolves:
+                told = sorted({min(step, config.steps) for step in turns})
+                heirs = Heirs(told, watch.become)
 
         def beginning(share: float) -> Callable[[Start], Any]:
             init = learner(pruned(share), asked, 0).init
@@ -627,8 +647,9 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                     ticks = actors.train(
                         parts, plan, spec, carry, steps=config.steps, seed=seed,
                         report=report, timer=ledger.timer, fleets=ledger.fleets,
-                        turns=turns, between=succession,
+                        turns=set() if group.alone else turns, between=succession,
                         losses=population is not None and (members > 0 or mode == FULL),
+                        wired=cluster.wire if config.spreads_actors else None,
                         pasts=pasts,
                     )  # fmt: skip
                     with closing(cast(Generator, ticks)):
@@ -722,7 +743,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                     ledger.compressed_returns.append(float(np.mean(ended.returns)))
             return played(agent, weights_of(agent, carry.state), episodes, HELD_OUT)
 
-        return Phase(name, runs, moments, card, due)
+        return Phase(name, runs, moments, card, due, heirs)
 
     def played(agent: Agent, weights: list, episodes: int, seed: int) -> Episodes:
         """Greedy episodes of each policy, [policies, episodes]; a policy that is not finite has none worth a number."""

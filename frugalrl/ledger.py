@@ -343,6 +343,7 @@ class Ledger:
                 acting[kind] = acting.get(kind, 0.0) + seconds
         own, refresh = self.timer.seconds, sum(acting.get(kind, 0.0) for kind in actor.REFRESH)
         idle = ("waiting", "start", "other")
+        away = sum(fleet.cpu_seconds for fleet in self.fleets)
         return {
             "compile_seconds": self.compile_seconds,
             "first_update_seconds": self.first_update,
@@ -376,6 +377,7 @@ class Ledger:
                 "compressed_returns": self.compressed_returns,
                 "measured": [rung._asdict() | {"mode": rung.mode.name} for rung in self.timings],
             },
+            **({"cluster": {"cpu_seconds": away}} if away else {}),
         }
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -63,6 +63,15 @@ class Phase(NamedTuple):
     moments: Callable[[Restore | None], Iterator[Moment]]  # from a checkpoint, or None for the beginning
     card: Card
     due: list[int]  # steps after which to evaluate
+    heirs: Heirs | None = None
+
+
+class Heirs(NamedTuple):
+    """How members take over from others in a population that evolves."""
+
+    steps: list[int]  # after which they may
+    # (carry, that of the member it takes over from, hyper-parameters) -> carry; without an axis of runs
+    become: Callable[[Any, Any, Mapping[str, Any]], Any]
 
 
 class Moment(NamedTuple):
@@ -84,6 +93,7 @@ class Job(NamedTuple):
     account: Callable[[], dict[str, Any]]  # compile_seconds, time_split, actors, and other receipt entries, so far
     # (layers, weights of each seed) -> the same: what they have become, of one shape for all
     alike: Callable[[tuple, list], tuple[tuple, list]] = lambda layers, weights: (layers, weights)
+    close: Callable[[], None] = lambda: None  # when nothing trains any more
 
 
 class Result(NamedTuple):
@@ -174,10 +184,10 @@ def train(
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
-    prune, prune_at, qat, pull_period, lockstep, correct, precision, evaluations, log. `out` is the run folder; without
-    it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call, before anything is
-    written; Stopped when interrupted, after saving; and RunFailed when an environment or the machine gives up, after
-    saving.
+    prune, prune_at, qat, pull_period, lockstep, correct, precision, evaluations, log, ray_address. `out` is the run
+    folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call,
+    before anything is written; Stopped when interrupted, after saving; and RunFailed when an environment or the machine
+    gives up, after saving.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)
@@ -212,8 +222,8 @@ def pbt(agent: str, env: str, members: int, search: Mapping[str, Any], **options
     """Population-based training: `members` train side by side, and the worst take over from the best.
 
     `search` maps names of hyper-parameters to "log:LOW:HIGH", "uniform:LOW:HIGH" or a list of values. Options are those
-    of `train`, and of PBT: ready (environment steps between selections), truncation, explore, copy. The Result is that
-    of the best member of each seed; each seed has a population of its own.
+    of `train`, and of PBT: ready (environment steps between selections), truncation, explore, copy, selection. The
+    Result is that of the best member of each seed; each seed has a population of its own.
     """
     return _population("pbt", agent, env, members, search, options)
 
@@ -247,8 +257,10 @@ def dvd(agent: str, env: str, members: int, **options: Any) -> Result:
 
 # of each kind of population, beside its members and what is searched
 OPTIONS = {
-    "pbt": ("ready", "truncation", "explore", "copy"), "cem": ("ready", "variance"), "dvd": ("ready", "novelty"),
-}  # fmt: skip
+    "pbt": ("ready", "truncation", "explore", "copy", "selection"),
+    "cem": ("ready", "variance"),
+    "dvd": ("ready", "novelty"),
+}
 
 
 def _population(
@@ -290,10 +302,11 @@ def _read_receipt(folder: Folder) -> dict[str, Any] | None:
 
 def _prepare(config: Config, report: Callable[[str], None]) -> Job:
     """Only now is JAX imported: a wrong call has been refused long before."""
-    from . import jobs
+    from . import jobs, spread
 
+    made = {"compiled": jobs.compiled_job, "actors": jobs.actors_job, "ray": spread.ray_job}
     try:
-        return {"compiled": jobs.compiled_job, "actors": jobs.actors_job}[config.runtime](config, report)
+        return made[config.runtime](config, report)
     except (UsageError, BadFile):
         raise
     except ValueError as error:  # numbers that do not go together
@@ -316,18 +329,20 @@ def _run(
             held: list[str] = []  # a wrong call gets one line and no more
             say: Callable[[str], None] = held.append
             job = _prepare(config, lambda text: say(text))
-            if stop.signum is not None:
-                raise Stopped(stop.signum, None, None if before is None else folder.path)
-            begin()
-            say = bar.status
-            for text in (*held, "compiling (cached for next time)"):
-                say(text)
-            sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
-            try:
-                for phase in job.phases:
-                    sitting.run(phase)
-            finally:
-                sitting.hush()
+            with ExitStack() as afterwards:
+                afterwards.callback(job.close)
+                if stop.signum is not None:
+                    raise Stopped(stop.signum, None, None if before is None else folder.path)
+                begin()
+                say = bar.status
+                for text in (*held, "compiling (cached for next time)"):
+                    say(text)
+                sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
+                try:
+                    for phase in job.phases:
+                        sitting.run(phase)
+                finally:
+                    sitting.hush()
         try:
             return sitting.finish()
         except OSError as error:  # a full disk, after the last checkpoint
@@ -526,6 +541,13 @@ class Sitting:
             "faults": self.faults,
             **self.job.account(),
         }
+        cost = self.meter.finish()
+        away = account.get("cluster", {}).get("cpu_seconds")
+        if away is not None:
+            cost = cost._replace(
+                cpu_seconds=cost.cpu_seconds + away, energy_joules=None,
+                energy_method="not known: the nodes of a cluster are not measured",
+            )  # fmt: skip
         made = receipt.receipt(
             agent=self.config.agent,
             env=self.config.env,
@@ -534,7 +556,7 @@ class Sitting:
             steps=self.config.steps if finished else newest,
             training_steps=sum(self.steps.values()),
             per_seed=[last[run] for run in best if run in last],
-            cost=self.meter.finish(),
+            cost=cost,
             finished=finished,
             diverged=diverged,
             episodes_per_seed=FINAL_EPISODES if finished else EVAL_EPISODES,

@@ -456,7 +456,7 @@ def test_a_killed_actor_is_replaced_and_its_stream_is_cut():
     assert len(np.unique(t.obs[..., 0])) == 6  # of two actors, and of the one that came later
     assert_windows_hold_together(t)
     assert not any(running(p.pid) for p in fleets[0].processes)
-    assert not fleets[0].folder.exists()
+    assert not fleets[0].wire.folder.exists()
 
 
 def test_a_resumed_run_cuts_its_streams_and_draws_other_numbers():
@@ -487,7 +487,7 @@ def test_a_stuck_environment_is_told_of_and_does_not_keep_the_run_from_being_sto
     assert time.monotonic() - began < 3 + actors.GRACE + 2
     assert [line[:40] for line in said] == [f"actor {i} has delivered nothing for 0 s: its"[:40] for i in (0, 1)]
     assert not any(running(p.pid) for p in fleets[0].processes)
-    assert not fleets[0].folder.exists()
+    assert not fleets[0].wire.folder.exists()
 
 
 @pytest.mark.parametrize("engine", ["numpy", "litert"])

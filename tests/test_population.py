@@ -84,6 +84,26 @@ def test_selection_replaces_the_worst_by_copies_of_the_best():
     assert [evolution.replaced(n, 0.25) for n in (2, 3, 4, 8, 80)] == [1, 1, 1, 2, 20]
 
 
+def test_pods_load_what_is_better_from_the_leaderboard():
+    def entry(score: float, member: int = 0) -> evolution.Entry:
+        return evolution.Entry(score, member, {}, None)
+
+    assert evolution.score([1, 2, 3, 4, 5]) == 3.5
+    assert evolution.score([1, np.nan]) == -np.inf
+    board = evolution.entered([], [entry(1), entry(-np.inf, 1), entry(3, 2)])
+    assert [place.score for place in board] == [3, 1]  # nobody loads what is not finite
+    board = evolution.entered(board, [entry(2, m) for m in range(3)])
+    assert [place.score for place in board] == [3, 2, 2, 2, 1]
+    assert [place.score for place in evolution.entered(board, [entry(9), entry(0)])] == [9, 3, 2, 2]
+    drawn = [evolution.loads(board, [2, 3, -np.inf], np.random.default_rng(seed)) for seed in range(400)]
+    assert {loaded[0] for loaded in drawn if 0 in loaded} == {0}  # the only better one
+    assert not any(1 in loaded for loaded in drawn)
+    counts = np.bincount([loaded[2] for loaded in drawn], minlength=5) / 400
+    logits = (np.array([3, 2, 2, 2, 1]) - 2) / (np.std([3, 2, 2, 2, 1]) + 1e-6)
+    assert counts == pytest.approx(np.exp(logits) / np.exp(logits).sum(), abs=0.08)
+    assert evolution.loads([], [1.0], np.random.default_rng(0)) == {}
+
+
 @cache
 def td3_members() -> tuple[Any, Any]:
     """Two members of TD3 after ten updates."""

@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -116,10 +116,10 @@ def slab_size(spec: Spec) -> int:
     return spec.slots * size((*unroll_fields(spec), *spec.gradient))
 
 
-def slots(path: Path, spec: Spec) -> list[Slot]:
-    """The slots of the slab at `path`."""
+def slots(place: Path | np.ndarray, spec: Spec) -> list[Slot]:
+    """The slots of the slab at `place`, a path or uint8 [slab_size(spec)]."""
     fields, unroll = (*unroll_fields(spec), *spec.gradient), len(Transition._fields)
-    buffer, each = slab(path, slab_size(spec)), size(fields)
+    buffer, each = slab(place, slab_size(spec)) if isinstance(place, Path) else place, size(fields)
     found = (views(buffer[i * each : (i + 1) * each], fields) for i in range(spec.slots))
     return [Slot(Transition(*arrays[:unroll]), arrays[unroll:]) for arrays in found]
 
@@ -241,17 +241,28 @@ class Pace(NamedTuple):
         return Pace(drift, min(max(self.stretch * (DRIFT / drift) ** 0.5, 1.0), STRETCH))
 
 
-class Worker:
-    """The state of an actor: environments, policy session, and the episodes under way."""
+class Newest(Protocol):
+    """Where an actor finds packets, as `link.Mailbox` has it."""
 
-    def __init__(self, spec: Spec):
+    def newest(self) -> int: ...
+
+    def get(self) -> tuple[int, list[np.ndarray]]: ...
+
+
+class Worker:
+    """The state of an actor: environments, policy session, and the episodes under way.
+
+    Packets come and unrolls go through the slabs that `spec` names, unless it is given others.
+    """
+
+    def __init__(self, spec: Spec, box: Newest | None = None, filled: list[Slot] | None = None):
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
         self.options = options_for(spec.env_id) if spec.env_options is None else spec.env_options
         self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options, spec.seed, spec.past)
         self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode, spec.members)
-        self.box = mailbox(Path(spec.folder, "mailbox"), spec.packet)
-        self.slots = slots(Path(spec.folder, spec.slab), spec)
+        self.box: Newest = box or mailbox(Path(spec.folder, "mailbox"), spec.packet)
+        self.slots = filled or slots(Path(spec.folder, spec.slab), spec)
         self.learning = _learning(spec, self.slots[0].items) if spec.learner else None
         self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(spec.obs.dtype)
         # of the episodes under way; rewards as they come, clipped or not in what is learned
@@ -363,6 +374,24 @@ class Worker:
             self.timer.lap("learner")
         return ended
 
+    def answer(self, number: int) -> dict[str, Any]:
+        """Fill the slot of that number; what the Learner is told of it."""
+        before = self.timer.mark
+        self.timer.lap("waiting")
+        began = self.timer.mark
+        self.idle += began - before
+        episodes = self.fill(self.slots[number])
+        span = (began, perf_counter())
+        refreshes, self.refreshes = self.refreshes, 0
+        seconds = self.timer.take()
+        return {"slot": number, "episodes": episodes, "seconds": seconds, "span": span, "refreshes": refreshes}
+
+
+def complaint(error: Exception) -> dict[str, Any]:
+    """The last words of an actor."""
+    about = {"error": one_line(error), "place": _place(error), "details": traceback.format_exc()}
+    return about | {"engine": isinstance(error, EngineFailed)}
+
 
 def _learning(spec: Spec, items: Transition):
     """What an actor-learner does beside acting. Only here is JAX imported."""
@@ -386,23 +415,14 @@ def serve(commands, replies) -> None:
         worker = Worker(pickle.loads(base64.b64decode(first)))
         worker.timer.lap("start")
         for line in commands:
-            before = worker.timer.mark
-            worker.timer.lap("waiting")
-            began = worker.timer.mark
-            worker.idle += began - before
-            episodes = worker.fill(worker.slots[int(line)])
-            span = (began, perf_counter())
-            refreshes, worker.refreshes = worker.refreshes, 0
-            seconds = worker.timer.take()
-            reply({"slot": int(line), "episodes": episodes, "seconds": seconds, "span": span, "refreshes": refreshes})
+            reply(worker.answer(int(line)))
             worker.timer.lap("transport")
         worker.envs.close()
     except BrokenPipeError:
         pass
     except Exception as error:
         with suppress(BrokenPipeError):
-            about = {"error": one_line(error), "place": _place(error), "details": traceback.format_exc()}
-            reply(about | {"engine": isinstance(error, EngineFailed)})
+            reply(complaint(error))
 
 
 def _place(error: Exception) -> str:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from ..envs import repeated
 from ..errors import ActorFailed, EngineFailed
 from ..types import Agent, Compressor, Memory, Network, Packet, Transition
 from . import link
-from .actor import Past, Spec, Timer, slab_size, slots
+from .actor import Past, Slot, Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
 from .compiled import Succession, Way, join, seeds_of, succeeded
 from .compiled import learn as updates
@@ -117,75 +118,69 @@ class Message(NamedTuple):
     span: tuple[float, float]  # perf_counter at the first and last step
 
 
+class Line(NamedTuple):
+    """An actor as the Learner reaches it."""
+
+    send: Callable[[int], None]  # lets it fill a slot; if it died nothing happens, and its last message says so
+    take: Callable[[Any], Slot]  # what a message brought, as copies
+    hang_up: Callable[[], None]  # it ends by itself soon
+    end: Callable[[float], str]  # hangs up, waits until that moment, then kills it; says how it ended
+    process: subprocess.Popen | None = None  # where it is one of this machine
+
+
+class Wire(NamedTuple):
+    """What carries packets to actors and unrolls back."""
+
+    put: Callable[[list[np.ndarray]], None]  # the newest packet
+    # starts the actor of a Spec; its messages go to the function, the last one is None
+    start: Callable[[Spec, Callable[[dict | None], None]], Line]
+    close: Callable[[], None]
+    folder: Path | None = None  # of the slabs, where they are on this machine
+
+
 class Fleet:
-    """The actor processes: starts them, restarts the dead, and collects what they send."""
+    """The actors: starts them, restarts the dead, and collects what they send."""
 
     def __init__(
         self, spec: Spec, plan: Plan, seed: tuple[int, ...], packet: list[np.ndarray], report: Callable[[str], None],
-        past: Callable[[int], Past] | None = None,
+        wired: Callable[[Spec, Plan], Wire] | None = None, past: Callable[[int], Past] | None = None,
     ):  # fmt: skip
         """`past` is of a run in lockstep: what an actor has been through when the round under way began."""
         self.plan, self.seed, self.report, self.past = plan, seed, report, past
-        mail = link.fields(packet)
-        self.folder = link.shared_folder(plan.actors * slab_size(spec) + 2 * link.size(mail))
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self.seconds: dict[str, float] = {}
         self.refreshes, self.restarts = 0, 0
+        self.cpu_seconds = 0.0  # of actors that are no children of this process
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
         self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
         self.held: list[tuple[int, int, int]] = []  # slots of actors that wait: actor, birth, slot
         self.owed, self.since = [0] * plan.actors, [0.0] * plan.actors  # messages of each actor, and since when
-        self.processes: list[subprocess.Popen] = []
-        self.spec = spec._replace(
-            folder=str(self.folder), slots=plan.slots, packet=mail, registration=registration(spec.env_id)
-        )
+        self.lines: list[Line] = []
+        self.spec = spec._replace(slots=plan.slots, packet=link.fields(packet), registration=registration(spec.env_id))
+        self.wire = (wired or processes)(self.spec, plan)
         try:
-            self.mailbox = link.mailbox(self.folder / "mailbox", mail)
-            self.mailbox.put(packet)
-            self.slots = [slots(self.folder / f"actor-{i}", self.spec) for i in range(plan.actors)]
+            self.wire.put(packet)
             for i in range(plan.actors):
-                self.processes.append(self._start(i))
+                self.lines.append(self._start(i))
         except BaseException:
             self.close()
             raise
 
-    def _start(self, i: int) -> subprocess.Popen:
+    @property
+    def processes(self) -> list[subprocess.Popen]:
+        return [line.process for line in self.lines if line.process]
+
+    def _start(self, i: int) -> Line:
         spec = self.spec._replace(slab=f"actor-{i}", number=i, seed=(*self.seed, i, self.births[i]))
         if self.past is not None:  # the same, however often it begins
             spec = spec._replace(seed=(self.seed[0], i), past=self.past(i))
         self.births[i] += 1
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # it finds the modules that this process finds: the user's environment may lie beside the user's script
-            env=os.environ
-            | ONE_THREAD
-            | NO_ACCELERATOR
-            | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-            process_group=0,  # out of reach of Ctrl-C, also while it still imports
-        )
-        threading.Thread(target=self._listen, args=(i, self.births[i], process), daemon=True).start()
-        self._send(process, base64.b64encode(pickle.dumps(spec)))
+        birth = self.births[i]
+        line = self.wire.start(spec, lambda message: self.inbox.put((i, birth, message)))
         for slot in range(self.plan.slots):
-            self._send(process, str(slot).encode())
+            line.send(slot)
         self.owed[i], self.since[i] = self.plan.slots, perf_counter()
-        return process
-
-    def _send(self, process: subprocess.Popen, line: bytes) -> None:
-        assert process.stdin is not None
-        try:
-            process.stdin.write(line + b"\n")
-            process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # it died; its listener says so
-
-    def _listen(self, i: int, birth: int, process: subprocess.Popen) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                self.inbox.put((i, birth, json.loads(line)))
-        self.inbox.put((i, birth, None))
+        return line
 
     def receive(self, timeout: float) -> Message | int | None:
         """The next message; the number of an actor that died and was started anew; or None after `timeout` seconds."""
@@ -207,7 +202,8 @@ class Fleet:
         for kind, seconds in message["seconds"].items():
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self.refreshes += message["refreshes"]
-        items, gradient = jax.tree.map(np.array, self.slots[i][message["slot"]])
+        self.cpu_seconds += message.get("cpu_seconds", 0.0)
+        items, gradient = self.lines[i].take(message)
         self.held.append((i, birth, message["slot"]))
         self.owed[i], self.since[i] = self.owed[i] - 1, perf_counter()
         if not (self.plan.waits or self.plan.gradients or self.plan.lockstep):
@@ -218,7 +214,7 @@ class Fleet:
         """Let the actors fill the slots that were received."""
         for i, birth, slot in self.held:
             if birth == self.births[i]:
-                self._send(self.processes[i], str(slot).encode())
+                self.lines[i].send(slot)
                 self.owed[i], self.since[i] = self.owed[i] + 1, perf_counter()
         self.held.clear()
 
@@ -233,9 +229,9 @@ class Fleet:
                 )
 
     def _restart(self, i: int) -> int:
-        code = _end(self.processes[i], perf_counter() + GRACE)
+        how = self.lines[i].end(perf_counter() + GRACE)
         said, self.errors[i] = self.errors[i], None
-        reason = f"{said['error']} ({said['place']})" if said else f"exit code {code}"
+        reason = f"{said['error']} ({said['place']})" if said else how
         self.silent_deaths[i] += 1
         if self.silent_deaths[i] >= PATIENCE:
             details = said["details"] if said else ""
@@ -243,21 +239,76 @@ class Fleet:
         self.restarts += 1
         lost = "goes on where it was" if self.past else "its unfinished unrolls are lost"
         self.report(f"actor {i} died and was started anew, {lost}: {reason}")
-        self.processes[i] = self._start(i)
+        self.lines[i] = self._start(i)
         return i
 
     def close(self) -> None:
-        """Close the actors' inputs, which ends them; whoever does not end is killed."""
+        """Hang up, which ends the actors; whoever does not end is killed."""
         deadline = perf_counter() + GRACE
         try:
-            for process in self.processes:
-                _hang_up(process)
-            for process in self.processes:
-                _end(process, deadline)
+            for line in self.lines:
+                line.hang_up()
+            for line in self.lines:
+                line.end(deadline)
         finally:  # also when a second Ctrl-C comes in here
-            for process in self.processes:
-                process.kill()
-            link.remove(self.folder)
+            self.wire.close()
+
+
+def processes(spec: Spec, plan: Plan) -> Wire:
+    """Actors as processes of this machine, with slabs in memory that is shared."""
+    folder = link.shared_folder(plan.actors * slab_size(spec) + 2 * link.size(spec.packet))
+    started: list[subprocess.Popen] = []
+
+    def close() -> None:
+        for process in started:
+            process.kill()
+        link.remove(folder)
+
+    def start(spec: Spec, hear: Callable[[dict | None], None]) -> Line:
+        spec = spec._replace(folder=str(folder))
+        filled = slots(folder / spec.slab, spec)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # it finds the modules that this process finds: the user's environment may lie beside the user's script
+            env=os.environ
+            | ONE_THREAD
+            | NO_ACCELERATOR
+            | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            process_group=0,  # out of reach of Ctrl-C, also while it still imports
+        )
+        started.append(process)
+
+        def send(line: bytes) -> None:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError, ValueError):  # it died; its listener says so
+                process.stdin.write(line + b"\n")
+                process.stdin.flush()
+
+        def listen() -> None:
+            assert process.stdout is not None
+            with process.stdout:
+                for line in process.stdout:
+                    hear(json.loads(line))
+            hear(None)
+
+        threading.Thread(target=listen, daemon=True).start()
+        send(base64.b64encode(pickle.dumps(spec)))
+        return Line(
+            lambda slot: send(str(slot).encode()),
+            lambda message: jax.tree.map(np.array, filled[message["slot"]]),
+            partial(_hang_up, process),
+            lambda deadline: f"exit code {_end(process, deadline)}",
+            process,
+        )
+
+    try:
+        put = link.mailbox(folder / "mailbox", spec.packet).put
+    except BaseException:
+        close()
+        raise
+    return Wire(put, start, close, folder)
 
 
 def registration(env_id: str) -> Any:
@@ -475,7 +526,7 @@ def train(
     parts: Learner, plan: Plan, spec: Spec, carry: Any, *, steps: int, seed: int,
     report: Callable[[str], None] = lambda text: None, timer: Timer | None = None, fleets: list | None = None,
     turns: Collection[int] = (), between: Callable[[int, Any], Any] = lambda step, carry: carry, losses: bool = False,
-    pasts: Pasts | None = None,
+    wired: Callable[[Spec, Plan], Wire] | None = None, pasts: Pasts | None = None,
 ) -> Iterator[Tick]:  # fmt: skip
     """Run until `steps` environment steps have been added, yielding after each message; close it to stop early.
 
@@ -484,6 +535,8 @@ def train(
     can read what the actors spent. Raises Unfit instead of sending a packet that is not finite, and when the engine of
     a compressed mode fails; where `losses` are allowed, a member that is not finite acts as it last could
     instead, or with zeros.
+
+    Actors are processes of this machine, unless `wired` says otherwise.
 
     At the steps `turns` the carry becomes what `between` makes of (step, carry), after it was yielded and before
     anything else is done with it: a checkpoint is of before.
@@ -519,7 +572,7 @@ def train(
     def past(i: int) -> Past:
         return Past(step // plan.round, tuple(known[i]))
 
-    fleet = Fleet(spec, plan, (seed, step), shipped(), report, past if plan.lockstep else None)
+    fleet = Fleet(spec, plan, (seed, step), shipped(), report, wired, past if plan.lockstep else None)
     if fleets is not None:
         fleets.append(fleet)
     timer.lap("start")
@@ -558,7 +611,7 @@ def train(
                 if whole and learns:
                     packet = shipped()
                     if step not in turns:
-                        fleet.mailbox.put(packet)
+                        fleet.wire.put(packet)
                     timer.lap("compressor")
                 goes_on = whole and (learns or plan.lockstep)
                 if goes_on and step not in turns:
@@ -568,7 +621,7 @@ def train(
                 timer.lap("other")
                 if whole and step in turns and step < steps:
                     carry = between(step, carry)
-                    fleet.mailbox.put(shipped())
+                    fleet.wire.put(shipped())
                     if goes_on:
                         fleet.release()
                     timer.lap("compressor")

@@ -16,6 +16,9 @@ import numpy as np
 from ...types import Agent
 from .search import Population, Prior, drawn, perturbed
 
+RECENT = 4  # fitnesses that the score of a pod is the mean of
+PLACES = 2  # of a leaderboard, for each pod
+
 
 class Move(NamedTuple):
     """Member `to` becomes a copy of member `source`, with hyper-parameters of its own."""
@@ -51,11 +54,70 @@ def selected(
         if not best:
             break
         source = best[int(r.integers(len(best)))]
-        if population.explore == "resample":
-            hyper = {name: drawn(prior, r) for name, prior in priors.items()}
-        else:
-            hyper = {name: perturbed(prior, hypers[source][name], r) for name, prior in priors.items()}
-        moves.append(Move(int(to), source, hyper))
+        moves.append(Move(int(to), source, explored(population, priors, hypers[source], r)))
+    return moves
+
+
+def explored(
+    population: Population, priors: Mapping[str, Prior], hyper: Mapping[str, float], r: np.random.Generator
+) -> dict[str, float]:
+    """The hyper-parameters of a member that takes over from one with `hyper`."""
+    if population.explore == "resample":
+        return {name: drawn(prior, r) for name, prior in priors.items()}
+    return {name: perturbed(prior, hyper[name], r) for name, prior in priors.items()}
+
+
+class Entry(NamedTuple):
+    """A place on a leaderboard."""
+
+    score: float
+    member: int  # whose it was
+    hyper: dict[str, float]
+    carry: Any  # what can be loaded
+
+
+def score(fitness: Sequence[float]) -> float:
+    """Of a pod: the mean of its last four fitnesses, lower than any if one is not a number."""
+    recent = float(np.mean(fitness[-RECENT:]))
+    return recent if np.isfinite(recent) else -np.inf
+
+
+def entered(board: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
+    """The leaderboard after pods have handed in: the best, two places for each pod, the best first."""
+    sound = [entry for entry in (*board, *new) if np.isfinite(entry.score)]
+    return sorted(sound, key=lambda entry: -entry.score)[: PLACES * len(new)]
+
+
+def loads(board: Sequence[Entry], scores: Sequence[float], r: np.random.Generator) -> dict[int, int]:
+    """Which pods load which place of the leaderboard: each draws one, by the softmax of standardised scores, and loads
+    it if it is better than its own (ElegantRL-Podracer, Liu et al. 2021, arXiv 2112.05923).
+    """
+    if not board:
+        return {}
+    have = np.array([entry.score for entry in board])
+    logits = (have - have.mean()) / (have.std() + 1e-6)
+    chances = np.exp(logits - logits.max())
+    places = [int(r.choice(len(board), p=chances / chances.sum())) for _ in scores]
+    return {pod: place for pod, place in enumerate(places) if board[place].score > scores[pod]}
+
+
+def turned(
+    population: Population,
+    priors: Mapping[str, Prior],
+    seed: int,
+    step: int,
+    fitness: np.ndarray,
+    hypers: Mapping[str, np.ndarray],
+) -> list[Move]:
+    """Who takes over from whom at a step, among the runs of all seeds from `seed` on, each of which has a population of
+    its own, one after the other; `fitness` is [runs], and so are the hyper-parameters.
+    """
+    size, moves = population.members, []
+    for first in range(0, len(fitness), size):
+        own = [{name: float(values[first + m]) for name, values in hypers.items()} for m in range(size)]
+        r = np.random.default_rng([seed + first // size, step])
+        chosen = selected(fitness[first : first + size], own, population, priors, r)
+        moves += [move._replace(to=first + move.to, source=first + move.source) for move in chosen]
     return moves
 
 

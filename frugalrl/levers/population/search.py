@@ -19,6 +19,7 @@ JOINT = ("cem", "dvd")  # kinds whose members share a critic
 NOVELTY = ("bandit", "schedule")
 EXPLORE = ("perturb", "resample")
 COPY = ("everything", "policy")
+SELECTION = ("truncation", "tournament")
 # By which `perturbed` changes a value (Jaderberg et al. 2017, section 4.1.1): a share of it where its scale is
 # logarithmic, else of its range.
 FACTOR, SHIFT = 0.2, 0.1
@@ -38,6 +39,7 @@ class Population(NamedTuple):
     truncation: float = 0.25  # the share of members that is replaced, by as many of the best
     explore: str = "perturb"
     copy: str = "everything"
+    selection: str = "truncation"  # or "tournament": from a leaderboard
     # of CEM-RL
     variance: float = 1e-3  # of each weight around the first mean
     # of DvD

@@ -18,7 +18,7 @@ Fitness = Callable[[Callable[[], Any]], np.ndarray]  # of the agents' states [ru
 class Look(NamedTuple):
     """The members at one iteration."""
 
-    iteration: int
+    step: int
     metrics: dict[str, Any]  # name -> [runs], as rows tell them
     moves: list[evolution.Move]  # between runs
 
@@ -26,9 +26,9 @@ class Look(NamedTuple):
 class Watch:
     """Follows a population: how fit its members are, with what hyper-parameters, and who takes over from whom.
 
-    All of it follows from the carry of an iteration, so that a resumed run decides as the one that was not stopped.
-    `count` runs are looked at in the iterations `looks`; in those of them that are `turns`, members take over from
-    others. `config` has the Static of these runs; `kind` is the agent's Hyper; `sever` ends the streams of a memory, as
+    All of it follows from the carry at a step, so that a resumed run decides as the one that was not stopped. `count`
+    runs are looked at at the steps `looks`; at those of them that are `turns`, members take over from others. `config`
+    has the Static of these runs; `kind` is the agent's Hyper; `sever` ends the streams of a memory, as
     `evolution.successor` has it.
     """
 
@@ -37,7 +37,7 @@ class Watch:
         sever: Callable[[Any], Any],
     ):  # fmt: skip
         assert config.population is not None
-        self.population, self.seed, self.count = config.population, config.seed, count
+        self.population, self.config, self.count = config.population, config, count
         self.kind, self.looks, self.turns = kind, looks, turns if config.population.evolves else set()
         self.priors = search.priors(config.agent, self.population.search)
         fields = kind._fields  # type: ignore[attr-defined]
@@ -46,34 +46,28 @@ class Watch:
         self.become = evolution.successor(agent, kind, self.population.copy, sever)
         self.last: Look | None = None
 
-    def look(self, fitness: Fitness, iteration: int, state: Callable[[], Any]) -> Look:
-        """Worked out once for an iteration."""
-        if self.last is None or self.last.iteration != iteration:
+    def look(self, fitness: Fitness, step: int, state: Callable[[], Any]) -> Look:
+        """Worked out once for a step."""
+        if self.last is None or self.last.step != step:
             scores, hypers = fitness(state), evolution.hypers_of(self.kind, state())
             own = {name: np.asarray(getattr(hypers, name)).reshape(self.count, -1)[:, 0] for name in self.varied}
-            moves = self._moves(iteration, scores, own) if iteration in self.turns else []
+            moves = self._moves(step, scores, own) if step in self.turns else []
             parents = {move.to: move.source % self.population.members for move in moves}
             lineage = {"parent": [parents.get(k) for k in range(self.count)]} if self.population.evolves else {}
-            self.last = Look(iteration, {"fitness": scores, **own, **self.shared, **lineage}, moves)
+            self.last = Look(step, {"fitness": scores, **own, **self.shared, **lineage}, moves)
         return self.last
 
-    def _moves(self, iteration: int, scores: np.ndarray, own: dict[str, np.ndarray]) -> list[evolution.Move]:
-        """Each seed has a population of its own, one after the other among the runs."""
-        size, moves = self.population.members, []
-        for first in range(0, self.count, size):
-            hypers = [{name: float(values[first + m]) for name, values in own.items()} for m in range(size)]
-            r = np.random.default_rng([self.seed + first // size, iteration])
-            chosen = evolution.selected(scores[first : first + size], hypers, self.population, self.priors, r)
-            moves += [move._replace(to=first + move.to, source=first + move.source) for move in chosen]
-        return moves
+    def _moves(self, step: int, scores: np.ndarray, own: dict[str, np.ndarray]) -> list[evolution.Move]:
+        seed, end = self.config.seed, self.config.steps
+        return evolution.turned(self.population, self.priors, seed, min(step, end), scores, own)
 
-    def metrics(self, fitness: Fitness, iteration: int, state: Callable[[], Any]) -> dict[str, Any]:
+    def metrics(self, fitness: Fitness, step: int, state: Callable[[], Any]) -> dict[str, Any]:
         """What a row tells of the members; `parent` is the member that one takes over from after it."""
-        return self.look(fitness, iteration, state).metrics if iteration in self.looks else {}
+        return self.look(fitness, step, state).metrics if step in self.looks else {}
 
-    def succession(self, fitness: Fitness, iteration: int, state: Callable[[], Any]) -> Succession | None:
-        """What happens before the segment that begins at this iteration."""
-        if iteration not in self.turns:
+    def succession(self, fitness: Fitness, step: int, state: Callable[[], Any]) -> Succession | None:
+        """What happens before the segment that begins at this step."""
+        if step not in self.turns:
             return None
-        moves = self.look(fitness, iteration, state).moves
+        moves = self.look(fitness, step, state).moves
         return Succession([(move.to, move.source, move.hyper) for move in moves], self.become)
