@@ -193,9 +193,9 @@ def test_a_round_has_one_message_of_each_actor_in_their_order_whoever_dies(monke
     class Scripted:
         """A Fleet of which it is known who sends what and when; None is the death of an actor, 0 its new start."""
 
-        mailbox = SimpleNamespace(put=lambda arrays: given.append("packet"))
+        wire = SimpleNamespace(put=lambda arrays: given.append("packet"))
 
-        def __init__(self, spec, plan, seed, packet, report, past):
+        def __init__(self, spec, plan, seed, packet, report, wired, past):
             self.past = past
 
         def receive(self, timeout):
