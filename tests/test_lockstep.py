@@ -60,7 +60,7 @@ MORE = [
     ("a3c", "CartPole-v1", {"seeds": 2}),
     ("ppo", "HalfCheetah-v5", {"steps": 4000}),
     ("ppo", "CartPole-v1", {"env_options": {"frame_stack": 3, "time_limit": 30}}),
-    ("ppo", "LunarLander-v3", {}),
+    ("a2c", "LunarLander-v3", {}),
     ("dqn", "MinAtar/Seaquest-v1", {}),
     ("dqn", "ALE/Pong-v5", {"env_options": {"frame_skip": 8}}),
     ("dqn", "CartPole-v1", {"population": {"kind": "pbt", "members": 3, "ready": 300, "search": RATE}}),
@@ -156,19 +156,22 @@ def test_a_run_stopped_at_any_moment_ends_with_the_rows_of_one_that_was_not(how,
 @LONG
 @pytest.mark.timeout(600)
 def test_actors_that_are_killed_cost_nothing(tmp_path):
-    train("dqn", "CartPole-v1", tmp_path / "whole", steps=6000)
+    train("dqn", "CartPole-v1", tmp_path / "whole", steps=24_000)
     done, draw = threading.Event(), random.Random(3)
 
     def campaign() -> None:
-        while not done.wait(1.0 + draw.random()):
+        """After each row one: an actor that is killed again and again before it has sent anything ends a run."""
+        killed = 0
+        while not done.wait(draw.random()):
             found = actors_of(os.getpid())
-            if found and has_rows(tmp_path / "run", 1):
+            if found and has_rows(tmp_path / "run", killed + 1):
                 os.kill(draw.choice(found), signal.SIGKILL)
+                killed += 1
 
     thread = threading.Thread(target=campaign)
     thread.start()
     try:
-        train("dqn", "CartPole-v1", tmp_path / "run", steps=6000)
+        train("dqn", "CartPole-v1", tmp_path / "run", steps=24_000)
     finally:
         done.set()
         thread.join()
