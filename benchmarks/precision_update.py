@@ -6,15 +6,17 @@
 One update on a batch that stays the same: SAC as in Low-Precision SAC (1024x1024, batches of 1,024; of a small machine,
 256x256 and 256, beside it), SAC from three pictures of 84 x 84 (a small one; on an accelerator also one as large as
 DrQ's), and DQN's Nature network on pictures. `--case` takes some of them. The precisions take turns; ratios to fp32 are
-taken within a round. Seconds on the wall, with all cores or on the accelerator; bytes as the compiler reckons them, of
-the program at work and of the batch and state that it is given; bytes a weight are counted, of all that is kept between
-updates: weights, targets, moments.
+taken within a round. Where oneDNN multiplies bf16 (`pip install 'frugalrl[onednn]'`), a program with XLA's products,
+"bf16 by XLA", takes its turn too. Milliseconds on the wall, with all cores or on the accelerator, and of the processor;
+bytes as the compiler reckons them, of the program at work and of the batch and state that it is given; bytes a weight
+are counted, of all that is kept between updates: weights, targets, moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from contextlib import nullcontext
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 
 from benchmarks import rows
 from frugalrl import config, jobs, rng
+from frugalrl.levers.precision import products
 from frugalrl.levers.precision.modes import PRECISIONS
 from frugalrl.types import Agent, Batch, Discrete, Space, update
 
@@ -38,6 +41,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 LARGE = {"sac pixels drq": ("sac", PICTURES, {"hidden": (1024, 1024), "batch_size": 512, "encoder_filters": 32})}
 QUICK = ("sac", "Pendulum-v1", {"hidden": (32, 32), "batch_size": 32})
 BASE, PRECISION = "fp32", ("fp32", "bf16", "fp16", "bf16-kahan", "bf16-stochastic")
+BY_XLA = " by XLA"
 
 
 class Program(NamedTuple):
@@ -47,6 +51,7 @@ class Program(NamedTuple):
     peak_bytes: int
     weights: int
     bytes_a_weight: float
+    products: str  # whose those of bf16 are
 
 
 def some(space: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -80,7 +85,8 @@ def weights_of(agent: Agent, hyper: Any) -> int:
 
 
 def program(precision: str, agent: str, env: str, hyper: dict[str, Any]) -> Program:
-    """The update of that agent, and what it keeps."""
+    """The update of that agent, and what it keeps; "bf16 by XLA" has XLA's products in any case."""
+    precision, by_xla, _ = precision.partition(BY_XLA)
     chosen = config.configure(agent, env, hyper=hyper, env_options=OPTIONS.get(env), precision=precision)
     made = jobs.records(chosen)
     weights = weights_of(jobs.records(chosen._replace(precision=BASE)).agent, made.hyper)
@@ -88,7 +94,10 @@ def program(precision: str, agent: str, env: str, hyper: dict[str, Any]) -> Prog
     options = jobs.EXACT if precision != BASE else None
     state = [jax.jit(made.agent.init)(rng.key(0), made.hyper)]
     step = jax.jit(lambda state, batch, key: update(made.agent, state, batch, key)[0], donate_argnums=0)
-    compiled = step.lower(state[0], batch, rng.key(1)).compile(compiler_options=options)
+    before = products.lowered()
+    with products.by_xla() if by_xla else nullcontext():
+        compiled = step.lower(state[0], batch, rng.key(1)).compile(compiler_options=options)
+    whose = "oneDNN" if products.lowered() > before else "XLA"
     memory = compiled.memory_analysis()
     assert memory is not None
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
@@ -98,12 +107,20 @@ def program(precision: str, agent: str, env: str, hyper: dict[str, Any]) -> Prog
 
     kept = bytes_of((state[0].params, state[0].target, state[0].optimizer))
     once()
-    return Program(once, peak, weights, kept / weights)
+    return Program(once, peak, weights, kept / weights, whose)
+
+
+def contestants(precisions: list[str]) -> list[str]:
+    """The precisions, and those of bfloat16 with XLA's products too if they have oneDNN's."""
+    compared = jax.default_backend() == "cpu" and products.lacks() is None
+    twins = [f"{name}{BY_XLA}" for name in precisions if compared and PRECISIONS[name].dtype == "bfloat16"]
+    return [*precisions, *twins]
 
 
 def line(found: rows.Row) -> str:
     return (
         f"{found['case']:11} {found['precision']:16} {found['ms_per_update']['median']:9.3f} ms, "
+        f"{found['cpu_ms_per_update']['median']:.3f} ms of the processor, "
         f"{found['times_fp32']['median']:.2f} times fp32, {found['peak_bytes'] / 2**20:.1f} MiB, "
         f"{found['bytes_a_weight']:.2f} bytes a weight"
     )
@@ -112,20 +129,24 @@ def line(found: rows.Row) -> str:
 def measured(case: str, what: tuple[str, str, dict[str, Any]], precisions: list[str], rounds: int) -> list[rows.Row]:
     """A row for each precision, which take turns."""
     agent, env, hyper = what
-    programs = {name: program(name, *what) for name in precisions}
+    programs = {name: program(name, *what) for name in contestants(precisions)}
     spent: dict[str, list[float]] = {name: [] for name in programs}
+    worked: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, each in programs.items():
-            start, times = perf_counter(), 0
+            start, began, times = perf_counter(), process_time(), 0
             while times == 0 or perf_counter() - start < (ROUND_SECONDS if rounds > 1 else 0):
                 each.once()
                 times += 1
             spent[name].append((perf_counter() - start) * 1e3 / times)
+            worked[name].append((process_time() - began) * 1e3 / times)
     return [
         rows.row(
-            NAME, case=case, agent=agent, env=env, hyper=hyper, precision=name, rounds=rounds,
-            device=jax.devices()[0].device_kind, ms_per_update=rows.spread(spent[name]),
+            NAME, list(products.PACKAGES), case=case, agent=agent, env=env, hyper=hyper, precision=name, rounds=rounds,
+            device=jax.devices()[0].device_kind, products=found.products, ms_per_update=rows.spread(spent[name]),
+            cpu_ms_per_update=rows.spread(worked[name]),
             times_fp32=rows.spread([a / b for a, b in zip(spent[name], spent[BASE], strict=True)]),
+            cpu_times_fp32=rows.spread([a / b for a, b in zip(worked[name], worked[BASE], strict=True)]),
             peak_bytes=found.peak_bytes, weights=found.weights, bytes_a_weight=round(found.bytes_a_weight, 2),
         )
         for name, found in programs.items()

@@ -222,6 +222,7 @@ def _with_precision(config: Config) -> Config:
         chosen, why = "fp32", "--prune and --qat change weights that are float32"
     else:
         # pictures are seen through convolutions, whose products are at least as large as the smallest that is measured
+        # on an accelerator; on a CPU none that stands for them is
         pictures = len(catalog.spaces(config.env, options_for(config.env, config.env_options))[0].shape) > 1
         width = max(config.hyper.get("hidden") or (0,), default=0)
         chosen, why = choice.choose(PICTURES if pictures else width, choice.remembered())

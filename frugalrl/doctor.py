@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from . import catalog
 from .levers.compress import engines
+from .levers.precision import products
 from .levers.precision.choice import Product, choose, remember
 from .monitor import words
 from .monitor.machine import Meter, hardware, versions
@@ -213,27 +214,30 @@ def _products(seconds: float) -> Iterator[Entry]:
 
     if jax.default_backend() != "cpu":
         yield "products", f"{product_gflops(4096, 1, seconds):,.0f} GFLOP/s (fp32 matrices of 4096 x 4096)"
-        yield "", _bf16(seconds, (256, 1024, 4096))
+        yield from _bf16(seconds, (256, 1024, 4096))
         return
     alone, together = (product_gflops(1024, threads, seconds) for threads in (1, cores()))
     yield "products", f"{alone:.0f} GFLOP/s on one core, {together:.0f} on all {cores()} (fp32, 1024 x 1024, XLA)"
     if together < 0.6 * cores() * alone:
         yield "", "the cores hold each other up: they share hardware, or the machine is busy with something else"
-    yield "", _bf16(seconds, (256, 1024))
+    yield from _bf16(seconds, (1024,))  # at 256 products are faster too, but a whole update is not
 
 
-def _bf16(seconds: float, sizes: tuple[int, ...]) -> str:
-    """How much faster bf16 is, which is kept for `--precision auto`."""
+def _bf16(seconds: float, sizes: tuple[int, ...]) -> Iterator[Entry]:
+    """How much faster bf16 is, which is kept for `--precision auto`, and by whom."""
+    why = products.take_over()
 
-    def speed(size: int, dtype: str) -> float:
-        return product_gflops(size, cores(), seconds / 2, dtype)
+    def measured(size: int) -> Product:
+        fp32, bf16 = (product_gflops(size, cores(), seconds / 2, dtype) for dtype in ("float32", "bfloat16"))
+        return Product(size, fp32, bf16, "XLA" if why else "oneDNN")
 
-    found = [Product(size, speed(size, "float32"), speed(size, "bfloat16")) for size in sizes]
+    found = [measured(size) for size in sizes]
     remember(found)
     gains = ", ".join(f"{words.number(each.gain())} times at {each.size}" for each in found)
     widths = [str(each.size) for each in found if choose(each.size, found)[0] == "bf16"]
     chosen = f"bf16 for layers of {' or '.join(widths)} units" if widths else "fp32"
-    return f"in bf16 {gains}: --precision auto takes {chosen}"
+    yield "", f"in bf16 {gains}: --precision auto takes {chosen}"
+    yield "", f"bf16 by XLA, not by oneDNN: {why}" if why else f"bf16 by oneDNN {products.version()}"
 
 
 def _environments(problems: list[str]) -> Iterator[Entry]:

@@ -37,6 +37,7 @@ from .levers.population.cem import cem
 from .levers.population.dvd import dvd
 from .levers.population.joint import Rule, joint
 from .levers.population.watch import Watch
+from .levers.precision import products
 from .levers.precision.modes import PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
 from .levers.precision.scaling import COLLAPSED
@@ -91,6 +92,8 @@ def assembled(recipe: Recipe, static: Any, obs: Box, space: Space, config: Confi
     """An agent with its precision and its Corrector."""
     values, precision = values_of(recipe, static), PRECISIONS[config.precision]
     lower: dict[str, Any] = {} if precision == Precision() else {"numerics": numerics(precision)}
+    if precision.dtype == "bfloat16":
+        products.take_over()
     if values in CORRECTORS:
         agent = recipe.assemble(static, obs, space, CORRECTORS[values][config.correct], **lower)
     else:
@@ -130,13 +133,18 @@ def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -
         )  # fmt: skip
 
 
-def precision_of(config: Config, of_seeds: list[Counts]) -> dict[str, Any]:
-    """What a receipt says of a learner of less than float32."""
+def precision_of(config: Config, of_seeds: list[Counts], lowered: int | None = None) -> dict[str, Any]:
+    """What a receipt says of a learner of less than float32; `lowered` is `products.lowered()` before there was any of
+    its programs, None if those are other processes'.
+    """
     why = {"why": config.precision_why} if config.precision_why else {}
     if config.precision == "fp32":
         return {"precision": {"mode": "fp32", **why}} if why else {}
     each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
-    return {"precision": {"mode": config.precision, **why, **dict(zip(Counts._fields, each, strict=True))}}
+    whose = {}
+    if PRECISIONS[config.precision].dtype == "bfloat16" and lowered is not None:
+        whose = {"products": "oneDNN" if products.lowered() > lowered else "XLA"}
+    return {"precision": {"mode": config.precision, **why, **whose, **dict(zip(Counts._fields, each, strict=True))}}
 
 
 def kept_smaller(config: Config, memory: Callable[[str], Memory]) -> list[Saving]:
@@ -282,13 +290,17 @@ def of_groups(config: Config, accounts: dict[str, Callable[[], dict[str, Any]]])
         if len(parts) == 1:
             return next(iter(parts.values()))
         counted = [part["precision"] for part in parts.values() if "precision" in part]
-        lists = {name: [x for part in counted for x in part[name]] for name in Counts._fields if counted}
+        lists = {
+            name: [x for part in counted for x in part[name]]
+            for name in Counts._fields
+            if counted and name in counted[0]
+        }
         ways = {name: part["batching"] for name, part in parts.items() if part.get("batching")}
         return {
             **reduce(lambda before, part: added(part, before), parts.values()),
             "savings": [],  # programs of different shapes have no common amount
             **({"batching": ways} if ways else {}),
-            **({"precision": {"mode": config.precision, **lists}} if counted else {}),
+            **({"precision": counted[0] | lists} if counted else {}),
         }
 
     return account
@@ -324,7 +336,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     starts, evolves = start_of(group, hyper), population is not None and population.evolves
     players = on_twin(agent, env, EVAL_EPISODES)
     spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
-    low, of_runs = config.precision != "fp32", []
+    low, of_runs, lowered = config.precision != "fp32", [], products.lowered()
 
     def begin(starts: Start):
         return jax.vmap(lambda start: run.init(start.key, start.hyper))(starts)
@@ -425,7 +437,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             "first_update_seconds": spent["first_update"],
             "batching": spent["batching"],
             "savings": [saving._asdict() for saving in savings],
-            **precision_of(config, of_runs),
+            **precision_of(config, of_runs, lowered),
         }
 
     return Phase(group.name, group.runs, moments, card, due, heirs), account
@@ -533,6 +545,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     memory, savings = kept(config.precision), kept_smaller(config, kept)
     tell_memory(report, jax.eval_shape(memory.init))
     compiler = EXACT if config.precision != "fp32" else {}
+    lowered = None if cadence.learners else products.lowered()
     ledger = Ledger(agent, card, plan, report, compiler)
     of_phases: dict[str, Counts] = {}
     batching: dict[str, Any] = {}
@@ -769,7 +782,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         ways = {"batching": next(iter(batching.values()))} if batching else {}
         spent = ledger.account()
         spent["savings"] = [*(saving._asdict() for saving in savings), *spent["savings"]]
-        return spent | ways | precision_of(config, counted)
+        return spent | ways | precision_of(config, counted, lowered)
 
     return phases, account
 

@@ -43,8 +43,8 @@ def test_report_is_quick_fits_and_ends_with_a_verdict():
     assert "litert" in text
     assert "LunarLander-v3" in text
     found = choice.remembered()
-    assert [each.size for each in found] == [256, 1024]
-    assert f"in bf16 {words.number(found[0].gain())} times at 256" in text
+    assert [each.size for each in found] == [1024]
+    assert f"in bf16 {words.number(found[0].gain())} times at 1024" in text
     assert lines[labels.index("verdict") - 1] == ""
 
 

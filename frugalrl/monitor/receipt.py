@@ -242,6 +242,7 @@ def _precision(precision: Mapping[str, Any]) -> str:
     counted = "applied although not finite" if min(scales, default=1) == 1 else "skipped as not finite"
     parts = [str(precision.get("mode"))]
     parts += [f"as {precision['why']}"] if precision.get("why") else []
+    parts += [f"matrix products by {precision['products']}"] if precision.get("products") else []
     parts += [f"{words.number(sum(skipped))} updates {counted}"] if scales else []
     return ", ".join(parts)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ...monitor import files, words
 from ...monitor.machine import hardware, versions
 from ...xla import cache_folder
+from . import products
 
 WORTH = 1.2  # times as fast, at least: an update has more to do than products, and casts besides
 
@@ -25,15 +26,16 @@ class Product(NamedTuple):
     size: int
     fp32: float
     bf16: float
+    by: str = "XLA"  # those in bf16
 
     def gain(self) -> float:
         return self.bf16 / self.fp32
 
 
-def remember(products: list[Product]) -> None:
+def remember(measured: list[Product]) -> None:
     """Keep what was measured on this machine, where that is possible."""
     with suppress(OSError):
-        told = {"machine": _machine(), "products": [each._asdict() for each in products]}
+        told = {"machine": _machine(), "products": [each._asdict() for each in measured]}
         files.replace(_file(), json.dumps(told))
 
 
@@ -56,6 +58,7 @@ def choose(width: int, measured: list[Product]) -> tuple[str, str]:
         return "fp32", f"layers of {width} units are too narrow for bf16 to gain"
     best = known[-1]
     said = f"matrix products of {best.size} x {best.size} are {words.number(best.gain())} times as fast in bf16"
+    said += "" if best.by == "XLA" else f" by {best.by}"
     return ("bf16" if best.gain() >= WORTH else "fp32"), said
 
 
@@ -66,4 +69,9 @@ def _file() -> Path:
 def _machine() -> dict[str, Any]:
     """What the numbers depend on, as far as it is known without JAX."""
     found = {name: hardware()[name] for name in ("cpu", "cores")}
-    return {**found, "versions": versions(), "platforms": os.environ.get("JAX_PLATFORMS", "")}
+    return {
+        **found,
+        "versions": versions(),
+        "onednn": products.version(),
+        "platforms": os.environ.get("JAX_PLATFORMS", ""),
+    }
