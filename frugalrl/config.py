@@ -493,7 +493,7 @@ def _check_lockstep(config: Config) -> None:
         )
     if config.population is not None and config.population.joint:
         kind = config.population.kind
-        raise UsageError(f"--lockstep is not for {kind}: leave it out, --runtime compiled repeats itself without")
+        raise UsageError(f"--lockstep is not for {kind}, whose actors and Learner take turns anyway: leave it out")
     if config.actors == "auto":
         raise UsageError(
             "--actors auto goes by the clock, and --lockstep by nothing that it says: name a mode, --actors int8 say"
@@ -576,6 +576,13 @@ def _check_joint(config: Config, population: Population, recipe: Recipe) -> None
         )
     if config.precision != "fp32" or config.qat is not None:
         raise UsageError(f"{kind} works with weights that are float32: leave --precision and --qat out")
+    for option, given in (
+        (f"--actors {config.actors}", config.actors != "fp32"),
+        ("--prune", config.prune is not None),
+        ("--pull-period", config.pull_period is not None),
+    ):
+        if given:
+            raise UsageError(f"{option} is not for {kind}, whose members act with the weights they have: leave it out")
     if not 1 <= population.ready <= MOST:
         raise UsageError(f"--ready must be from 1 to {MOST} steps of each environment, got {population.ready}")
     if not isinstance(population.variance, float | int) or not 0 < population.variance <= 1:

@@ -60,6 +60,7 @@ CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 COPIES = 2  # of what a run holds, that are in memory at once
 MUCH = 500e6  # bytes that a run says beforehand that it holds
 UNROLL = 16  # steps of each environment in a message of an actor
+SHARES = 8  # of a crew, at most: a process is more than a hundred megabytes
 
 
 class Parts(NamedTuple):
@@ -205,6 +206,20 @@ def example(card: Card) -> Transition:
     return Transition(obs, action, zero, flag, flag, obs, zero, jnp.int32(0))
 
 
+def kinds(config: Config) -> tuple[search.Population | None, search.Population | None]:
+    """The population whose members share a critic, or the one whose members are runs of their own, if any."""
+    population = config.population
+    return (population, None) if population and population.joint else (None, population)
+
+
+def with_crew(agent: Agent, static: Any, config: Config, updates: float) -> tuple[Agent, Any]:
+    """The agent that is a whole population, which learns by so many updates, and the batches that go with it."""
+    population = config.population
+    assert population is not None
+    rule = RULES[population.kind](population, updates)
+    return joint(agent, rule), static._replace(batch_size=static.batch_size * rule.learners)
+
+
 class Group(NamedTuple):
     """Runs that share a program."""
 
@@ -314,17 +329,15 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     env = twin(config.env, options)
     assert env is not None
     unroll = cadence.rollout or max(cadence.steps // static.num_envs, 1)
-    together = population if population and population.joint else None
-    apart = population if population and not population.joint else None
+    together, apart = kinds(config)
     if together:
         unroll, static = together.ready, static._replace(num_envs=static.num_envs * together.members)
     per_iteration = unroll * static.num_envs
     updates = _whole_ratio(per_iteration, cadence, f"num_envs={gcd(static.num_envs, cadence.steps)}")
     warmup = -(-cadence.starts // per_iteration)
-    if together:  # a generation is there before it is learned from
-        warmup = max(warmup - 1, 0)
-        rule = RULES[together.kind](together, (config.first_steps / per_iteration - warmup) * updates)
-        agent, static = joint(agent, rule), static._replace(batch_size=static.batch_size * rule.learners)
+    if together:
+        warmup = max(warmup - 1, 0)  # a generation is there before it is learned from
+        agent, static = with_crew(agent, static, config, (config.first_steps / per_iteration - warmup) * updates)
     agent = aware(agent, config, cadence, per_iteration / updates)
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
@@ -531,17 +544,20 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     """The phases of runs with the same Static, and what they have cost so far."""
     config, population = group.config, group.config.population
     recipe, agent, static, hyper, card, cadence = records(config)
-    plan = _actors_plan(static, cadence)
+    together, apart = kinds(config)
+    plan = _crew_plan(together, static, cadence) if together else _actors_plan(static, cadence)
     if config.lockstep:
         plan = plan._replace(slots=1, lockstep=True)
+    if together:
+        updates = (config.first_steps - plan.warmup) / _steps_per_update(plan)
+        agent, static = with_crew(agent, static, config, updates)
     agent = aware(agent, config, cadence, _steps_per_update(plan))
     hyper = with_schedule(hyper, config, _steps_per_update(plan))
     # an actor may bring all the steps there are
-    spare = (plan.actors - 1) * config.first_steps + plan.actors * plan.unroll * plan.num_envs
-    static = sized(static, cadence, config, spare)
-    kept = partial(
-        memory_of, recipe, static, card, cadence, lanes=plan.num_envs, unroll=plan.unroll, streams=plan.actors
-    )
+    streams = 1 if together else plan.actors
+    static = sized(static, cadence, config, (streams - 1) * config.first_steps + plan.round)
+    lanes = plan.message // plan.unroll
+    kept = partial(memory_of, recipe, static, card, cadence, lanes=lanes, unroll=plan.unroll, streams=streams)
     memory, savings = kept(config.precision), kept_smaller(config, kept)
     tell_memory(report, jax.eval_shape(memory.init))
     compiler = EXACT if config.precision != "fp32" else {}
@@ -552,14 +568,14 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     ledger.choose(config.actors)
     # a checkpoint holds what the mode asked for needs; what `auto` adds to that is made anew
     asked = FULL if config.actors == "auto" else modes.mode(config.actors)
-    starts, message = start_of(group, hyper), plan.unroll * plan.num_envs
+    starts, message = start_of(group, hyper), plan.message
 
     def after(step: int, messages: int) -> int:
         """The first step that is not before `step` and at which a whole number of so many messages has come in."""
         return -(-step // (messages * message)) * messages * message
 
     due, looked, turns = looks(config), set(), set()
-    if population is not None:
+    if apart:
         # agents that wait learn from a message of every actor: in between some would have acted with another policy
         messages = plan.actors if plan.waits or plan.lockstep else 1
         reached = {step: after(step, messages) for step in due if step > plan.warmup}
@@ -568,12 +584,14 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             *(step for step in reached.values() if step < config.steps),
         }
         due = sorted({min(step, config.steps) for step in looked})
-        if population.evolves:
-            turns = {reached[step] for step in reached if step % population.ready == 0}
+        if apart.evolves:
+            turns = {reached[step] for step in reached if step % apart.ready == 0}
 
     @cache
     def pruned(share: float) -> Agent:
         """The agent with that share of its units left."""
+        if share == 1:
+            return agent
         made = assembled(recipe, _narrowed(static, share), card.obs, card.actions, config)
         return aware(made, config, cadence, _steps_per_update(plan))
 
@@ -592,10 +610,10 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         seed = config.who(runs[0])[0]
         start = jax.tree.map(lambda x: x[those] if members else x[those.start], starts)
         watch = heirs = None
-        if population is not None:
+        if apart:
             sever, taken = partial(_severed, memory, plan), set() if group.alone else turns
             watch = Watch(config, len(runs), agent, type(hyper), looked, taken, sever)
-            if population.evolves:
+            if apart.evolves:
                 told = sorted({min(step, config.steps) for step in turns})
                 heirs = Heirs(told, watch.become)
 
@@ -643,7 +661,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             made = learner(agent, mode, members)
             packet, *_ = jax.eval_shape(made.ship, carry.state)
             spec = _actor_spec(config, agent, card, plan, ledger.chosen, narrowed(ledger.layers, mode.share), packet)
-            spec = spec._replace(members=members)
+            spec = spec._replace(members=plan.crew or members)
             if plan.gradients:
                 brought = actor_learner.shapes(agent, memory, carry.state, items_of(spec))
                 spec = spec._replace(
@@ -661,7 +679,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                         parts, plan, spec, carry, steps=config.steps, seed=seed,
                         report=report, timer=ledger.timer, fleets=ledger.fleets,
                         turns=set() if group.alone else turns, between=succession,
-                        losses=population is not None and (members > 0 or mode == FULL),
+                        losses=apart is not None and (members > 0 or mode == FULL),
                         wired=cluster.wire if config.spreads_actors else None,
                         pasts=pasts,
                     )  # fmt: skip
@@ -772,7 +790,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         return Episodes(*(np.concatenate(x) for x in zip(*found, strict=True)))
 
     count = len(group.runs)
-    if side_by_side(config, cadence) and count > 1:
+    if side_by_side(config, cadence) and count > 1 and not together:
         phases = [phase(group.name, slice(0, count))]
     else:
         phases = [phase(_name_of(config, run), slice(i, i + 1)) for i, run in enumerate(group.runs)]
@@ -790,7 +808,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
 def _name_of(config: Config, run: int) -> str:
     """Of a phase with a single run."""
     seed, member = divmod(run, config.members)
-    return f"seed-{seed}" if config.population is None else f"seed-{seed}-member-{member}"
+    return f"seed-{seed}-member-{member}" if kinds(config)[1] else f"seed-{seed}"
 
 
 def _joined(tree: Any) -> Any:
@@ -849,10 +867,22 @@ def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
     )  # fmt: skip
 
 
+def _crew_plan(population: search.Population, static: Any, cadence: Cadence) -> actors.Plan:
+    """How actor processes, each for as many members, play the generations that a Learner follows.
+
+    There are as few of them, from two to SHARES, as share the members evenly, else one for all.
+    """
+    members = population.members
+    count = next((n for n in range(actors.Plan().actors, SHARES + 1) if members % n == 0), 1)
+    plan = actors.Plan(count, static.num_envs, population.ready, slots=1, lockstep=True, crew=members // count)
+    updates = _whole_ratio(plan.round, cadence, f"train_freq={gcd(plan.round * cadence.updates, cadence.steps)}")
+    # a generation is there before it is learned from
+    return plan._replace(updates=updates, warmup=max(-(-cadence.starts // plan.round) - 1, 0) * plan.round)
+
+
 def _steps_per_update(plan: actors.Plan) -> float:
     """Environment steps of all actors together."""
-    messages = plan.actors if plan.waits else 1  # before the updates
-    return messages * plan.unroll * plan.num_envs / plan.updates
+    return (plan.round if plan.waits else plan.message) / plan.updates
 
 
 def _actor_spec(

@@ -97,7 +97,10 @@ class Ledger:
         self, agent: Agent, card: Card, plan: actors.Plan, report: Callable[[str], None],
         compiler: dict[str, Any] | None = None,
     ):  # fmt: skip
-        """In lockstep nothing is chosen by the clock: not the engine, and not when the policies are compared."""
+        """In lockstep nothing is chosen by the clock: not the engine, and not when the policies are compared.
+
+        What members of a crew act with is never compared: it is what they have.
+        """
         self.agent, self.card, self.plan, self.report = agent, card, plan, report
         self.compiler = compiler or None  # its options for the Learner's programs
         self.timings: list[Rung] = []
@@ -142,7 +145,7 @@ class Ledger:
         taken = self.watch.now if self.watch else min(measured, key=lambda rung: rung.cost)
         self.why = modes.reason(taken, measured, asked=self.watch is None) + why
         if self.plan.lockstep:
-            self.why = f"{taken.mode.name} was asked for, and --lockstep takes the first engine that runs it{why}"
+            self.why = f"{taken.mode.name} was asked for, and lockstep takes the first engine that runs it{why}"
         self._take(taken, why)
 
     def _ladder(self) -> list[Mode]:
@@ -235,8 +238,12 @@ class Ledger:
     def fall_back(self, unfit: actors.Unfit, carry: actors.Carry) -> None:
         """Take fp32 after a compressed mode has failed, at `carry`. Raises RunFailed where that would not help."""
         step, failed = int(np.max(carry.step)), self.chosen
-        alone = self.members == 1
-        weights = [host_weights(self.agent, carry.state)] if alone else weights_of_each(self.agent, carry.state)
+        if self.agent.crew:
+            weights = [jax.device_get(self.agent.crew.policies(carry.state).params)]
+        elif self.members == 1:
+            weights = [host_weights(self.agent, carry.state)]
+        else:
+            weights = weights_of_each(self.agent, carry.state)
         lost = [self.seed + k for k, of_one in enumerate(weights) if not actors.finite(jax.tree.leaves(of_one))]
         if lost:
             raise Diverged(
@@ -263,19 +270,21 @@ class Ledger:
         0 stands for a run that is alone. Raises EngineFailed.
         """
         start = perf_counter()
-        seen = jax.eval_shape(learner.probe, carry)[0].shape[1 if spec.members else 0]
-        self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode, spec.members)
+        names = ("learn", "add", "ship", *(() if self.plan.crew else ("probe",)))
+        if not self.plan.crew:
+            seen = jax.eval_shape(learner.probe, carry)[0].shape[1 if spec.members else 0]
+            self.session = actor.session(spec.engine, spec.layers, self.card.obs, seen, spec.mode, spec.members)
         self.spent, self.looked = dict(self.timer.seconds), False
-        lowered = {}
+        lowered, crew = {}, self.plan.crew * self.plan.actors
         for width in widths:
             part = _of_so_many(carry, width) if width else carry
-            items, stream = items_of(spec._replace(members=width)), jax.ShapeDtypeStruct((), "int32")
+            items, stream = items_of(spec._replace(members=width or crew)), jax.ShapeDtypeStruct((), "int32")
             brought = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in spec.gradient]
             jobs = {
                 "learn": (part, items, stream, brought), "add": (part, items, stream),
                 "ship": (part.state,), "probe": (part,),
             }  # fmt: skip
-            lowered |= {(width, name): getattr(learner, name).lower(*given) for name, given in jobs.items()}
+            lowered |= {(width, name): getattr(learner, name).lower(*jobs[name]) for name in names}
         with ThreadPoolExecutor() as pool:
             done = list(pool.map(lambda x: x.compile(compiler_options=self.compiler), lowered.values()))
         self.compile_seconds += perf_counter() - start
@@ -283,7 +292,6 @@ class Ledger:
         self.packet_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((packet, shared)))
         self.weight_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(packet.weights))
         made = {who: program for who, program in zip(lowered, done, strict=True)}
-        names = ("learn", "add", "ship", "probe")
         return {width: learner._replace(**{name: made[width, name] for name in names}) for width in widths}
 
     def look(self, parts: actors.Learner, tick: actors.Tick, due: bool = False) -> dict[str, Any]:
@@ -296,7 +304,7 @@ class Ledger:
         if tick.metrics and self.first_update is None:
             self.first_update = seconds_since_start()
         start = perf_counter()
-        if tick.metrics and (due if self.plan.lockstep else start > self.look_after):
+        if tick.metrics and not self.plan.crew and (due if self.plan.lockstep else start > self.look_after):
             obs, outputs, knobs, log_ratio = jax.device_get(parts.probe(tick.carry))
             packet, *_ = jax.device_get(parts.ship(tick.carry.state))
             self.session.load(packet.weights)

@@ -48,7 +48,7 @@ def small(words: list[str]) -> list[str]:
         for before, word in zip(["", *words], words, strict=False)
     ]
     match words[0]:
-        case "train" | "pbt" | "sweep":
+        case "train" | "pbt" | "sweep" | "cem" | "dvd":
             starts = "learning_starts" in catalog.hyper_fields(catalog.recipe(words[1]))
             more = [*([] if "--steps" in words else ["--steps", str(STEPS)]), "--quiet"]
             return [*words, *more, *(["--hyper", "learning_starts=500"] if starts else [])]

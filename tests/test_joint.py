@@ -13,13 +13,15 @@ import runs
 from small import MODULES, bits, pushed, random_batch, small
 
 import frugalrl
-from frugalrl import checkpoint, rng, training
+from frugalrl import catalog, checkpoint, jobs, ledger, rng, training
 from frugalrl.config import configure
+from frugalrl.envs.make import EnvOptions
 from frugalrl.errors import UsageError
+from frugalrl.levers.compress import engines, quantise
 from frugalrl.levers.population import cem, dvd, joint
 from frugalrl.memory import uniform
 from frugalrl.monitor.files import plain
-from frugalrl.runtime import compiled
+from frugalrl.runtime import actor, actors, compiled
 from frugalrl.types import Agent, Batch, Transition
 
 MEMBERS, LEARNERS = 4, 2
@@ -179,11 +181,60 @@ def test_novelty_pulls_members_apart():
     assert after["diversity"] > 1.001 * told["diversity"]
 
 
-def small_run(kind: str) -> compiled.Run:
+def memory_of_crowd() -> Any:
     obs, zero, flag = jnp.zeros(4), jnp.float32(0), jnp.bool_(False)
     example = Transition(obs, jnp.zeros(1), zero, flag, flag, obs, zero, jnp.int32(0))
-    memory = uniform(example, 400, 8 * LEARNERS, lanes=8, unroll=25)
-    return compiled.run(crowd("td3", kind), pushed(), memory, compiled.Plan(8, 25, 2, 1))
+    return uniform(example, 400, 8 * LEARNERS, lanes=8, unroll=25)
+
+
+def small_run(kind: str) -> compiled.Run:
+    return compiled.run(crowd("td3", kind), pushed(), memory_of_crowd(), compiled.Plan(8, 25, 2, 1))
+
+
+def mean_returns(items: Transition) -> list[float]:
+    """Of the episodes that ended in each member's two lanes, one by one."""
+    found = []
+    for m in range(MEMBERS):
+        whole = []
+        for lane in (2 * m, 2 * m + 1):
+            ends = np.flatnonzero((items.terminated | items.truncated)[:, lane]) + 1
+            whole += [float(part.sum()) for part in np.split(items.reward[:, lane], ends)[:-1]]
+        found.append(float(np.mean(whole)))
+    return found
+
+
+def test_every_member_acts_for_itself_in_actors_too_and_is_judged_by_what_it_did():
+    """Two actors with two members each; one is lost in the second generation, which another plays once more."""
+    agent, plan = crowd("td3", "cem"), actors.Plan(2, 2, 25, 2, 0, slots=1, lockstep=True, crew=2)
+    made = actors.learner(agent, memory_of_crowd(), plan, quantise.fp32())
+    carry, layers = made.init(KEY, MODULES["td3"].Hyper(action_noise=0.0)), agent.network.layers
+    assert layers is not None
+    spec = actor.Spec(
+        env_id="InvertedPendulum-v5", env_options=EnvOptions(time_limit=12), num_envs=2, unroll=25, seed=(), folder="",
+        slab="", slots=1, action=actor.Field((1,), "float32"), obs=catalog.spaces("InvertedPendulum-v5")[0],
+        layers=layers, engine=engines.module("numpy"), mode="fp32", head=agent.head, packet=(),
+        kinds=("Linear", "Linear"), knobs=tuple(sorted(agent.policy(carry.state).knobs)), steady=True, members=2,
+    )  # fmt: skip
+    does = jax.jit(jax.vmap(lambda policy, obs: small("td3").dist(policy, obs, None).mode(), (None, 0)))
+    fleets, before = [], jax.device_get(carry.state)
+    for tick in actors.train(made, plan, spec, carry, steps=600, seed=0, fleets=fleets):
+        if tick.items is None:
+            continue
+        state, items = jax.device_get(tick.carry.state), tick.items
+        if before.version == 0:  # what acted before the first update was chance
+            assert np.isnan(state.fitness).all()
+        else:
+            for lane in range(8):
+                expected = does(small("td3").policy(alone(before.agent, lane // 2)), items.obs[:, lane])
+                np.testing.assert_allclose(items.action[:, lane], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(state.fitness, mean_returns(items), rtol=1e-5)
+        assert np.abs(items.obs[0]).max() <= 0.01  # the pendulum begins there
+        assert int(state.version) == tick.step // 200 * 2
+        if tick.step == 200:
+            fleets[0].processes[1].kill()
+        before = state
+    assert fleets[0].restarts == 1
+    assert before.version == 6
 
 
 @pytest.mark.long
@@ -227,6 +278,29 @@ def timeless(result: Any) -> list[str]:
     return [repr({k: plain(v) for k, v in row.items() if k != "wall_seconds"}) for row in result.rows]
 
 
+@pytest.mark.parametrize(("members", "processes"), [(10, 2), (9, 3), (11, 1)])
+def test_a_run_in_actors_is_that_of_the_whole_crew(members, processes, monkeypatch):
+    made = []
+
+    class Seen(ledger.Ledger):
+        def __init__(self, agent, card, plan, *rest):
+            made.append((agent, plan))
+            super().__init__(agent, card, plan, *rest)
+
+    monkeypatch.setattr(jobs, "Ledger", Seen)
+    population = {"kind": "cem", "search": {}, "members": members, "ready": 40}
+    config = configure("td3", "InvertedPendulum-v5", steps=9000, population=population, hyper=TINY | {"num_envs": 2})
+    assert (config.runtime, config.steps % config.generation) == ("actors", 0)
+    job = jobs.actors_job(config, lambda text: None)
+    assert [phase.name for phase in job.phases] == ["seed-0"]
+    ((agent, plan),) = made
+    assert agent.crew.members == members
+    assert (plan.actors, plan.crew, plan.unroll, plan.num_envs) == (processes, members // processes, 40, 2)
+    assert plan.message == config.generation == 80 * members
+    assert plan.updates == config.generation // TINY["train_freq"]
+    assert plan.warmup == 0  # the first generation is more than learning starts at
+
+
 @pytest.mark.parametrize("kind", ["cem", pytest.param("dvd", marks=pytest.mark.long)])
 def test_a_resumed_population_is_the_one_that_was_not_stopped(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "KEEP", 1000)
@@ -261,10 +335,13 @@ def test_a_resumed_population_is_the_one_that_was_not_stopped(kind, tmp_path, mo
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "bandits"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "nan"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"precision": "bf16"}, "leave --precision"),
+        ("td3", "InvertedPendulum-v5", {"actors": "int8"}, "--actors int8 is not for cem"),
+        ("td3", "InvertedPendulum-v5", {"prune": 0.5}, "--prune is not for cem"),
+        ("td3", "InvertedPendulum-v5", {"pull_period": 9}, "--pull-period is not for cem"),
     ],
 )
 def test_a_wrong_option_is_refused(agent, env, options, why):
     population = {"kind": "cem", "search": {}, "members": 4} | options
-    rest = {"precision": population.pop("precision")} if "precision" in options else {}
+    rest = {name: population.pop(name) for name in ("precision", "actors", "prune", "pull_period") if name in options}
     with pytest.raises(UsageError, match=why):
         configure(agent, env, population=population, **rest)

@@ -33,13 +33,15 @@ ROLLOUTS = {"hidden": (16,), "num_envs": 4, "n_steps": 16}
 LONG = pytest.mark.long
 STEPS = 1500
 RATE = {"learning_rate": "log:1e-4:1e-2"}
+CEM = {"kind": "cem", "members": 3, "ready": 25, "search": {}}
+DVD = CEM | {"kind": "dvd", "members": 4}
 
 
 def train(agent: str, env: str, out: Path, steps: int = STEPS, **more: Any) -> None:
     known = catalog.hyper_fields(catalog.recipe(agent))
     wanted = REPLAY if "learning_starts" in known else ROLLOUTS
     hyper = {name: value for name, value in wanted.items() if name in known}
-    frugalrl.train(agent, env, runtime="actors", lockstep=True, steps=steps, hyper=hyper, out=out, **more)
+    frugalrl.train(agent, env, steps=steps, hyper=hyper, out=out, **{"runtime": "actors", "lockstep": True} | more)
 
 
 def told(out: Path) -> tuple:
@@ -65,6 +67,9 @@ MORE = [
     ("dqn", "ALE/Pong-v5", {"env_options": {"frame_skip": 8}}),
     ("dqn", "CartPole-v1", {"population": {"kind": "pbt", "members": 3, "ready": 300, "search": RATE}}),
     ("td3", "Pendulum-v1", {"population": {"kind": "random", "members": 2, "search": RATE}}),
+    # members that share a critic are always in lockstep
+    ("td3", "InvertedPendulum-v5", {"lockstep": False, "population": CEM}),
+    ("sac", "HalfCheetah-v5", {"lockstep": False, "seeds": 2, "population": DVD, "env_options": {"time_limit": 20}}),
 ]
 
 
@@ -96,6 +101,8 @@ def test_a_run_in_lockstep_is_the_same_again_stopped_and_resumed(agent, env, mor
     assert frugalrl.resume(tmp_path / "run") is not None
     assert told(tmp_path / "run") == told(tmp_path / "whole")
     assert receipt(tmp_path / "run")["actors"]["lockstep"]
+    crew = more.get("population", {}).get("kind") in ("cem", "dvd")
+    assert ("fitness_best" in rows(tmp_path / "run")[-1]) == crew
 
 
 @LONG
@@ -127,15 +134,24 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+ALONE = ("train", "dqn", "CartPole-v1", "--runtime", "actors", "--lockstep", "--steps", 8000, "--quiet")
+CREW = ("cem", "td3", "InvertedPendulum-v5", "--members", 4, "--ready", 100, "--steps", 8000, "--quiet")
+
+
 @LONG
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, "budget"])
-def test_a_run_stopped_at_any_moment_ends_with_the_rows_of_one_that_was_not(how, tmp_path):
-    words = ["dqn", "CartPole-v1", "--runtime", "actors", "--lockstep", "--steps", 8000, "--quiet"]
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        *((ALONE, how) for how in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, "budget")),
+        *((CREW, how) for how in (signal.SIGKILL, signal.SIGINT)),
+    ],
+)
+def test_a_run_stopped_at_any_moment_ends_with_the_rows_of_one_that_was_not(words, how, tmp_path):
     hyper = ["--hyper", *(f"{name}={value}" for name, value in (REPLAY | {"hidden": 16}).items())]
-    assert cli.main(["train", *map(str, words), "--out", str(tmp_path / "whole"), *hyper]) == 0
+    assert cli.main([*map(str, words), "--out", str(tmp_path / "whole"), *hyper]) == 0
     out, draw = tmp_path / "run", random.Random(2)
-    command, times = ["train", *words, "--out", out, *hyper], 0
+    command, times = [*words, "--out", out, *hyper], 0
     while not (out / "receipt.json").exists() or not receipt(out)["finished"]:
         limit = ["--budget", "0.05"] if how == "budget" and times < 4 else []
         process = subprocess.Popen([sys.executable, "-c", EAGER, *map(str, command), *limit], stderr=subprocess.DEVNULL)

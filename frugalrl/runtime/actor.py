@@ -55,7 +55,7 @@ class Past(NamedTuple):
     """What an actor in lockstep has been through: all that another one needs to go on as it would."""
 
     unrolls: int  # messages so far
-    lanes: tuple[repeated.Past, ...]
+    lanes: tuple[repeated.Past, ...]  # none where each unroll begins with new episodes
 
 
 class Spec(NamedTuple):
@@ -84,13 +84,20 @@ class Spec(NamedTuple):
     number: int = 0  # of this actor
     learner: Callable | None = None  # of an actor-learner: gives its `actor_learner.Parts`
     gradient: Fields = ()  # of an actor-learner: the leaves of (gradient, metrics)
-    members: int = 0  # agents that act side by side, in lanes of their own; a packet then has them all, [members, ...]
+    # Agents that act side by side, in lanes of their own; a packet then has them all, [members, ...], or where each
+    # unroll begins with new episodes those of all actors, [actors * members, ...].
+    members: int = 0
     past: Past | None = None  # in lockstep: all that this actor does follows from it, its seed and the packets
 
     @property
     def lanes(self) -> int:
         """Environments of this actor: `num_envs` of each member, one member after the other."""
         return max(self.members, 1) * self.num_envs
+
+    @property
+    def anew(self) -> bool:
+        """Whether each unroll begins with new episodes: this actor's is a share of a crew."""
+        return self.past is not None and not self.past.lanes
 
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (Linear, QuantLinear, Ranges)}
@@ -259,7 +266,8 @@ class Worker:
         self.spec, self.timer, self.refreshes = spec, Timer(), 0
         self.rng = np.random.default_rng(spec.seed)
         self.options = options_for(spec.env_id) if spec.env_options is None else spec.env_options
-        self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options, spec.seed, spec.past)
+        past = None if spec.anew else spec.past
+        self.envs = vector_env(spec.registration or spec.env_id, spec.lanes, self.options, spec.seed, past)
         self.session = session(spec.engine, spec.layers, spec.obs, spec.num_envs, spec.mode, spec.members)
         self.box: Newest = box or mailbox(Path(spec.folder, "mailbox"), spec.packet)
         self.slots = filled or slots(Path(spec.folder, spec.slab), spec)
@@ -271,6 +279,7 @@ class Worker:
         self.unrolls = self.steps = 0  # so many, and of each environment
         if spec.past is not None:
             self.unrolls = spec.past.unrolls
+        if past is not None:
             self.ret[:], self.length[:] = repeated.returned(cast(Any, self.envs).envs, self.obs)
         self.pace, self.cost, self.look_after = Pace(), 0.0, -np.inf
         self.idle = 0.0  # seconds that it has waited for a slot since it took the last packet
@@ -306,6 +315,9 @@ class Worker:
             before = self.spec.head(self.session.run(self.obs), self.knobs)
             self.timer.lap("compare")
         self.count, arrays = self.box.get()
+        if self.spec.anew:
+            first = self.spec.number * self.spec.members
+            arrays = [x[first : first + self.spec.members] for x in arrays]
         self.timer.lap("pull")
         weights, self.knobs, self.version, self.shared = unflatten(arrays, self.spec.kinds, self.spec.knobs)
         if self.learning and self.knobs:
@@ -338,6 +350,10 @@ class Worker:
         ended, lap, lanes = [], self.timer.lap, slot.action[0].shape
         if self.spec.past is not None:
             self.rng = repeated.draws(self.spec.seed, self.unrolls)
+        if self.spec.anew:
+            self.obs = self.envs.reset(seed=int(self.rng.integers(2**31)))[0].astype(self.spec.obs.dtype)
+            self.ret[:], self.length[:] = 0, 0
+            lap("environment")
         self.unrolls += 1
         for t in range(self.spec.unroll):
             dist = self.act(t)

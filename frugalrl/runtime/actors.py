@@ -11,6 +11,9 @@ and a run that is stopped goes on as if it had not been.
 
 Several members train side by side if every actor steps environments of all of them: each message then brings as many
 steps of every member, a packet has the weights of all, and the Learner is the same one, mapped over them.
+
+An agent with a crew is one learner with many who act: each actor acts for a share of them, from new episodes in each
+round, which is a generation. What the round brought is one message, so the Learner sees whole generations.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import jax
@@ -37,11 +40,11 @@ import numpy as np
 
 from ..envs import repeated
 from ..errors import ActorFailed, EngineFailed
-from ..types import Agent, Compressor, Memory, Network, Packet, Transition
+from ..types import Agent, Compressor, Memory, Network, Packet, Policy, Transition
 from . import link
 from .actor import Past, Slot, Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
-from .compiled import Succession, Way, join, seeds_of, succeeded
+from .compiled import Succession, Way, cut_off, join, seeds_of, succeeded
 from .compiled import learn as updates
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
@@ -64,11 +67,17 @@ class Plan(NamedTuple):
     waits: bool = False  # updates follow a message of every actor, and the actors wait for them
     gradients: bool = False  # actor-learners: a message brings its gradient, and the actor waits until it is applied
     lockstep: bool = False  # actors and Learner take turns
+    crew: int = 0  # members of an agent's crew that each actor acts for, in lockstep
 
     @property
     def round(self) -> int:
         """Environment steps of a message of every actor."""
-        return self.actors * self.unroll * self.num_envs
+        return self.actors * self.unroll * self.num_envs * max(self.crew, 1)
+
+    @property
+    def message(self) -> int:
+        """Environment steps that are learned from at a time: of each member's, or of a crew's generation."""
+        return self.round if self.crew else self.unroll * self.num_envs
 
 
 class Carry(NamedTuple):
@@ -136,6 +145,14 @@ class Wire(NamedTuple):
     start: Callable[[Spec, Callable[[dict | None], None]], Line]
     close: Callable[[], None]
     folder: Path | None = None  # of the slabs, where they are on this machine
+
+
+def generation(messages: list[Message]) -> Message:
+    """The messages of a round as one, whose lanes are those of a crew's members in order."""
+    items = jax.tree.map(lambda *x: np.concatenate(x, 1), *[message.items for message in messages])
+    episodes = [(ret, length, 0) for message in messages for ret, length, _ in message.episodes]
+    begins, ends = zip(*[message.span for message in messages], strict=True)
+    return Message(0, items, [], episodes, (min(begins), max(ends)))
 
 
 class Fleet:
@@ -382,14 +399,15 @@ def learner(
     With `members` all is of several: arrays are [members, ...], but messages [unroll, lanes, ...] of all of them.
     """
     network, whole = full or (agent.network, agent.policy)
+    crew = agent.crew
 
     def init(key, hyper) -> Carry:
         key_agent, key_run = jax.random.split(key)
         return Carry(agent.init(key_agent, hyper), memory.init(), key_run, jnp.zeros((), jnp.int32))
 
     def keep(carry: Carry, items: Transition, stream) -> Carry:
-        step = carry.step + plan.unroll * plan.num_envs
-        return carry._replace(memory=memory.add(carry.memory, items, stream), step=step)
+        items = items if crew is None else cut_off(items)
+        return carry._replace(memory=memory.add(carry.memory, items, stream), step=carry.step + plan.message)
 
     def add(carry: Carry, items: Transition, stream) -> Carry:
         carry = keep(carry, items, stream)
@@ -402,6 +420,9 @@ def learner(
             state, metrics = applied(carry.state, items, leaves)
         else:
             key = jax.random.fold_in(carry.key, carry.step)
+            if crew is not None:
+                turned = crew.turn(carry.state, items, jax.random.fold_in(key, plan.updates + 1))
+                carry = carry._replace(state=turned)
             state, kept, metrics = updates(agent, memory, plan.updates, carry.state, carry.memory, key)
         late = staleness(carry.state.version, items)
         return carry._replace(state=agent.observe(state, items, stream), memory=kept), metrics | late
@@ -412,6 +433,9 @@ def learner(
         return agent.apply(state, grads), metrics
 
     def ship(state):
+        if crew is not None:
+            each = jax.vmap(compressor.encode, (Policy(0, None),))(crew.policies(state))  # knobs for each of them, too
+            return each, jnp.broadcast_to(state.version, (crew.members,)), ()
         return compressor.encode(agent.policy(state)), state.version, light(state) if plan.gradients else ()
 
     def probe(carry: Carry):
@@ -512,14 +536,20 @@ Pasts = list[list[repeated.Past]]  # of each actor, of each of its environments
 
 
 def begun(plan: Plan, lanes: int) -> Pasts:
-    """The pasts of actors of `lanes` environments that have none yet."""
-    return [[repeated.Past()] * lanes for _ in range(plan.actors)]
+    """The pasts of actors of `lanes` environments that have none yet; those of a crew never have one."""
+    return [[] if plan.crew else [repeated.Past()] * lanes for _ in range(plan.actors)]
 
 
 def followed(pasts: list[repeated.Past], items: Transition) -> list[repeated.Past]:
     """The pasts of an actor's environments after a message."""
     ended = items.terminated | items.truncated
     return [past.after(items.action[:, k], ended[:, k], items.next_obs[-1, k]) for k, past in enumerate(pasts)]
+
+
+def heard(metrics: dict[str, Any]) -> None:
+    """Wait for a generation's updates. They may take minutes, and inside of XLA no second Ctrl-C would be heard."""
+    while not all(x.is_ready() for x in metrics.values()):
+        sleep(0.01)
 
 
 def train(
@@ -593,16 +623,19 @@ def train(
             if plan.lockstep and len(brought) < plan.actors:
                 continue
             batch = [brought.pop(i) for i in sorted(brought)]
+            batch = [generation(batch)] if plan.crew else batch
             for message in batch:
                 began, metrics, whole = perf_counter(), {}, message is batch[-1]
                 arrived.add(message.actor)
                 learns = step >= plan.warmup and (len(arrived) == plan.actors or not plan.waits)
-                step += plan.unroll * plan.num_envs
+                step += plan.message
                 if plan.lockstep:
                     known[message.actor] = followed(known[message.actor], message.items)
                 if learns:
                     arrived.clear()
                     carry, metrics = parts.learn(carry, message.items, message.actor, message.gradient)
+                    if plan.crew:
+                        heard(metrics)
                     metrics = {name: np.asarray(x) for name, x in metrics.items()}  # waits for the updates to be done
                     timer.lap("learner")
                 else:
