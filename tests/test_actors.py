@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import checkpoints, has_rows, receipt, rows, running
+from runs import checkpoints, has_rows, receipt, rows, running, wait_for
 
 from frugalrl import catalog, cli, jobs, ledger, rng, training
 from frugalrl.agents.dqn import Hyper, Static, assemble
@@ -488,6 +488,18 @@ def test_a_stuck_environment_is_told_of_and_does_not_keep_the_run_from_being_sto
     assert [line[:40] for line in said] == [f"actor {i} has delivered nothing for 0 s: its"[:40] for i in (0, 1)]
     assert not any(running(p.pid) for p in fleets[0].processes)
     assert not fleets[0].wire.folder.exists()
+
+
+def test_a_learner_that_does_not_look_for_a_while_blames_nobody(monkeypatch):
+    fleets, said = [], []
+    ticks = parts("fake_env:Walk-v0").train(320, fleets=fleets, report=said.append)
+    next(tick for tick in ticks if tick.step)
+    wait_for(lambda: fleets[0].filled == fleets[0].given)
+    monkeypatch.setattr(actors, "SILENCE", 0.5)
+    time.sleep(1)  # it evaluates, say
+    assert next(ticks).step
+    assert said == []
+    ticks.close()
 
 
 @pytest.mark.parametrize("engine", ["numpy", "litert"])

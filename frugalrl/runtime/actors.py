@@ -171,7 +171,8 @@ class Fleet:
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
         self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
         self.held: list[tuple[int, int, int]] = []  # slots of actors that wait: actor, birth, slot
-        self.owed, self.since = [0] * plan.actors, [0.0] * plan.actors  # messages of each actor, and since when
+        # slots that each actor was given; of those it has filled, as its listener counts, and when that was last
+        self.given, self.filled, self.since = [0] * plan.actors, [0] * plan.actors, [0.0] * plan.actors
         self.lines: list[Line] = []
         self.spec = spec._replace(slots=plan.slots, packet=link.fields(packet), registration=registration(spec.env_id))
         self.wire = (wired or processes)(self.spec, plan)
@@ -192,12 +193,17 @@ class Fleet:
         if self.past is not None:  # the same, however often it begins
             spec = spec._replace(seed=(self.seed[0], i), past=self.past(i))
         self.births[i] += 1
-        birth = self.births[i]
-        line = self.wire.start(spec, lambda message: self.inbox.put((i, birth, message)))
+        self.given[i], self.filled[i], self.since[i] = self.plan.slots, 0, perf_counter()
+        line = self.wire.start(spec, partial(self._hear, i, self.births[i]))
         for slot in range(self.plan.slots):
             line.send(slot)
-        self.owed[i], self.since[i] = self.plan.slots, perf_counter()
         return line
+
+    def _hear(self, i: int, birth: int, message: dict | None) -> None:
+        """In a thread of that actor's: it may be a while until the Learner looks, when it evaluates say."""
+        if message and "error" not in message:
+            self.filled[i], self.since[i] = self.filled[i] + 1, perf_counter()
+        self.inbox.put((i, birth, message))
 
     def receive(self, timeout: float) -> Message | int | None:
         """The next message; the number of an actor that died and was started anew; or None after `timeout` seconds."""
@@ -222,7 +228,6 @@ class Fleet:
         self.cpu_seconds += message.get("cpu_seconds", 0.0)
         items, gradient = self.lines[i].take(message)
         self.held.append((i, birth, message["slot"]))
-        self.owed[i], self.since[i] = self.owed[i] - 1, perf_counter()
         if not (self.plan.waits or self.plan.gradients or self.plan.lockstep):
             self.release()
         return Message(i, items, gradient, message["episodes"], tuple(message["span"]))
@@ -232,13 +237,14 @@ class Fleet:
         for i, birth, slot in self.held:
             if birth == self.births[i]:
                 self.lines[i].send(slot)
-                self.owed[i], self.since[i] = self.owed[i] + 1, perf_counter()
+                self.given[i] += 1
+                self.since[i] = perf_counter()
         self.held.clear()
 
     def _tell_of_silence(self) -> None:
         """Once for each time: an environment may hang, or it is slow, and nobody but the user can know."""
         for i, since in enumerate(self.since):
-            if self.owed[i] and perf_counter() - since > SILENCE:
+            if self.given[i] > self.filled[i] and perf_counter() - since > SILENCE:
                 self.since[i] = float("inf")
                 self.report(
                     f"actor {i} has delivered nothing for {SILENCE:.0f} s: its environment is slow, or hangs; "
