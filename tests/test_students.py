@@ -126,6 +126,21 @@ def test_a_teacher_learns_as_if_it_had_no_student():
     assert together.version == 3
 
 
+def test_a_student_steps_as_far_as_its_teacher_and_never_less_than_its_own_rate():
+    agent = a_dqn()
+    taught = students.taught(agent, 0.5)
+
+    def step(rate: float) -> np.ndarray:
+        state = taught.init(KEY, HYPER._replace(learning_rate=jnp.float32(rate)))
+        grads, _ = taught.grad(state, random_batch(0), KEY)
+        after = taught.apply(state, grads)
+        return np.asarray(after.student[0].w - state.student[0].w)
+
+    own = step(students.LEARNING_RATE)
+    np.testing.assert_allclose(step(students.LEARNING_RATE / 10), own, rtol=1e-4)
+    np.testing.assert_allclose(step(students.LEARNING_RATE * 10), 10 * own, rtol=1e-3, atol=1e-6)
+
+
 def test_what_acts_is_the_student_with_the_knobs_of_its_teacher():
     agent = a_dqn()
     taught = students.taught(agent, 0.5)
