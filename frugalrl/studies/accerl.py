@@ -32,6 +32,7 @@ def _wide(width: int, **hyper) -> dict:
 
 
 _FEW = ("fp32", "int8", "pruned+int8", "all")
+_ABLATION = (*_FEW, "cut", "half", "half+int8", "pruned", "small", "all none", "all tis")
 _PRUNED = {"prune": 0.25}  # at a tenth of the training
 _ALL = {"actors": "half+int8", **_PRUNED}
 _COMPRESSED = ("int8", "half", "half+int8", "pruned", "pruned+int8", "all")
@@ -48,10 +49,7 @@ STUDY = Study(
     tasks={
         "HalfCheetah-v5 1024x3": _wide(1024) | {"arms": (*_FEW, "small", "fp32 batched")},
         "HalfCheetah-v5 1024x3, 120,000 steps": _wide(1024, n_steps=64, **_LONG) | {
-            "arms": (
-                "fp32", "int8", "cut", "half", "half+int8", "pruned", "pruned+int8", "small", "all", "all none",
-                "all tis", "fp32 batched",
-            ),
+            "arms": {arm: {} for arm in _ABLATION} | {"fp32 batched": {"hyper": {"n_steps": 16}}},
             "steps": 120_000,
         },
         "HalfCheetah-v5 2048x3": _wide(2048, n_steps=64, **_LONG) | {"arms": _FEW, "steps": 120_000},
