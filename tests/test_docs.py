@@ -35,8 +35,9 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    lines = [line.partition(" #")[0].split(None, 1) for line in block.text.splitlines() if line.strip()]
-    assert {first for first, _ in lines} <= {"frugal", "pip"}
+    text = block.text.replace("\\\n", " ")
+    lines = [line.partition(" #")[0].split(None, 1) for line in text.splitlines() if line.strip()]
+    assert {first for first, _ in lines} <= {"frugal", "pip", "ray"}
     return [shlex.split(rest) for first, rest in lines if first == "frugal"]
 
 
