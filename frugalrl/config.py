@@ -87,8 +87,11 @@ class Config(NamedTuple):
         """The runtime that each of its runs trains in, on whichever node."""
         if self.runtime != "ray":
             return self.runtime
-        if self.spreads_actors:
-            return "actors"
+        return "actors" if self.spreads_actors else self.fitting
+
+    @property
+    def fitting(self) -> str:
+        """The runtime of this machine where none is named: one program, unless something asks for processes."""
         plain = self.actors == "fp32" and self.prune is None and self.pull_period is None and not self.lockstep
         return "compiled" if plain and catalog.has_twin(self.env, self.env_options) else "actors"
 
@@ -154,7 +157,7 @@ def configure(
         tuple(prune_at), pull_period, qat, evaluations=evaluations, lockstep=lockstep, ray_address=ray_address,
     )  # fmt: skip
     if runtime == "auto":
-        config = config._replace(runtime=config._replace(runtime="ray", seeds=2).within)
+        config = config._replace(runtime=config.fitting)
     if precision == "auto":
         config = _with_precision(config)
     if population is not None:

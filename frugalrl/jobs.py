@@ -342,11 +342,10 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
     hyper = with_schedule(hyper, config, per_iteration / updates)
     static = sized(static, cadence, config, 2 * per_iteration)
     kept = partial(memory_of, recipe, static, card, cadence, lanes=static.num_envs, unroll=unroll, streams=1)
-    memory = kept(config.precision)
-    savings = [] if together else kept_smaller(config, kept)
+    memory, savings = kept(config.precision), kept_smaller(config, kept)
     acting = actor_learner.in_rotation(agent, cadence.learners) if cadence.learners else agent
     run = compiled.run(acting, env, memory, compiled.Plan(static.num_envs, unroll, updates, warmup), options)
-    starts, evolves = start_of(group, hyper), population is not None and population.evolves
+    starts, evolving = start_of(group, hyper), apart if apart and apart.evolves else None
     players = on_twin(agent, env, EVAL_EPISODES)
     spent: dict[str, Any] = {"compile": 0.0, "first_update": None, "batching": None}
     low, of_runs, lowered = config.precision != "fp32", [], products.lowered()
@@ -372,11 +371,11 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         fits(config, shapes, count)
     tell_memory(report, shapes)
     due = [step for step in looks(config) if step > step_of(0) or step == config.steps or not apart]
-    turns = [step for step in due if population and evolves and step % population.ready == 0]
+    turns = [step for step in due if evolving and step % evolving.ready == 0]
     sever = lambda contents: memory.cut(contents, 0)
     heirs = None
-    if population and evolves:
-        heirs = Heirs(turns, evolution.successor(acting, type(hyper), population.copy, sever))
+    if evolving:
+        heirs = Heirs(turns, evolution.successor(acting, type(hyper), evolving.copy, sever))
 
     def moments(restore: Restore | None) -> Iterator[Moment]:
         start = perf_counter()
@@ -423,7 +422,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
         # over its last segment: a resumed run must have the same ones.
         segments = sorted({1, iterations, *(mark for mark in marks if 0 < mark < iterations)})
-        between = (lambda i, state: watch.succession(fitness, step_of(i), state)) if watch and evolves else None
+        between = (lambda i, state: watch.succession(fitness, step_of(i), state)) if watch and evolving else None
         ticks = compiled.train(programs, way, carry, segments, between)
         del carry
         for tick in ticks:
@@ -672,7 +671,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             try:
                 with ThreadPoolExecutor(compiled.cores()) as pool:
                     if members:
-                        parts, carry = together(made, carry, spec, pool)
+                        parts, carry = in_the_fastest_way(made, carry, spec, pool)
                     else:
                         parts = ledger.compile(made, carry, spec)[0]
                     ticks = actors.train(
@@ -724,7 +723,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             told = {"pasts": [[repeated.saved(past) for past in lanes] for lanes in seen[0]], "ledger": seen[1]}
             return [(tree, np.frombuffer(json.dumps(told).encode(), np.uint8))]
 
-        def together(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:
+        def in_the_fastest_way(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:
             """The Learner of members and their carry, in the parts that are the fastest to update."""
             found = None if plan.lockstep else remembered_way(config, members)
             options = compiled.ways(members, compiled.cores()) if found is None else [found]

@@ -1,4 +1,4 @@
-"""JAX as this library wants it, and where its compiled programs are kept."""
+"""How a process of this library is set up: JAX, where its compiled programs are kept, memory, and modules."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def cache_folder() -> str:
     """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "frugalrl", "jax")
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+
+
+def module_path() -> list[str]:
+    """Where this process finds modules, for one that it starts: an environment may lie beside the user's script."""
+    return [place or os.getcwd() for place in sys.path]
 
 
 def set_up_jax() -> None:

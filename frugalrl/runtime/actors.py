@@ -41,6 +41,7 @@ import numpy as np
 from ..envs import repeated
 from ..errors import ActorFailed, EngineFailed
 from ..types import Agent, Compressor, Memory, Network, Packet, Policy, Transition
+from ..xla import module_path
 from . import link
 from .actor import Past, Slot, Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
@@ -294,11 +295,7 @@ def processes(spec: Spec, plan: Plan) -> Wire:
             [sys.executable, "-P", "-m", "frugalrl.runtime.actor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # it finds the modules that this process finds: the user's environment may lie beside the user's script
-            env=os.environ
-            | ONE_THREAD
-            | NO_ACCELERATOR
-            | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            env=os.environ | ONE_THREAD | NO_ACCELERATOR | {"PYTHONPATH": os.pathsep.join(module_path())},
             process_group=0,  # out of reach of Ctrl-C, also while it still imports
         )
         started.append(process)

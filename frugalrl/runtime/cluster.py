@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import RunFailed, UsageError, one_line
 from ..types import Transition
-from ..xla import keep_memory
+from ..xla import keep_memory, module_path
 from .actor import Slot, Spec
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _local() -> Iterator[str]:
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(module_path())},
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
@@ -279,7 +279,7 @@ class Pool:
 
         cpus = min(self.cpus, max(free_cpus(), default=1))
         handle = ray.remote(num_cpus=cpus, max_restarts=0, max_task_retries=0)(Host).remote(
-            self.module, self.settings, [p or os.getcwd() for p in sys.path]
+            self.module, self.settings, module_path()
         )
         return Worker(handle, handle.node.remote())
 
@@ -380,8 +380,7 @@ def wire(spec: Spec, plan: Any) -> Wire:
     def start(spec: Spec, hear: Callable[[dict | None], None]) -> Line:
         # one that is started anew shares a processor rather than waits for one
         cpus = 1 if len(handles) < min(plan.actors, room(1)) else 0
-        path = [p or os.getcwd() for p in sys.path]
-        handle = remote.options(num_cpus=cpus).remote(pickle.dumps(spec), path, sent[0], [sent[1]])
+        handle = remote.options(num_cpus=cpus).remote(pickle.dumps(spec), module_path(), sent[0], [sent[1]])
         handles.append(handle)
         asked: queue.SimpleQueue = queue.SimpleQueue()
 

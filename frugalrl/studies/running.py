@@ -26,6 +26,7 @@ from ..monitor.files import replace
 from ..signals import Stop
 from ..statistics import area
 from ..training import FINAL_EPISODES
+from ..xla import module_path
 from .folder import check, held, joined, place, read, settings
 from .report import report
 from .study import Row, Run, Study, plan, runs, words
@@ -105,7 +106,7 @@ def child(words: list[str], stop: Stop, lock: IO) -> int:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "frugalrl.cli", *words],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(module_path())},
         pass_fds=(lock.fileno(),),
     )
     asked = False
