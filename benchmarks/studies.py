@@ -1,6 +1,7 @@
 """What does a study find? `frugal study NAME`, with a row for each arm and for each question.
 
-    python -m benchmarks.studies quarl [--env ENV ...] [--arms ARM ...] [--folder DIR] [--minutes M] [--out FILE]
+    python -m benchmarks.studies quarl [--env ENV ...] [--arms ARM ...] [--seeds N] [--scale F] [--folder DIR]
+        [--minutes M] [--out FILE]
 
 The study itself is kept in `--folder` (default runs/study-NAME), stops after `--minutes` and goes on from there; rows
 go to results/study_NAME.jsonl, with the returns of every seed, intervals, costs, and the verdicts. With `--env`, what
@@ -77,25 +78,18 @@ def main() -> None:
     command.add_argument("study", choices=STUDIES)
     command.add_argument("--env", nargs="+", default=[], help="only these tasks, or other environments instead")
     command.add_argument("--arms", nargs="+", default=[], help="only these arms; others can follow")
+    command.add_argument("--seeds", type=int, help="default: what the study says")
+    command.add_argument("--scale", type=float, default=1.0, help="times the steps")
     command.add_argument("--folder", type=Path, help="of the study; default runs/study-NAME")
     command.add_argument("--minutes", type=float, help="time box")
     args = command.parse_args()
     path = rows.destination(f"study_{args.study}", args)
     with tempfile.TemporaryDirectory() as temporary:
+        size = {"seeds": args.seeds, "scale": args.scale, "budget": args.minutes, "out": args.folder}
         if args.quick:
-            done = study(
-                args.study,
-                envs=tuple(args.env),
-                arms=tuple(args.arms),
-                out=Path(temporary, "study"),
-                quiet=False,
-                **QUICK,
-            )
-        else:
-            done = study(
-                args.study, envs=tuple(args.env), arms=tuple(args.arms), out=args.folder, budget=args.minutes,
-                quiet=False,
-            )  # fmt: skip
+            size = QUICK | {"out": Path(temporary, "study")}
+        given = {name: value for name, value in size.items() if value is not None}
+        done = study(args.study, envs=tuple(args.env), arms=tuple(args.arms), quiet=False, **given)
         found = report.load(done.folder)
         made = others(rows.read(path), found.tasks) + list(told(found))
     rows.write(path, made)
