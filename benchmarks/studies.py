@@ -15,6 +15,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import rows
 from frugalrl.catalog import STUDIES
@@ -85,7 +86,7 @@ def main() -> None:
     args = command.parse_args()
     path = rows.destination(f"study_{args.study}", args)
     with tempfile.TemporaryDirectory() as temporary:
-        size = {"seeds": args.seeds, "scale": args.scale, "budget": args.minutes, "out": args.folder}
+        size: dict[str, Any] = {"seeds": args.seeds, "scale": args.scale, "budget": args.minutes, "out": args.folder}
         if args.quick:
             size = QUICK | {"out": Path(temporary, "study")}
         given = {name: value for name, value in size.items() if value is not None}
