@@ -73,22 +73,14 @@ def difference(
 
     An interval that holds 0 does not tell the two apart.
     """
-    return _compared(np.subtract, ours, theirs, statistic, seed, resamples, level)
-
-
-def ratio(
-    ours: Scores,
-    theirs: Scores,
-    statistic: Statistic = iqm,
-    seed: int = 0,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """statistic(ours) / statistic(theirs) for independent runs, as `difference`; for times and other positive scores.
-
-    An interval that holds 1 does not tell the two apart.
-    """
-    return _compared(np.divide, ours, theirs, statistic, seed, resamples, level)
+    _check(resamples, level)
+    rng = np.random.default_rng(seed)
+    ours, theirs = _tasks(ours), _tasks(theirs)
+    point = float(statistic(np.concatenate(ours), axis=-1) - statistic(np.concatenate(theirs), axis=-1))
+    if not (_has_interval(ours) and _has_interval(theirs)):
+        return Interval(point, None, None)
+    replicates = [_replicates(tasks, statistic, rng, resamples) for tasks in (ours, theirs)]
+    return Interval(point, *_bounds(replicates[0] - replicates[1], level))
 
 
 def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
@@ -136,21 +128,6 @@ def area(steps: Sequence[float], returns: Sequence[float]) -> float:
     if x.shape != y.shape or x.ndim != 1 or not x.size or (np.diff(x) <= 0).any():
         raise ValueError("a learning curve is one return for each of increasing steps")
     return float(y[0] if len(x) == 1 else np.trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def _compared(
-    how: Callable[..., Any], ours: Scores, theirs: Scores, statistic: Statistic, seed: int, resamples: int, level: float
-) -> Interval:
-    """how(statistic of ours, statistic of theirs), each resampled by itself."""
-    _check(resamples, level)
-    rng = np.random.default_rng(seed)
-    ours, theirs = _tasks(ours), _tasks(theirs)
-    points = [statistic(np.concatenate(tasks), axis=-1) for tasks in (ours, theirs)]
-    point = float(how(*points))
-    if not (_has_interval(ours) and _has_interval(theirs)):
-        return Interval(point, None, None)
-    replicates = how(*(_replicates(tasks, statistic, rng, resamples) for tasks in (ours, theirs)))
-    return Interval(point, *_bounds(replicates, level))
 
 
 def _wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -413,7 +413,7 @@ def test_a_study_may_be_run_part_by_part(tmp_path, capsys):
     ("words", "said"),
     [
         (["--arms", "quik"], "--arms 'quik' does not exist: did you mean quick?"),
-        (["--env", "HalfCheetah-v5 2048x3", "--arms", "auto"], "none of the --arms auto is for HalfCheetah-v5 2048x3"),
+        (["--env", "HalfCheetah-v5 1024x3", "--arms", "auto"], "none of the --arms auto is for HalfCheetah-v5 1024x3"),
     ],
 )
 def test_arms_that_are_not_there_are_refused(words, said, tmp_path, capsys):
@@ -533,6 +533,17 @@ def test_less_time_is_reproduced_when_the_whole_interval_says_so(ours, base, ver
     answer = findings.times("training_seconds", 0.7)([some(ours, ours)], [some(base, base)])
     assert answer.verdict == verdict
     assert re.search(r"0\.\d+ \[0\.\d+, [\d.]+\] times training seconds, claimed 0\.7", answer.found)
+
+
+def test_a_time_is_compared_with_that_of_the_same_seed():
+    """A machine that gets slower by the hour is so for both arms."""
+    drift = [10.0, 20.0, 40.0, 80.0]
+    answer = findings.times("training_seconds", 0.6)([some(HIGH, [x / 2 for x in drift])], [some(HIGH, drift)])
+    assert answer.verdict == REPRODUCED
+    assert answer.found.startswith("0.5 [0.5, 0.5] times")
+    quick, slow = some(HIGH, [1.0] * 4), some(HIGH, drift)
+    assert findings.times("training_seconds", 0.6)([quick[:2]], [slow[2:]]).found == "no two runs of one seed"
+    assert findings.times("training_seconds", 0.6)([quick[:3]], [slow[1:]]).verdict == UNDECIDED  # two pairs
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,8 @@ STUDY = Study(
     tasks={
         "HalfCheetah-v5 1024x3": _wide(1024) | {"arms": (*_FEW, "small", "fp32 batched")},
         "HalfCheetah-v5 1024x3, 120,000 steps": _wide(1024, n_steps=64, **_LONG) | {
-            "arms": {arm: {} for arm in _ABLATION} | {"fp32 batched": {"hyper": {"n_steps": 16}}},
-            "steps": 120_000,
+            "arms": _ABLATION, "steps": 120_000
         },
-        "HalfCheetah-v5 2048x3": _wide(2048, n_steps=64, **_LONG) | {"arms": _FEW, "steps": 120_000},
         # one for each actor, who calls the policy for it alone; as many steps a batch
         "HalfCheetah-v5 2048x3, 2 environments": _wide(2048, num_envs=2, n_steps=128, **_LONG) | {
             "arms": _FEW, "steps": 120_000

@@ -18,6 +18,7 @@ from .study import NOT, REPRODUCED, UNDECIDED, Answer, Row, Runs
 
 ENOUGH = 3  # runs of each arm and task
 Test = Callable[[Runs, Runs], Answer]
+Tasks = Sequence[Sequence]  # what was measured on each task: runs of an arm, or shares of pairs of them
 
 
 def values(runs: Sequence[Row], name: str) -> list[float]:
@@ -34,18 +35,36 @@ def returns(runs: Sequence[Row], bits: int | None = None) -> list[float]:
 
 def costs(runs: Sequence[Row], name: str) -> list[float]:
     """A cost of each run, seconds say; seeds that trained in one program are one measurement."""
-    return values([row for row in runs if row["seeds_together"] == 1 or row["seed"] == 0], name)
+    return list(_by_seed(runs, name).values())
+
+
+def _by_seed(runs: Sequence[Row], name: str) -> dict[int, float]:
+    kept = [row for row in runs if row["seeds_together"] == 1 or row["seed"] == 0]
+    return dict(zip((row["seed"] for row in kept), values(kept, name), strict=True))
 
 
 def times(measure: str, at_most: float, note: Callable[[Runs, Runs], str] = lambda ours, base: "") -> Test:
-    """Whether ours takes at most `at_most` times what base takes of `measure`: seconds, joules."""
+    """Whether ours takes at most `at_most` times what base takes of `measure`: seconds, joules.
+
+    A run is compared with that of the same seed, for arms take turns within a seed: so the machine's drift over hours
+    cancels out.
+    """
 
     def test(ours: Runs, base: Runs) -> Answer:
-        found = statistics.ratio([costs(each, measure) for each in ours], [costs(each, measure) for each in base])
+        shares = [_shares(*arms, measure) for arms in zip(ours, base, strict=True)]
+        if not all(shares):
+            return Answer(UNDECIDED, "no two runs of one seed", note(ours, base))
+        found = statistics.bootstrap(shares)
         said = f"{words.interval(found)} times {measure.replace('_', ' ')}, claimed {at_most:.3g}"
-        return Answer(decided(found, ours, base, most=at_most), said, note(ours, base))
+        return Answer(decided(found, shares, most=at_most), said, note(ours, base))
 
     return test
+
+
+def _shares(ours: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
+    """What each run of ours takes over what that of base with the same seed takes."""
+    mine, theirs = _by_seed(ours, measure), _by_seed(base, measure)
+    return [mine[seed] / theirs[seed] for seed in mine if seed in theirs]
 
 
 def better(at_least: float = 0.5, bits: int | None = None) -> Test:
@@ -213,14 +232,14 @@ def breaks() -> Test:
     return test
 
 
-def decided(found: Interval, ours: Runs, base: Runs, least: float = -np.inf, most: float = np.inf) -> str:
-    """The verdict on the claim that a number is between `least` and `most`."""
-    if not _enough(ours, base) or found.low is None or found.high is None:
+def decided(found: Interval, *measured: Tasks, least: float = -np.inf, most: float = np.inf) -> str:
+    """The verdict on the claim that a number is between `least` and `most`, if enough was measured on each task."""
+    if not _enough(*measured) or found.low is None or found.high is None:
         return UNDECIDED
     if least < found.low and found.high < most:
         return REPRODUCED
     return NOT if found.high < least or found.low > most else UNDECIDED
 
 
-def _enough(*arms: Runs) -> bool:
-    return all(len(runs) >= ENOUGH for arm in arms for runs in arm)
+def _enough(*measured: Tasks) -> bool:
+    return all(len(task) >= ENOUGH for tasks in measured for task in tasks)
