@@ -40,14 +40,19 @@ class Comparison(NamedTuple):
     arms: dict[str, Arm]
 
 
-def ours(agent: str, env: str, *words: str, together: bool = False) -> Arm:
-    """`frugal train` for each seed, or for all of them in one."""
+def ours(agent: str, env: str, *words: str, together: bool = False, command: str = "train") -> Arm:
+    """`frugal train`, or another command, for each seed, or for all of them in one.
+
+    Of members that are runs of their own, what counts is the return of the one that was the fittest on other episodes.
+    """
 
     def run(steps: int, seeds: range) -> list[Found]:
         line = [agent, env, "--seed", str(seeds[0]), "--seeds", str(len(seeds)), "--steps", str(steps), *words]
         with tempfile.TemporaryDirectory() as folder:
-            done = rows.train(Path(folder, "run"), line)
+            done = rows.train(Path(folder, "run"), line, command=command)
         found = done.receipt
+        best = (found.get("population") or {}).get("best")
+        returns = [each["return"] for each in best] if best else found["returns"]["per_seed"]
         shared = {
             "wall_seconds": found["wall_seconds"] / len(seeds),
             "cpu_seconds": found["cpu_seconds"] / len(seeds),
@@ -56,9 +61,9 @@ def ours(agent: str, env: str, *words: str, together: bool = False) -> Arm:
             "runtime": found["runtime"],
             "hyper": done.config["hyper"],
         }
-        return [{"final_return": each} | shared for each in found["returns"]["per_seed"]]
+        return [{"final_return": each} | shared for each in returns]
 
-    return Arm(run, f"frugal train {' '.join([agent, env, *words])}", together)
+    return Arm(run, f"frugal {command} {' '.join([agent, env, *words])}", together)
 
 
 def sb3(task: Task) -> Arm:
@@ -117,7 +122,35 @@ def ptr_fillings(env: str, steps: int) -> Comparison:
     )
 
 
+def shared_critic(env: str, steps: int, ready: int) -> Comparison:
+    """TD3, and populations of it: CEM-RL of ten members and DvD of five, as in their papers, with small networks.
+
+    Generations are of `ready` steps of each member: with whole episodes there would be four to eight of them.
+    """
+
+    def arm(command: str, *more: str) -> Arm:
+        return ours("td3", env, "--hyper", "hidden=64,64", *more, command=command)
+
+    arms = {
+        "td3": arm("train"),
+        "cem": arm("cem", "--members", "10", "--ready", str(ready)),
+        "dvd": arm("dvd", "--members", "5", "--ready", str(ready)),
+    }
+    return Comparison(env, steps, 3, arms)
+
+
+# eight members search both; a repetition of random search is as many steps
+SEARCH = ("--members", "8", "--search", "learning_rate=log:1e-5:1e-2", "gamma=uniform:0.9:0.999")
+
+
 COMPARISONS: dict[str, Comparison] = {
+    "td3-pendulum": shared_critic("InvertedDoublePendulum-v5", 40_000, 200),
+    "pbt-pendulum": Comparison(
+        "Pendulum-v1",
+        10_000,
+        5,
+        {name: ours("sac", "Pendulum-v1", *SEARCH, command=name) for name in ("sweep", "pbt")},
+    ),
     "sac-halfcheetah": Comparison(CHEETAH, 50_000, 3, {"frugalrl": ours("sac", CHEETAH), "sb3": sb3(SB3_SAC)}),
     # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
     "pong": Comparison(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,18 @@ from frugalrl.types import Agent
 UNROLL = 64  # steps that a replay holds of each environment
 
 
-def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
-    """(a function that makes the updates of one iteration, the environment steps that they go with).
+class Learning(NamedTuple):
+    """One member's."""
 
-    `change` is a lever. The function is compiled, and called once, before it is returned.
-    """
+    init: Callable[[Any], Any]  # key -> state
+    learn: Callable[[Any, Any], Any]  # (state, contents of the memory) -> state, after the updates of an iteration
+    kept: Any  # contents of the memory
+    steps: int  # of the environment that an iteration goes with
+    updates: int
+
+
+def learning(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> Learning:
+    """The parts of an iteration; `change` is a lever."""
     recipe, agent, static, hyper, card, cadence = jobs.records(chosen)
     agent, lanes, time = change(agent), static.num_envs, cadence.rollout or UNROLL
     memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=time, streams=1)
@@ -29,12 +36,21 @@ def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: a
     obs = jax.random.bits(rng.key(0), shape, jnp.uint8) if pixels else jax.random.normal(rng.key(0), shape)
     items = jax.tree.map(lambda x: jnp.zeros((time, lanes, *x.shape), x.dtype), jobs.example(card))
     kept = memory.add(memory.init(), items._replace(obs=obs[:-1], next_obs=obs[1:]))
-    state = agent.init(rng.key(1), hyper)
 
-    @jax.jit
-    def learn(state, kept, items):
+    def learn(state, kept):
         learned = compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0]
         return agent.observe(learned, items, 0)
 
-    jax.block_until_ready(learn(state, kept, items))  # only now is it traced
-    return lambda: jax.block_until_ready(learn(state, kept, items)), time * lanes if cadence.rollout else cadence.steps
+    steps = time * lanes if cadence.rollout else cadence.steps
+    return Learning(lambda key: agent.init(key, hyper), learn, kept, steps, cadence.updates)
+
+
+def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
+    """(a function that makes the updates of one iteration, the environment steps that they go with).
+
+    `change` is a lever. The function is compiled, and called once, before it is returned.
+    """
+    parts = learning(chosen, change)
+    learn, state, kept = jax.jit(parts.learn), parts.init(rng.key(1)), parts.kept
+    jax.block_until_ready(learn(state, kept))  # only now is it traced
+    return lambda: jax.block_until_ready(learn(state, kept)), parts.steps

@@ -148,15 +148,17 @@ def train(
     cache: Path | None = None,
     variables: Mapping[str, str] | None = None,
     program: Sequence[str] = COMMAND,
+    command: str = "train",
 ) -> Trained:
-    """Run `frugal train` with `words` in a process of its own, into `folder`, which must not be there.
+    """Run `frugal train`, or another `command`, with `words` in a process of its own, into `folder`, which must not be
+    there.
 
     `cache` is where compiled programs are kept, by default where any run keeps them; `variables` are set in the
     environment of the process; `program` is what Python runs in place of `frugal`. Raises RuntimeError with what it
     printed if it fails.
     """
     places = dict(variables or {}) | ({} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)})
-    return _trained(folder, [*program, "train", *words, "--out", str(folder)], places)
+    return _trained(folder, [*program, command, *words, "--out", str(folder)], places)
 
 
 def resume(folder: Path, words: Sequence[str] = ()) -> Trained:

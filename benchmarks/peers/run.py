@@ -15,7 +15,7 @@ from .common import DQN, IMPALA, PPO, Task
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
 SHARED = {"rejax": "jax", "purejaxrl": "jax"}  # environments that are not of the peer's name
-CHECKOUTS = ("cleanrl", "purejaxrl", "revisiting", "actorq")
+CHECKOUTS = ("cleanrl", "purejaxrl", "revisiting", "actorq", "fastpbrl")
 TIME_LIMIT = 6 * 3600.0  # seconds for all processes of one row
 JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # and its own thread pool
 
@@ -283,6 +283,12 @@ def sf(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
 def actorq(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
     """An actor of ActorQ, without a learner, from the checkout that ACTORQ_SOURCE names; otherwise like `sb3`."""
     return row("actorq", ["actorq", source("actorq")], task, 1, {"TF_CPP_MIN_LOG_LEVEL": "3"}, time_limit)
+
+
+def fastpbrl(task: Task, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
+    """Updates of a population of fastpbrl, from the checkout that FASTPBRL_SOURCE names; otherwise like `sb3`."""
+    variables = {name: value for name, value in JAX.items() if name != "OMP_NUM_THREADS"}
+    return row("fastpbrl", ["fastpbrl", source("fastpbrl")], task, 1, variables, time_limit)
 
 
 def row(
