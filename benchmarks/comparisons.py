@@ -144,7 +144,7 @@ SEARCH = ("--members", "8", "--search", "learning_rate=log:1e-5:1e-2", "gamma=un
 
 
 COMPARISONS: dict[str, Comparison] = {
-    "td3-pendulum": shared_critic("InvertedDoublePendulum-v5", 40_000, 200),
+    "td3-double-pendulum": shared_critic("InvertedDoublePendulum-v5", 40_000, 200),
     "pbt-pendulum": Comparison(
         "Pendulum-v1",
         10_000,
