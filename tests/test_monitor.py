@@ -214,6 +214,22 @@ def test_lines_off_a_terminal_are_throttled_but_for_the_first_and_the_last():
     assert "500/1,000 steps" in lines[2]
 
 
+def test_the_time_left_does_not_leap_when_a_run_evaluates():
+    """A run of 100 seconds of training and ten evaluations of 20 each."""
+    clock = Clock()
+    shown = _Lines(10_000, io.StringIO(), clock)
+    for step in range(1, 10_000):
+        clock.now += 0.01
+        shown.update(step)
+        if step % 1000 == 0:
+            clock.now += 20.0
+            shown.update(step)
+        left = shown.state.seconds_left()
+        if step > 2000:  # an evaluation more or less may lie in the window
+            assert left == pytest.approx(300.0 - clock.now, rel=0.4, abs=30.0), step
+            assert len(shown.state.heard) < 250
+
+
 def test_lines_are_ascii_with_their_last_known_values():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     with progress(100, stream=stream) as shown:

@@ -189,6 +189,11 @@ def _say(line: str, stream: TextIO | None) -> None:
             print(encodable(line, stream), file=stream, flush=True)
 
 
+# Shares of a run. Over a fifth of it there are two evaluations of ten, as in what is left: with a shorter window the
+# time left would leap at each of them.
+WINDOW, GRAIN = 0.2, 0.002
+
+
 class _State:
     """What was last heard of a run, and the pace of it."""
 
@@ -199,14 +204,18 @@ class _State:
         self.returns: Interval | None = None
         self.rate: float | None = None
         self.kl: float | None = None
-        self.heard: deque[tuple[float, int]] = deque(maxlen=32)  # (when, step) of late: the pace may change
+        self.heard: deque[tuple[float, int]] = deque()  # (when, step) over the last WINDOW: the pace may change
 
     def update(self, step: int, returns: Interval | None, steps_per_second: float | None, kl: float | None) -> None:
         self.step = int(step)
         self.returns = self.returns if returns is None else returns
         self.rate = self.rate if steps_per_second is None else float(steps_per_second)
         self.kl = self.kl if kl is None else float(kl)
+        if len(self.heard) > 1 and self.step - self.heard[-2][1] < GRAIN * self.total:
+            self.heard.pop()
         self.heard.append((self.clock(), self.step))
+        while len(self.heard) > 2 and self.heard[1][1] <= self.step - WINDOW * self.total:
+            self.heard.popleft()
 
     def share(self) -> float:
         return min(1.0, max(0.0, self.step / self.total))
