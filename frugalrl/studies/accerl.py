@@ -33,6 +33,8 @@ def _wide(width: int, **hyper) -> dict:
 
 _FEW = ("fp32", "int8", "pruned+int8", "all")
 _ABLATION = (*_FEW, "cut", "half", "half+int8", "pruned", "small", "all none", "all tis")
+# an environment for each actor, who calls the policy for it alone; as many steps a batch
+_ALONE = _wide(2048, num_envs=2, n_steps=128, **_LONG) | {"arms": _FEW, "steps": 120_000}
 _PRUNED = {"prune": 0.25}  # at a tenth of the training
 _ALL = {"actors": "half+int8", **_PRUNED}
 _COMPRESSED = ("int8", "half", "half+int8", "pruned", "pruned+int8", "all")
@@ -51,10 +53,8 @@ STUDY = Study(
         "HalfCheetah-v5 1024x3, 120,000 steps": _wide(1024, n_steps=64, **_LONG) | {
             "arms": _ABLATION, "steps": 120_000
         },
-        # one for each actor, who calls the policy for it alone; as many steps a batch
-        "HalfCheetah-v5 2048x3, 2 environments": _wide(2048, num_envs=2, n_steps=128, **_LONG) | {
-            "arms": _FEW, "steps": 120_000
-        },
+        "HalfCheetah-v5 2048x3, 2 environments": _ALONE,
+        "Walker2d-v5 2048x3, 2 environments": _ALONE | {"env": "Walker2d-v5"},
         "LunarLander-v3": {
             "env": "LunarLander-v3", "agent": "ppo", "steps": 400_000, "hyper": {"hidden": (256, 256)},
             "arms": ("fp32", "auto", "int8", "half+int8", "pruned", "all"),
