@@ -1,8 +1,8 @@
 """AcceRL: actors that act with a distilled, pruned and quantised copy of the policy (Zhang et al. 2022).
 
 The paper (arXiv 2211.15023) names no task, network or algorithm; these are ours. Its claim is of acting that takes half
-of the time or more: the wide networks on HalfCheetah-v5 are such, the other two tasks are not, and say what is left of
-it there.
+of the time or more: the wide networks on MuJoCo are such, the other two tasks are not, and say what is left of it
+there.
 """
 
 from __future__ import annotations
