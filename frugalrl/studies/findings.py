@@ -64,7 +64,7 @@ def times(measure: str, at_most: float, note: Callable[[Runs, Runs], str] = lamb
 def _shares(ours: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
     """What each run of ours takes over what that of base with the same seed takes."""
     mine, theirs = _by_seed(ours, measure), _by_seed(base, measure)
-    return [mine[seed] / theirs[seed] for seed in mine if seed in theirs]
+    return [mine[seed] / theirs[seed] for seed in mine if theirs.get(seed)]
 
 
 def better(at_least: float = 0.5, bits: int | None = None) -> Test:
