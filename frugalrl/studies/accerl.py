@@ -110,7 +110,7 @@ STUDY = Study(
                 "Is 80 % saved of what free policies would save of fp32's best configuration?", arm, "fp32 batched",
                 both(saves(0.8), equal_return()),
             )
-            for arm in _COMPRESSED
+            for arm in ("int8", "pruned+int8", "all")
         ),
         Finding("Is a pruned learner better than one as small from the start?", "pruned", "small", better()),
     ),
