@@ -19,7 +19,7 @@ from ..types import Agent, Batch, Box, Info, Network, Policy, Recipe, Space
 from .actor_critic import actor as actor_network
 from .actor_critic import bounds, ensemble, unit
 from .actor_critic import critic as critic_network
-from .descent import PLAIN, Numerics
+from .descent import PLAIN, Numerics, at_times
 
 
 class Static(NamedTuple):
@@ -128,6 +128,13 @@ def td3(
     def act(params, obs):
         return jnp.tanh(actor.apply(params, obs, None))
 
+    def delay(hyper):
+        return jnp.maximum(jnp.round(hyper.policy_delay), 1.0)
+
+    def due(state: State):
+        """Whether the actor and the targets take part in the next update."""
+        return (state.version + 1) % delay(state.hyper).astype(jnp.int32) == 0
+
     def grad(state: State, batch: Batch, key) -> tuple[Params, Info]:
         h, data, moments = state.hyper, batch.data, state.optimizer
         params, slow = (Params(*map(numerics.weights, parts)) for parts in (state.params, state.target))
@@ -145,11 +152,15 @@ def td3(
             loss, error, values = jax.vmap(critic.loss, (None, None, 0, 0, 0))(weights, h, obs, action, target)
             return jnp.mean(batch.weight * loss), (error, values)
 
-        def actor_loss(weights):  # Silver et al. 2014, equation 9; Lillicrap et al. 2015, equation 6
-            return -jnp.mean(jax.vmap(lambda o: critic.value(params.critic, h, o, act(weights, o)))(obs)), ()
+        def climb(h, params, moments, obs):
+            def actor_loss(weights):  # Silver et al. 2014, equation 9; Lillicrap et al. 2015, equation 6
+                return -jnp.mean(jax.vmap(lambda o: critic.value(params.critic, h, o, act(weights, o)))(obs)), ()
+
+            (loss, _), grads = numerics.gradient(actor_loss, params.actor, moments)
+            return delay(h) * loss, grads  # so that its mean is that of those that are computed
 
         (loss, (error, values)), critic_grads = numerics.gradient(critic_loss, params.critic, moments.critic)
-        (policy_loss, _), actor_grads = numerics.gradient(actor_loss, params.actor, moments.actor)
+        policy_loss, actor_grads = at_times(due(state), climb, h, params, moments.actor, obs)
         return Params(actor_grads, critic_grads), Info(
             {"loss": loss, "actor_loss": policy_loss, "q": jnp.mean(values)}, error
         )
@@ -159,15 +170,14 @@ def td3(
         parts = zip(state.params, state.optimizer, grads, strict=True)
         steps = [numerics.descend(tx, *part, h.learning_rate) for part in parts]
         (actor_params, actor_moments), (critic_params, critic_moments) = steps
-        # a select, not a cond: under vmap, which every compiled run is under, a cond runs both branches
-        due = version % jnp.maximum(jnp.round(h.policy_delay), 1.0).astype(jnp.int32) == 0
+        moves = due(state)
         actor_params, actor_moments = jax.tree.map(
-            lambda new, old: jnp.where(due, new, old),
+            lambda new, old: jnp.where(moves, new, old),
             (actor_params, actor_moments),
             (state.params.actor, state.optimizer.actor),
         )
         params = Params(actor_params, critic_params)
-        tau = jnp.where(due, h.tau, 0.0)
+        tau = jnp.where(moves, h.tau, 0.0)
         target = Params(*(numerics.follow(*part, tau) for part in zip(state.target, params, strict=True)))
         return State(params, target, Params(actor_moments, critic_moments), h, version)
 

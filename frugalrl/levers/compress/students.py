@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...agents.descent import by_width, descend
+from ...agents.descent import by_width, descend, untransposed
 from ...distributions import clipped_normal, distributional_greedy, epsilon_greedy
 from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
@@ -126,7 +126,7 @@ def taught(agent: Agent, share: float) -> Agent:
                 return jnp.mean(jnp.square(outputs - mine)) / scale
             return jnp.mean(agent.head(outputs, whole.knobs).kl(agent.head(mine, whole.knobs)))
 
-        return jax.value_and_grad(divergence)(state.student)
+        return untransposed(jax.value_and_grad(divergence))(state.student)
 
     def grad(state: Taught, batch: Batch, key) -> tuple[Lessons, Info]:
         grads, info = agent.grad(state.teacher, batch, key)

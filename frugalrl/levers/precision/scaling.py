@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...agents.descent import untransposed
 from .rounding import wide
 
 START = 2.0**13  # scale: the published 1e4 as a power of two, by which nothing is rounded
@@ -58,7 +59,7 @@ def value_and_grad(objective: Callable) -> Callable:
         value, backward, aux = jax.vjp(lambda params: objective(params, *rest), params, has_aux=True)
         return (value, aux), backward(scale.astype(value.dtype))[0]
 
-    return run
+    return untransposed(run)
 
 
 def fits(tree: Any, dtype: Any, factor: float = 1.0) -> jax.Array:
