@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -93,8 +94,8 @@ def test_they_are_those_of_jax_also_of_members():
         return jax.value_and_grad(objective, has_aux=True)
 
     got, wanted = (
-        jax.jit(jax.vmap(lambda w, x, h=how: descended(h, w, x)))(weights, xs) for how in (value_and_grad, plain)
-    )
+        jax.jit(jax.vmap(partial(descended, how)))(weights, xs) for how in (value_and_grad, plain)
+    )  # fmt: skip
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

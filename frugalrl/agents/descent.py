@@ -45,10 +45,10 @@ def _turned(closed):
     uses = Counter(id(x) for x in atoms)
     products, eqns = {}, []
     for eqn in jaxpr.eqns:
-        name, source = eqn.primitive.name, id(eqn.invars[0]) if eqn.invars else None
+        name = eqn.primitive.name
         if name == "dot_general":
             products[id(eqn.outvars[0])] = eqn
-        elif name == "transpose" and source in products and uses[source] == 1:
+        elif name == "transpose" and uses[source := id(eqn.invars[0])] == 1 and source in products:
             eqn = _swapped(products[source], eqn)
         elif name in ("jit", "pjit"):
             eqn = eqn.replace(params=eqn.params | {"jaxpr": _turned(eqn.params["jaxpr"])})
