@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .branches import if_any
 from .types import Target, Trace, Tree
 
 
@@ -82,23 +83,15 @@ def before_and_after(
 
     values = each(params, jnp.concatenate([obs, next_obs[-1:]]))
 
-    @jax.custom_batching.custom_vmap
     def mended(params, next_obs, cut, after):
         return jax.tree.map(
             lambda x, y: jnp.where(cut.reshape(-1, *(1,) * (y.ndim - 1)), x, y), each(params, next_obs), after
         )
 
-    @mended.def_vmap
-    def of_all(size, batched, params, next_obs, cut, after):
-        """A condition that is mapped runs both branches: hence one for the rollouts together."""
-        axes = jax.tree.map(lambda mapped: 0 if mapped else None, batched)
-        run = jax.vmap(mended.fun, axes, axis_size=size)
-        made = jax.lax.cond(jnp.any(cut), run, lambda *args: args[-1], params, next_obs, cut, after)
-        return made, jax.tree.map(lambda _: True, made)
-
     # the last step has what followed it already
     after = jax.lax.stop_gradient(jax.tree.map(lambda x: x[1:], values))
-    mend = mended(jax.lax.stop_gradient(params), next_obs, truncated.at[-1].set(False), after)
+    given = jax.lax.stop_gradient(params), next_obs, truncated.at[-1].set(False), after
+    mend = if_any(jnp.any(given[2]), mended, lambda *args: args[-1], *given)
     return jax.tree.map(lambda x: x[:-1], values), mend
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frugalrl.agents.descent import at_times, untransposed, value_and_grad
+from frugalrl.agents.descent import untransposed, value_and_grad
 
 KEY = jax.random.key(0)
 
@@ -113,38 +113,3 @@ def test_a_product_that_is_also_used_as_it_is_stays():
         for got, wanted in zip(*(jax.tree.leaves(f(*args)) for f in (untransposed(function), function)), strict=True):
             np.testing.assert_array_equal(got, wanted)
         assert transposed_products(jax.make_jaxpr(untransposed(function))(*args).jaxpr) == 1
-
-
-def test_what_is_not_due_is_zero_and_not_computed():
-    seen = []
-
-    def compute(x: Any, y: Any) -> Any:
-        jax.debug.callback(lambda n: seen.append(float(n)), x)
-        return {"sum": x + y, "many": jnp.full(3, x)}
-
-    @jax.jit
-    def one(due: Any, x: Any, y: Any) -> Any:
-        return at_times(due, compute, x, y)
-
-    got = one(True, 2.0, 3.0)
-    jax.effects_barrier()
-    assert (float(got["sum"]), got["many"].tolist(), seen) == (5.0, [2.0] * 3, [2.0])
-    got = one(False, 2.0, 3.0)
-    jax.effects_barrier()
-    assert (float(got["sum"]), got["many"].tolist(), seen) == (0.0, [0.0] * 3, [2.0])
-
-    every = jax.jit(jax.vmap(lambda due, x, y: at_times(due, compute, x, y), (0, 0, None)))
-    got = every(jnp.array([False, True]), jnp.array([1.0, 2.0]), 3.0)  # one is due: computed for both
-    assert (got["sum"].tolist(), got["many"].tolist()) == ([0.0, 5.0], [[0.0] * 3, [2.0] * 3])
-    jax.effects_barrier()
-    assert sorted(seen) == [1.0, 2.0, 2.0]
-    got = every(jnp.array([False, False]), jnp.array([1.0, 2.0]), 3.0)
-    jax.effects_barrier()
-    assert got["sum"].tolist() == [0.0, 0.0]
-    assert len(seen) == 3
-
-    twice = jax.vmap(jax.vmap(lambda due, x: at_times(due, compute, x, x)))
-    got = twice(jnp.array([[True, False], [False, False]]), jnp.ones((2, 2)))
-    assert got["sum"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
-    got = jax.vmap(lambda due: at_times(due, compute, 2.0, 3.0))(jnp.array([True, False]))  # nothing else is mapped
-    assert got["sum"].tolist() == [5.0, 0.0]

@@ -99,32 +99,6 @@ def in_parts(data, most: int | None = None) -> Callable:
     return summed
 
 
-def at_times(due, compute: Callable, *args):
-    """`compute(*args)` where the scalar `due` is true, else zeros of the same shapes, which cost nothing.
-
-    Under `vmap` a cond would compute both; this one computes for all members as soon as one is due. `compute` has all
-    arrays from its arguments.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def either(due, *args):
-        found = jax.eval_shape(compute, *args)
-        return jax.lax.cond(due, compute, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), *args)
-
-    @either.def_vmap
-    def _(size, mapped, due, *args):
-        due = jnp.broadcast_to(due, size)
-        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped[1:])
-
-        def one(due, *args):
-            return jax.tree.map(lambda x: jnp.where(due, x, jnp.zeros_like(x)), compute(*args))
-
-        found = at_times(jnp.any(due), jax.vmap(one, (0, *axes)), due, *args)
-        return found, jax.tree.map(lambda _: True, found)
-
-    return either(due, *args)
-
-
 def shrunk(grads, most):
     """Gradients scaled so that their norm is at most `most` (Pascanu et al. 2013, algorithm 1)."""
     shrink = jnp.minimum(1.0, most / jnp.maximum(optax.tree.norm(grads), 1e-12))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..branches import if_any
 from ..distributions import ClippedNormal, clipped_normal
 from ..losses import NStep, n_step, squared
 from ..memory import in_turns, replay
@@ -19,7 +20,7 @@ from ..types import Agent, Batch, Box, Info, Network, Policy, Recipe, Space
 from .actor_critic import actor as actor_network
 from .actor_critic import bounds, ensemble, unit
 from .actor_critic import critic as critic_network
-from .descent import PLAIN, Numerics, at_times
+from .descent import PLAIN, Numerics
 
 
 class Static(NamedTuple):
@@ -160,7 +161,9 @@ def td3(
             return delay(h) * loss, grads  # so that its mean is that of those that are computed
 
         (loss, (error, values)), critic_grads = numerics.gradient(critic_loss, params.critic, moments.critic)
-        policy_loss, actor_grads = at_times(due(state), climb, h, params, moments.actor, obs)
+        given = h, params, moments.actor, obs
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(climb, *given))
+        policy_loss, actor_grads = if_any(due(state), climb, lambda *_: zeros, *given)
         return Params(actor_grads, critic_grads), Info(
             {"loss": loss, "actor_loss": policy_loss, "q": jnp.mean(values)}, error
         )

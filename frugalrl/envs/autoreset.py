@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
+from ..branches import if_any
 from ..types import Box, Env, Space, Step, Tree
 
 
@@ -45,7 +45,10 @@ def autoreset(
     def begin(key: jax.Array) -> Episode:
         return Episode(start(key), jnp.int32(0))
 
-    renewed = (_if_any_is_over if costly else _always)(begin)
+    def renewed(over: jax.Array, key: jax.Array, old: Episode) -> Episode:
+        if costly:
+            return if_any(over, lambda key, old: begin(key), lambda key, old: old, key, old)
+        return jax.tree.map(lambda x, y: jnp.where(over, x, y), begin(key), old)
 
     def reset(key: jax.Array) -> tuple[Episode, Tree]:
         episode = begin(key)
@@ -59,38 +62,3 @@ def autoreset(
         return episode, Step(observe(episode.state), reward, terminated, truncated, observe(state))
 
     return Env(reset, step, obs, actions, time_limit)
-
-
-Renewed = Callable[[jax.Array, jax.Array, Episode], Episode]  # (over, key, the old episode) -> the one to go on with
-
-
-def _always(begin: Callable[[jax.Array], Episode]) -> Renewed:
-    """A select, not a cond: under vmap a cond runs both branches and selects anyway."""
-
-    def renewed(over: jax.Array, key: jax.Array, old: Episode) -> Episode:
-        return jax.tree.map(lambda x, y: jnp.where(over, x, y), begin(key), old)
-
-    return renewed
-
-
-def _if_any_is_over(begin: Callable[[jax.Array], Episode]) -> Renewed:
-    """One cond for all the copies of a vmap, and of a vmap of vmaps: each adds its axis to one of lanes."""
-    select = jax.vmap(_always(begin))
-
-    @custom_vmap
-    def lanes(over: jax.Array, key: jax.Array, old: Episode) -> Episode:
-        """All have a leading axis of lanes."""
-        return jax.lax.cond(over.any(), select, lambda over, key, old: old, over, key, old)
-
-    @lanes.def_vmap
-    def _(size: int, mapped, *given):
-        every = jax.tree.map(lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape)), given, tuple(mapped))
-        shape = every[0].shape
-        flat = lanes(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), every))
-        new = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
-        return new, jax.tree.map(lambda x: True, new)
-
-    def renewed(*given) -> Episode:
-        return jax.tree.map(lambda x: x[0], lanes(*jax.tree.map(lambda x: x[None], given)))
-
-    return renewed
