@@ -24,7 +24,7 @@ SCORES = 5  # generations, about, that a member's score is a mean of
 
 
 def kernel(behaviour: Any) -> Any:
-    """Squared exponential of the distances of behaviours [members, n]: [members, members] (equation 5, length 1)."""
+    """Squared exponential of the distances of behaviours [members, n]: [members, members], length 1."""
     apart = behaviour[:, None] - behaviour[None]
     return jnp.exp(-0.5 * jnp.sum(jnp.square(apart), -1))
 
