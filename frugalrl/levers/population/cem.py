@@ -57,9 +57,9 @@ def ranked(fitness: Any) -> Any:
 def told(search: Search, weights: Any, fitness: Any) -> Search:
     """The distribution after a generation: `weights` [members, ...] were as fit as `fitness` [members] says.
 
-    Mean and variance of the elites, weighted by rank. The squares are of the distance from the old mean, and their weighted mean is
-    divided by the number of elites once more: not in the paper, but in its published code, and in that of Flajolet et
-    al. 2022 (arXiv 2206.08888).
+    Mean and variance of the elites, weighted by rank. The squares are of the distance from the old mean, and their
+    weighted mean is divided by the number of elites once more: not in the paper, but in its published code, and in that
+    of Flajolet et al. 2022 (arXiv 2206.08888).
     """
     count = elites(fitness.shape[0])
     best = ranked(fitness)[:count]
