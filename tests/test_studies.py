@@ -675,7 +675,7 @@ def test_questions_are_asked_of_their_tasks_and_together_of_those_that_ran(tmp_p
 
 
 def test_figures_have_the_arms_that_the_study_says(tmp_path, monkeypatch):
-    drawn = SMALL._replace(figures={"The slow one": ("slow",), "Both": ("quick", "slow")})
+    drawn = SMALL._replace(figures={"The slow one": ("slow",), "Both": ("quick", "slow"), "Less": ("quick", "slow")})
     monkeypatch.setattr(catalog, "study", lambda name: drawn)
     go(tmp_path)
     text = (tmp_path / "report.html").read_text()
@@ -683,6 +683,7 @@ def test_figures_have_the_arms_that_the_study_says(tmp_path, monkeypatch):
     assert ["quick ends at" in said for said in told] == [False, True]
     assert all("slow ends at" in said for said in told)
     assert "The slow one: return of greedy episodes on CartPole" in Page(text).text
+    assert "curves-0-2" not in text  # nothing that the one before does not show
 
 
 @pytest.mark.parametrize(("part", "verdict"), [(0.8, REPRODUCED), (0.99, NOT)])

@@ -145,11 +145,14 @@ def _task(found: Found, i: int, task: str) -> str:
 
 
 def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
+    """The figures of the study, but for those of which another shows all that has been run so far."""
     known = {arm: charts.curve(lines) for arm, there in runs.items() if (lines := _lines(there))}
+    drawn: list[set[str]] = []
     for n, (name, arms) in enumerate((found.study.figures or {"": found.study.arms}).items()):
         shown = {arm: known[arm] for arm in arms if arm in known and known[arm].x}
         curves = [(index % page.COLOURS, arm, curve) for index, (arm, curve) in enumerate(shown.items())]
-        if curves:
+        if curves and not any({*shown} <= others for others in drawn):
+            drawn.append({*shown})
             chart = charts.compared(curves, f"curves-{i}-{n}", "return")
             caption = (
                 f"{name}{': return' if name else 'Return'} of greedy episodes on {task}, interquartile mean over seeds "
