@@ -26,7 +26,7 @@ docs: .venv/has-docs
 # a learner on an NVIDIA GPU and actors on the processor; the study stops after an hour, and goes on when asked again
 gpu: .venv/has-gpu
 	$(BIN)/pytest -m gpu
-	$(BIN)/python -m benchmarks.studies accerl --env 'HalfCheetah-v5 1024x3' 'HalfCheetah-v5 2048x3' --minutes 60 \
+	$(BIN)/python -m benchmarks.studies accerl --env 'HalfCheetah-v5 1024x3' 'HalfCheetah-v5 2048x3, 2 environments' --minutes 60 \
 	  --folder runs/study-accerl-gpu --out benchmarks/results/study_accerl_gpu.jsonl
 
 # An extra of pyproject.toml for each stamp; pip is asked again only when one of the two files has changed.

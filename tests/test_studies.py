@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -842,3 +843,13 @@ def test_ctrl_c_and_kill_lose_nothing(tmp_path):
     steps = [row["step"] for row in rows(run)]
     assert steps == sorted(set(steps))
     assert len(steps) == 10
+
+
+def test_make_gpu_asks_for_tasks_that_are_there():
+    makefile = Path(__file__).parents[1] / "Makefile"
+    recipe = makefile.read_text().split("\ngpu:")[1].split("\n\n")[0].replace("\\\n", " ")
+    (line,) = [line for line in recipe.splitlines() if "benchmarks.studies" in line]
+    words = shlex.split(line)
+    asked = words[words.index("--env") + 1 : words.index("--minutes")]
+    assert asked
+    assert {*asked} <= {*catalog.study(words[words.index("benchmarks.studies") + 1]).tasks}
