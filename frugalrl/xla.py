@@ -38,7 +38,7 @@ def keep_memory() -> None:
 
     Every call of a compiled program allocates what it makes, and every load of weights a copy of them. Memory that was
     given back in between comes as new pages, which the kernel clears: much of the time of an update of wide networks
-    (`benchmarks/kept_memory.py`). Arrays above 64 MiB still go back at once. Nothing happens without glibc, or where
+    (`benchmarks/update_cost.py`). Arrays above 64 MiB still go back at once. Nothing happens without glibc, or where
     the caller's environment has a setting of its own.
     """
     if not sys.platform.startswith("linux") or any(n.startswith(_OF_MALLOC) for n in os.environ):
