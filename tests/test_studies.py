@@ -606,6 +606,7 @@ def test_one_task_on_which_it_hurts_is_enough_not_to_help_everywhere():
     assert answer.verdict == REPRODUCED
     assert answer.found == "worse on b; better on a"
     assert test(high, low).verdict == NOT
+    assert test(high[:1], low[:1]).verdict == UNDECIDED  # one task is not everywhere
     assert test([*high[:2], wide[2]], [*low[:2], high[2]]).verdict == UNDECIDED
 
 

@@ -107,7 +107,9 @@ def like(theirs: float) -> Test:
 
 
 def not_everywhere() -> Test:
-    """Whether there is a task on which ours learns worse than base, and so helps not on all of them."""
+    """Whether there is a task on which ours learns worse than base, and so helps not on all of them; one task alone
+    cannot deny it.
+    """
 
     def test(ours: Runs, base: Runs) -> Answer:
         each = {b[0]["task"]: ([a], [b]) for a, b in zip(ours, base, strict=True)}
@@ -116,7 +118,7 @@ def not_everywhere() -> Test:
         said = f"worse on {', '.join(worse) or 'none'}; better on {', '.join(helped) or 'none'}"
         if worse:
             return Answer(REPRODUCED, said)
-        return Answer(NOT if len(helped) == len(verdicts) else UNDECIDED, said)
+        return Answer(NOT if len(helped) == len(verdicts) > 1 else UNDECIDED, said)
 
     return test
 

@@ -74,17 +74,19 @@ def report(folder: str | Path) -> Path:
 
 
 def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
-    """Each finding with the tasks that it was asked of."""
-    arguments = found.settings["arguments"]
-    for finding in found.study.findings:
-        arms, asked = {finding.ours, finding.base}, finding.tasks or found.tasks
+    """Each finding with the tasks that it was asked of; of all together, how many of those that the study has for it."""
+    arguments, study = found.settings["arguments"], found.study
+    for finding in study.findings:
+        arms, asked = {finding.ours, finding.base}, finding.tasks or {*study.tasks, *found.tasks}
         able = [task for task in found.tasks if task in asked and arms <= arguments[task].keys()]
         there = [task for task in able if all(found.runs(task, arm) for arm in arms)]
+        whole = {task for task, own in study.tasks.items() if task in asked and arms <= {*own.get("arms", study.arms)}}
+        count = len(whole.union(able))
         for tasks in [there] if finding.together and able else [[task] for task in able]:
             ours, base = ([found.runs(task, arm) for task in tasks] for arm in (finding.ours, finding.base))
             ran = tasks and all(ours) and all(base)
             answer = finding.test(ours, base) if ran else Answer(UNDECIDED, "not run yet")
-            every = "all tasks" if len(tasks) == len(found.tasks) else f"{len(tasks)} of {len(found.tasks)} tasks"
+            every = "all tasks" if len(tasks) == count else f"{len(tasks)} of {count} tasks"
             yield finding, every if finding.together else tasks[0], answer
 
 
