@@ -48,9 +48,13 @@ def learning(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: ag
 def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
     """(a function that makes the updates of one iteration, the environment steps that they go with).
 
-    `change` is a lever. The function is compiled, and called once, before it is returned.
+    `change` is a lever. The function is compiled, and called once, before it is returned: in `compiled` mapped over
+    seeds, of which there is one, as every program is there.
     """
     parts = learning(chosen, change)
-    learn, state, kept = jax.jit(parts.learn), parts.init(rng.key(1)), parts.kept
+    learn, state, kept = parts.learn, parts.init(rng.key(1)), parts.kept
+    if chosen.runtime == "compiled":
+        learn, (state, kept) = jax.vmap(learn), jax.tree.map(lambda x: x[None], (state, kept))
+    learn = jax.jit(learn)
     jax.block_until_ready(learn(state, kept))  # only now is it traced
     return lambda: jax.block_until_ready(learn(state, kept)), parts.steps

@@ -50,18 +50,18 @@ def told(found: report.Found) -> Iterator[rows.Row]:
                 )  # fmt: skip
     for finding, task, answer in report.answers(found):
         yield rows.row(
-            NAME, kind="finding", **common, question=finding.question, task=task, ours=finding.ours, base=finding.base,
-            **answer._asdict(),
+            NAME, kind="finding", **common, question=finding.question, task=task, together=finding.together,
+            ours=finding.ours, base=finding.base, **answer._asdict(),
         )  # fmt: skip
 
 
 def others(kept: list[rows.Row], tasks: list[str]) -> list[rows.Row]:
-    """Of the rows that a file has, those that are about none of `tasks`; what is about all of them together is not."""
+    """Of the rows that a file has, those that are about none of `tasks`; what is about several together is not."""
 
     def about(row: rows.Row) -> list[str]:
         return row.get("tasks") or row.get("envs") or [row.get("task", "")]
 
-    return [row for row in kept if not {*tasks, "", "all tasks"} & {*about(row)}]
+    return [row for row in kept if not row.get("together") and not {*tasks, ""} & {*about(row)}]
 
 
 def _spread(numbers: list[float]) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
 """What is an update worth with what the library does about glibc's memory and about XLA's transpositions?
 
-    python -m benchmarks.update_cost [--rounds N] [--out FILE] [--quick]
+    python -m benchmarks.update_cost [--only CASE ...] [--rounds N] [--out FILE] [--quick]
 
 One iteration of learning from random data, in a process of its own on one core: as the library does it; without
 `frugalrl.xla.keep_memory`, since any variable of the environment that is for glibc leaves its own thresholds alone; and
@@ -27,9 +27,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "impala 2048x3": ("impala", "HalfCheetah-v5", IMPALA | {"hidden": (2048,) * 3}),
     "impala 1024x3": ("impala", "HalfCheetah-v5", IMPALA | {"hidden": (1024,) * 3}),
     "sac 1024x2": ("sac", "HalfCheetah-v5", {"hidden": (1024, 1024), "batch_size": 1024}),
-    "td3 256x2": ("td3", "HalfCheetah-v5", {"hidden": (256, 256)}),
-    "dqn 512x512": ("dqn", "LunarLander-v3", {"hidden": (512, 512)}),
-    "ppo 256x256": ("ppo", "LunarLander-v3", {"hidden": (256, 256)}),
+    # in `compiled`, mapped over seeds
+    "dqn 512x512": ("dqn", "CartPole-v1", {"hidden": (512, 512), "batch_size": 128}),
+    "sac 256x256": ("sac", "Pendulum-v1", {"hidden": (256, 256)}),
+    "td3 256x256": ("td3", "Pendulum-v1", {"hidden": (256, 256)}),
     "ppo 64x64": ("ppo", "CartPole-v1", {}),
 }
 OURS = "ours"
@@ -61,12 +62,14 @@ def measure(case: str, way: str) -> None:
 def main() -> None:
     command = rows.parser(__doc__)
     command.add_argument("--rounds", type=int, default=5, metavar="N")
+    command.add_argument("--only", nargs="+", choices=CASES, help="measure these and keep the rows of others")
     command.add_argument("--measure", nargs=2, metavar=("CASE", "WAY"), help="for its own processes")
     args = command.parse_args()
     if args.measure:
         return measure(*args.measure)
-    made, rounds = [], 1 if args.quick else args.rounds
-    for case in list(CASES)[-1:] if args.quick else CASES:
+    cases, rounds = args.only or (list(CASES)[-1:] if args.quick else list(CASES)), 1 if args.quick else args.rounds
+    made = [row for row in rows.read(rows.destination(NAME, args)) if row["case"] not in cases]
+    for case in cases:
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way, variables in WAYS.items():

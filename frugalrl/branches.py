@@ -13,7 +13,7 @@ def if_any(due: Any, compute: Callable, otherwise: Callable, *args: Any) -> Any:
     """`lax.cond`, for a `compute` that is dear and seldom due: (*args) -> a tree like that of `otherwise`.
 
     Under `vmap` a cond would always compute both; here the members of a vmap, or of a vmap of vmaps, compute only if
-    one of them is due, and each has its own result then. Both functions have what is mapped from their arguments.
+    one of them is due, and each has its own result then. Both functions have all arrays from their arguments.
     """
 
     @jax.custom_batching.custom_vmap

@@ -26,8 +26,9 @@ def value_and_grad(objective: Callable) -> Callable:
 def untransposed(function: Callable) -> Callable:
     """`function` of arrays, computed with b @ a in place of every transpose(a @ b).
 
-    JAX has the gradient of a matrix as a transposed product. XLA would move the transposition into each of the
-    optimiser's passes, which then read memory in the wrong order: a third of an update of wide layers on a CPU.
+    JAX has the gradient of a matrix as a transposed product. XLA, above all if the program is mapped over seeds, would
+    move the transposition into each of the optimiser's passes, which then read memory against its order: a third of an
+    update of wide layers on a CPU (`benchmarks/update_cost.py`).
     """
 
     def run(*args):

@@ -162,8 +162,12 @@ def td3(
 
         (loss, (error, values)), critic_grads = numerics.gradient(critic_loss, params.critic, moments.critic)
         given = h, params, moments.actor, obs
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(climb, *given))
-        policy_loss, actor_grads = if_any(due(state), climb, lambda *_: zeros, *given)
+        shapes = jax.eval_shape(climb, *given)
+
+        def rest(*_):
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        policy_loss, actor_grads = if_any(due(state), climb, rest, *given)
         return Params(actor_grads, critic_grads), Info(
             {"loss": loss, "actor_loss": policy_loss, "q": jnp.mean(values)}, error
         )
