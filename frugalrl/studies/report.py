@@ -74,7 +74,7 @@ def report(folder: str | Path) -> Path:
 
 
 def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
-    """Each finding with the tasks that it was asked of; of all together, how many of those that the study has for it."""
+    """Each finding with the tasks that it was asked of; of all together, of how many that the study has."""
     arguments, study = found.settings["arguments"], found.study
     for finding in study.findings:
         arms, asked = {finding.ours, finding.base}, finding.tasks or {*study.tasks, *found.tasks}
