@@ -26,10 +26,14 @@ class Learning(NamedTuple):
     updates: int
 
 
-def learning(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> Learning:
+Change = Callable[[Agent, int], Agent]  # a lever, of (agent, updates from one packet for actors to the next)
+
+
+def learning(chosen: Config, change: Change = lambda agent, updates: agent) -> Learning:
     """The parts of an iteration; `change` is a lever."""
     recipe, agent, static, hyper, card, cadence = jobs.records(chosen)
-    agent, lanes, time = change(agent), static.num_envs, cadence.rollout or UNROLL
+    lanes, time = static.num_envs, cadence.rollout or UNROLL
+    agent = change(agent, jobs.actors_plan(static, cadence).updates)
     memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=time, streams=1)
     shape = (time + 1, lanes, *card.obs.shape)
     pixels = card.obs.dtype == "uint8"
@@ -45,16 +49,22 @@ def learning(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: ag
     return Learning(lambda key: agent.init(key, hyper), learn, kept, steps, cadence.updates)
 
 
-def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
+def iteration(chosen: Config, change: Change = lambda agent, updates: agent) -> tuple[Callable[[], Any], int]:
     """(a function that makes the updates of one iteration, the environment steps that they go with).
 
     `change` is a lever. The function is compiled, and called once, before it is returned: in `compiled` mapped over
-    seeds, of which there is one, as every program is there.
+    seeds, of which there is one, as every program is there. Each call goes on from the last: there are updates that
+    only some do.
     """
     parts = learning(chosen, change)
     learn, state, kept = parts.learn, parts.init(rng.key(1)), parts.kept
     if chosen.runtime == "compiled":
         learn, (state, kept) = jax.vmap(learn), jax.tree.map(lambda x: x[None], (state, kept))
     learn = jax.jit(learn)
-    jax.block_until_ready(learn(state, kept))  # only now is it traced
-    return lambda: jax.block_until_ready(learn(state, kept)), parts.steps
+
+    def once() -> None:
+        nonlocal state
+        state = jax.block_until_ready(learn(state, kept))
+
+    once()  # only now is it traced
+    return once, parts.steps

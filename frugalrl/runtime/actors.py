@@ -64,7 +64,7 @@ class Plan(NamedTuple):
     unroll: int = 16  # steps of each environment in a message
     updates: int = 16  # learner updates of each member after each message
     warmup: int = 1000  # steps of all environments of a member before the first update
-    slots: int = 2  # messages an actor may have under way: the bound of the queue
+    slots: int = 2  # messages an actor may have under way: the bound of the queue, and of how old its policy gets
     waits: bool = False  # updates follow a message of every actor, and the actors wait for them
     gradients: bool = False  # actor-learners: a message brings its gradient, and the actor waits until it is applied
     lockstep: bool = False  # actors and Learner take turns
@@ -229,7 +229,8 @@ class Fleet:
         self.cpu_seconds += message.get("cpu_seconds", 0.0)
         items, gradient = self.lines[i].take(message)
         self.held.append((i, birth, message["slot"]))
-        if not (self.plan.waits or self.plan.gradients or self.plan.lockstep):
+        # While other messages wait the Learner is behind: who acts on at once only acts with an older policy
+        if not (self.plan.waits or self.plan.gradients or self.plan.lockstep) and self.inbox.empty():
             self.release()
         return Message(i, items, gradient, message["episodes"], tuple(message["span"]))
 
@@ -649,7 +650,7 @@ def train(
                     if step not in turns:
                         fleet.wire.put(packet)
                     timer.lap("compressor")
-                goes_on = whole and (learns or plan.lockstep)
+                goes_on = whole and (learns or not plan.waits)
                 if goes_on and step not in turns:
                     fleet.release()
                 spans = ((message.actor, *message.span), (began, perf_counter()))
