@@ -401,6 +401,18 @@ def test_an_actor_waits_when_its_slots_are_full(slots):
     assert fleets[0].seconds["waiting"] > 0.3
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_a_slow_learner_learns_from_is_as_fresh_as_its_queue_is_short(slots):
+    """While messages wait an actor goes on only after the update: with a slot each, one of the other's is between."""
+    made, late = parts(slots=slots, warmup=0, updates=1), []
+    made = made._replace(spec=made.spec._replace(pull_period=made.plan.unroll))
+    for tick in made.train(960):
+        if tick.metrics:
+            late.append(int(tick.metrics["staleness_max"]))
+            time.sleep(0.02)
+    assert np.median(late) == 2 * slots - 1
+
+
 @pytest.mark.parametrize("mode", ["fp32", "int8"])
 def test_the_ratio_of_updates_to_steps_is_exact(mode):
     made = parts(mode=mode, updates=3, warmup=64)
