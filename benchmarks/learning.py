@@ -20,36 +20,34 @@ class Learning(NamedTuple):
     """One member's."""
 
     init: Callable[[Any], Any]  # key -> state
-    learn: Callable[[Any, Any], Any]  # (state, contents of the memory) -> state, after the updates of an iteration
-    kept: Any  # contents of the memory
+    learn: Callable[[Any, Any], Any]  # (state, kept) -> state, after the updates of an iteration
+    kept: Any  # contents of the memory, and the rollout that came last
     steps: int  # of the environment that an iteration goes with
     updates: int
 
 
-Change = Callable[[Agent, int], Agent]  # a lever, of (agent, updates from one packet for actors to the next)
-
-
-def learning(chosen: Config, change: Change = lambda agent, updates: agent) -> Learning:
+def learning(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> Learning:
     """The parts of an iteration; `change` is a lever."""
     recipe, agent, static, hyper, card, cadence = jobs.records(chosen)
-    lanes, time = static.num_envs, cadence.rollout or UNROLL
-    agent = change(agent, jobs.actors_plan(static, cadence).updates)
+    agent, lanes, time = change(agent), static.num_envs, cadence.rollout or UNROLL
     memory = jobs.memory_of(recipe, static, card, cadence, lanes=lanes, unroll=time, streams=1)
     shape = (time + 1, lanes, *card.obs.shape)
     pixels = card.obs.dtype == "uint8"
     obs = jax.random.bits(rng.key(0), shape, jnp.uint8) if pixels else jax.random.normal(rng.key(0), shape)
     items = jax.tree.map(lambda x: jnp.zeros((time, lanes, *x.shape), x.dtype), jobs.example(card))
-    kept = memory.add(memory.init(), items._replace(obs=obs[:-1], next_obs=obs[1:]))
+    items = items._replace(obs=obs[:-1], next_obs=obs[1:])
+    kept = memory.add(memory.init(), items), items
 
     def learn(state, kept):
-        learned = compiled.learn(agent, memory, cadence.updates, state, kept, rng.key(2))[0]
-        return agent.observe(learned, items, 0)
+        contents, rollout = kept
+        learned = compiled.learn(agent, memory, cadence.updates, state, contents, rng.key(2))[0]
+        return agent.observe(learned, rollout, 0)
 
     steps = time * lanes if cadence.rollout else cadence.steps
     return Learning(lambda key: agent.init(key, hyper), learn, kept, steps, cadence.updates)
 
 
-def iteration(chosen: Config, change: Change = lambda agent, updates: agent) -> tuple[Callable[[], Any], int]:
+def iteration(chosen: Config, change: Callable[[Agent], Agent] = lambda agent: agent) -> tuple[Callable[[], Any], int]:
     """(a function that makes the updates of one iteration, the environment steps that they go with).
 
     `change` is a lever. The function is compiled, and called once, before it is returned: in `compiled` mapped over

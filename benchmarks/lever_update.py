@@ -9,17 +9,18 @@ ratios are taken within a round. Milliseconds of all cores for a step of an envi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import process_time
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.learning import Change, iteration
+from benchmarks.learning import iteration
 from frugalrl import config, jobs
 from frugalrl.ledger import acting
 from frugalrl.levers.compress.aware import quantisation_aware
 from frugalrl.levers.compress.modes import mode
 from frugalrl.levers.compress.quantise import int8
-from frugalrl.levers.compress.students import EVERY
+from frugalrl.types import Agent
 
 NAME = "lever_update"
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -30,13 +31,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dqn 256x256": ("dqn", "LunarLander-v3", {"hidden": (256, 256)}),
     "impala nature": ("impala", "ALE/Pong-v5", {"network": "nature"}),
 }  # fmt: skip
-LEVERS: dict[str, Change] = {
-    "none": lambda agent, updates: agent,
-    "aware": lambda agent, updates: quantisation_aware(agent, int8(), 0),
-} | {
-    name: lambda agent, updates, name=name: acting(agent, mode(name), updates)
-    for name in ("half", "int8-static", "half+int8-static")
-}
+LEVERS: dict[str, Callable[[Agent], Agent]] = {
+    "none": lambda agent: agent,
+    "aware": lambda agent: quantisation_aware(agent, int8(), 0),
+} | {name: lambda agent, name=name: acting(agent, mode(name)) for name in ("half", "int8-static", "half+int8-static")}
 
 
 def main() -> None:
@@ -45,7 +43,7 @@ def main() -> None:
     args = command.parse_args()
     rounds = 1 if args.quick else args.rounds
     jobs.set_up_jax()
-    made = []
+    path, made = rows.destination(NAME, args), []
     for case in list(CASES)[1:2] if args.quick else CASES:
         agent, env, hyper = CASES[case]
         run = {name: iteration(config.configure(agent, env, hyper=hyper), lever) for name, lever in LEVERS.items()}
@@ -53,7 +51,7 @@ def main() -> None:
         for _ in range(rounds):
             for name, (once, steps) in run.items():
                 start, times = process_time(), 0
-                while times < 2 * EVERY or process_time() - start < 0.1:
+                while times < 3 or process_time() - start < 0.1:
                     once()
                     times += 1
                 spent[name].append((process_time() - start) * 1e3 / times / steps)
@@ -70,8 +68,7 @@ def main() -> None:
                 f"{case:14} {name:17} {found['cpu_ms_per_step']['median']:7.3f} ms a step, "
                 f"{found['times_none']['median']:.3f} times", flush=True,
             )  # fmt: skip
-    path = rows.destination(NAME, args)
-    rows.write(path, made)
+        rows.write(path, made)
     print(rows.said(path, made))
 
 

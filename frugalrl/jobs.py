@@ -544,7 +544,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
     config, population = group.config, group.config.population
     recipe, agent, static, hyper, card, cadence = records(config)
     together, apart = kinds(config)
-    plan = _crew_plan(together, static, cadence) if together else actors_plan(static, cadence)
+    plan = _crew_plan(together, static, cadence) if together else _actors_plan(static, cadence)
     if config.lockstep:
         plan = plan._replace(slots=1, lockstep=True)
     if together:
@@ -600,7 +600,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
 
     def learner(agent: Agent, mode: Mode, members: int) -> actors.Learner:
         full, compressor = (agent.network, lambda state: agent.policy(own(state))), quantise.COMPRESSORS[mode.format]()
-        return actors.learner(acting(agent, mode, plan.updates), memory, plan, compressor, full, members=members > 0)
+        return actors.learner(acting(agent, mode), memory, plan, compressor, full, members=members > 0)
 
     def phase(name: str, those: slice) -> Phase:
         """Of these runs of the group."""
@@ -843,7 +843,7 @@ def shrunk(agent: Agent, narrow: Agent, carry: actors.Carry, hidden: tuple[int, 
     return carry._replace(state=shrink.reminded(agent, teacher, narrow, state, obs))
 
 
-def actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
+def _actors_plan(static: Any, cadence: Cadence) -> actors.Plan:
     """How the actor processes, two unless an agent says how many, and a Learner take turns."""
     count = actors.Plan().actors
     if cadence.learners:

@@ -35,10 +35,10 @@ PROBE_SHARE = 0.02  # of the time, at most, that goes to them
 STATIC = "int8-static"
 
 
-def acting(agent: Agent, mode: Mode, updates: int = 1) -> Agent:
-    """The agent whose actors act in `mode`, with `updates` from one packet to the next."""
+def acting(agent: Agent, mode: Mode) -> Agent:
+    """The agent whose actors act in `mode`."""
     if mode.share < 1:
-        agent = students.taught(agent, mode.share, updates) if mode.lessons else students.cut(agent, mode.share)
+        agent = (students.taught if mode.lessons else students.cut)(agent, mode.share)
     return calibrate.calibrated(agent) if mode.format == STATIC else agent
 
 

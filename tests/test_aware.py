@@ -131,7 +131,7 @@ def test_rounding_begins_when_half_of_the_updates_are_made(runtime):
     """Of 600, which come after 600 of 3000 steps."""
     config = configure("dqn", "CartPole-v1", runtime=runtime, qat=3, **TINY)
     _, agent, static, hyper, _, cadence = jobs.records(config)
-    spu = jobs._steps_per_update(jobs.actors_plan(static, cadence)) if runtime == "actors" else 4
+    spu = jobs._steps_per_update(jobs._actors_plan(static, cadence)) if runtime == "actors" else 4
     for longer in (config, config._replace(steps=9000)):  # as a resumed one
         aware, state = jobs.aware(agent, longer, cadence, spu), agent.init(KEY, hyper)
         early, late = (aware.policy(state._replace(version=jnp.int32(version))).params for version in (299, 300))
@@ -143,7 +143,7 @@ def test_rounding_begins_when_half_of_the_updates_are_made(runtime):
 def test_actor_learners_see_rounded_weights_too():
     config = configure("a3c", "CartPole-v1", runtime="actors", qat=3, steps=3000, hyper={"hidden": (16,)})
     _, _, static, hyper, card, cadence = jobs.records(config)
-    agent = jobs.gradient_parts(config, card, static, hyper, jobs.actors_plan(static, cadence)).agent
+    agent = jobs.gradient_parts(config, card, static, hyper, jobs._actors_plan(static, cadence)).agent
     state = agent.init(KEY, hyper)
     late = agent.policy(state._replace(version=jnp.int32(10**6))).params
     assert bits(late) == bits(through(rounded(3), state.params.actor))

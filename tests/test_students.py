@@ -141,33 +141,6 @@ def test_a_student_steps_as_far_as_its_teacher_and_never_less_than_its_own_rate(
     np.testing.assert_allclose(step(students.LEARNING_RATE * 10), 10 * own, rtol=1e-3, atol=1e-6)
 
 
-def test_of_several_updates_between_packets_one_in_four_teaches():
-    """The student moves after the first and the fifth, its teacher always, also in a program mapped over members."""
-    agent = a_dqn()
-    often, seldom = students.taught(agent, 0.5), students.taught(agent, 0.5, updates=16)
-    assert students.EVERY == 4
-
-    def run(taught) -> list[tuple[students.Taught, dict]]:
-        state = jax.tree.map(lambda x: jnp.stack([x, x]), taught.init(KEY, HYPER))
-        step = jax.jit(jax.vmap(partial(update, taught), (0, None, None)))
-        found = []
-        for seed in range(6):
-            state, info = step(state, random_batch(seed), KEY)
-            found.append((state, info.metrics))
-        return found
-
-    every, fourth = run(often), run(seldom)
-    weights = [bits(state.student) for state, _ in fourth]
-    assert weights[0] == weights[1] == weights[2] == weights[3]
-    assert weights[4] == weights[5] != weights[3]
-    assert len({tuple(bits(state.student)) for state, _ in every}) == 6
-    assert bits(fourth[0][0].student) == bits(every[0][0].student)
-    np.testing.assert_allclose(fourth[0][1]["distillation_loss"], 4 * every[0][1]["distillation_loss"], rtol=1e-5)
-    assert all((metrics["distillation_loss"] == 0).all() for _, metrics in fourth[1:4])
-    for a, b in zip(jax.tree.leaves(fourth[-1][0].teacher), jax.tree.leaves(every[-1][0].teacher), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 def test_what_acts_is_the_student_with_the_knobs_of_its_teacher():
     agent = a_dqn()
     taught = students.taught(agent, 0.5)

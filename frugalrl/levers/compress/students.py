@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 from ...agents.descent import by_width, descend, untransposed
-from ...branches import if_any
 from ...distributions import clipped_normal, distributional_greedy, epsilon_greedy
 from ...networks import network as build_network
 from ...types import Agent, Batch, Info, Policy
@@ -24,7 +23,6 @@ from .prune import kept, narrowed, sliced
 
 SHARE = 4  # one in so many of a batch's observations is distilled on
 LEAST = 32  # observations of an update, if the batch has as many
-EVERY = 4  # updates from one lesson to the next, if actors are sent as few packets or fewer: nobody acts in between
 # See `by_width`. A teacher with a greater rate is followed with that: at six times this one IMPALA, 1024x3, left its
 # student behind (KL 2.7 on average, and no return; 0.12 with the teacher's)
 LEARNING_RATE, BASE_WIDTH = 1e-3, 64
@@ -90,20 +88,15 @@ def cut(agent: Agent, share: float) -> Agent:
     return agent._replace(policy=policy, dist=dist, network=narrow)
 
 
-def taught(agent: Agent, share: float, updates: int = 1) -> Agent:
+def taught(agent: Agent, share: float) -> Agent:
     """The agent whose actors act with a student of about `share` of the units of its policy's layers.
 
     All that is learned of the environment is the teacher's: `grad`, `prepare` and `observe` are the agent's own, at its
-    own state. Only `policy`, and with it `network`, are the student's. Of as many `updates` as there are from one
-    packet to the next, one in EVERY teaches it; where there is only one, each does.
+    own state. Only `policy`, and with it `network`, are the student's.
     """
     assert agent.network.layers is not None
     obs_space = agent.network.obs
     narrow = build_network(narrowed(agent.network.layers, share), obs_space)
-    every = min(EVERY, updates)
-
-    def due(state: Taught):
-        return state.version % every == 0
 
     def init(key, hyper) -> Taught:
         return enrolled(agent, share, agent.init(key, hyper))
@@ -118,10 +111,7 @@ def taught(agent: Agent, share: float, updates: int = 1) -> Agent:
         return agent.head(narrow.apply(policy.params, obs, key), policy.knobs)
 
     def lesson(state: Taught, batch: Batch) -> tuple[Any, Any]:
-        """(mean divergence, gradient of the student) on some observations of a batch.
-
-        The divergence is that times `every`: the mean over all updates, in which it is else 0, is right.
-        """
+        """(mean divergence, gradient of the student) on some observations of a batch."""
         obs = batch.data.obs.reshape(-1, *obs_space.shape)
         count = min(max(obs.shape[0] // SHARE, LEAST), obs.shape[0])
         obs = obs[:: obs.shape[0] // count][:count]
@@ -136,24 +126,17 @@ def taught(agent: Agent, share: float, updates: int = 1) -> Agent:
                 return jnp.mean(jnp.square(outputs - mine)) / scale
             return jnp.mean(agent.head(outputs, whole.knobs).kl(agent.head(mine, whole.knobs)))
 
-        loss, grads = untransposed(jax.value_and_grad(divergence))(state.student)
-        return every * loss, grads
-
-    def no_lesson(state: Taught, batch: Batch) -> tuple[Any, Any]:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lesson, state, batch))
+        return untransposed(jax.value_and_grad(divergence))(state.student)
 
     def grad(state: Taught, batch: Batch, key) -> tuple[Lessons, Info]:
         grads, info = agent.grad(state.teacher, batch, key)
-        loss, student = if_any(due(state), lesson, no_lesson, state, batch)
+        loss, student = lesson(state, batch)
         return Lessons(grads, student), info._replace(metrics=info.metrics | {"distillation_loss": loss})
 
-    def learned(state: Taught, grads: Any) -> tuple[Any, Any]:
-        rate = jnp.maximum(LEARNING_RATE, state.teacher.hyper.learning_rate)
-        return descend(tx, state.student, state.moments, grads, rate)
-
     def apply(state: Taught, grads: Lessons) -> Taught:
-        own = if_any(due(state), learned, lambda state, grads: (state.student, state.moments), state, grads.student)
-        return Taught(agent.apply(state.teacher, grads.teacher), *own)
+        rate = jnp.maximum(LEARNING_RATE, state.teacher.hyper.learning_rate)
+        student, moments = descend(tx, state.student, state.moments, grads.student, rate)
+        return Taught(agent.apply(state.teacher, grads.teacher), student, moments)
 
     def observe(state: Taught, rollout, stream) -> Taught:
         return state._replace(teacher=agent.observe(state.teacher, rollout, stream))
