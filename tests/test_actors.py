@@ -413,6 +413,12 @@ def test_what_a_slow_learner_learns_from_is_as_fresh_as_its_queue_is_short(slots
     assert np.median(late) == 2 * slots - 1
 
 
+@pytest.mark.parametrize(("agent", "slots"), [("dqn", 2), ("impala", 1), ("a2c", 1)])
+def test_what_is_learned_from_once_has_a_queue_of_one(agent, slots):
+    _, _, static, _, _, cadence = jobs.records(training.configure(agent, "CartPole-v1", runtime="actors"))
+    assert jobs._actors_plan(static, cadence).slots == slots
+
+
 @pytest.mark.parametrize("mode", ["fp32", "int8"])
 def test_the_ratio_of_updates_to_steps_is_exact(mode):
     made = parts(mode=mode, updates=3, warmup=64)
