@@ -408,6 +408,8 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
     try:
         if isinstance(default, tuple):
             parts = value.split(",") if isinstance(value, str) else list(value)
+            if not default:  # none, or real numbers
+                return tuple(float(x) for x in parts if x != "")
             result = tuple(_whole(x) for x in parts)
             if not result or min(result) < 1:
                 raise ValueError
@@ -418,7 +420,7 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
             return str(value)
         return _whole(value) if whole else float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        example = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        example = ",".join(map(str, default or (2.5, 1.0))) if isinstance(default, tuple) else default
         raise UsageError(
             f"{option} {name}={value} is not of the right kind; write for example {name}={example}"
         ) from None

@@ -321,13 +321,20 @@ class Inputs(NamedTuple):
     scale: Any
 
 
-def to_unit(obs: Box) -> Inputs:
-    """From the bounds of a vector to -1 and 1; what has none stays what it is. Raises ValueError for pictures."""
+def to_unit(obs: Box, most: tuple[float, ...] = ()) -> Inputs:
+    """From the bounds of a vector to -1 and 1; what has none stays what it is.
+
+    `most` are other bounds: the size that each number is taken to have at most. Raises ValueError for pictures, and for
+    `most` of another length or not above 0.
+    """
     import numpy as np
 
     if len(obs.shape) != 1:
         raise ValueError(f"rescale_obs=true is for observations that are vectors, not of shape {obs.shape}")
-    low, high = (np.broadcast_to(np.asarray(bound, np.float64), obs.shape) for bound in (obs.low, obs.high))
+    if most and (len(most) != obs.shape[0] or not all(0 < size < UNBOUNDED for size in most)):
+        raise ValueError(f"obs_bounds must be {obs.shape[0]} numbers above 0, one for each of the observation")
+    sides = (np.negative(most), most) if most else (obs.low, obs.high)
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), obs.shape) for bound in sides)
     bounded = (low > -UNBOUNDED) & (high < UNBOUNDED) & (low < high)
     low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     return Inputs(np.float32((low + high) / 2), np.float32(2 / (high - low)))

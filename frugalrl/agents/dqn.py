@@ -59,6 +59,7 @@ class Static(NamedTuple):
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers
     network: str = "auto"  # or "mlp", "minatar", "planes", "small", "nature", "impala"
     rescale_obs: bool = False  # vectors, from their bounds to -1 and 1
+    obs_bounds: tuple[float, ...] = ()  # the most that each number of them is, if not what the environment says
     batch_size: int = 128
     buffer_size: int = 100_000  # environment steps kept
     learning_starts: int = 1_000  # environment steps before the first update
@@ -279,7 +280,7 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
     is_implicit = static.atoms > 1 and static.distribution == "implicit"
     numbers = 1 if is_implicit else returns.numbers
     form = plain(layers((actions.n + static.dueling) * numbers), obs)
-    inputs = to_unit(obs) if static.rescale_obs else None
+    inputs = to_unit(obs, static.obs_bounds) if static.rescale_obs else None
     if inputs is not None:
         form = rescaled(form, inputs)
     if is_implicit:
@@ -299,6 +300,8 @@ def assemble(static: Static, obs: Box, actions: Space, numerics: Numerics = PLAI
 
 def _check(static: Static) -> None:
     """Raises ValueError for switches that do not go together."""
+    if static.obs_bounds and not static.rescale_obs:
+        raise ValueError("obs_bounds are what rescale_obs=true goes by, which is off; set that too")
     if static.munchausen and static.double:
         raise ValueError("munchausen=true takes no best action that double=true could pick; use double=false")
     if static.munchausen and static.atoms > 1 and static.distribution == "categorical":

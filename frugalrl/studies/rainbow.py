@@ -3,15 +3,15 @@
 Settings are those of the paper's code (arXiv 2011.14826), with constant hyper-parameters as in its figures. Where that
 code has faults or other rules, this is what it meant: noise is drawn anew (it drew one for ever, as two arms do on
 CartPole-v1 and Acrobot-v1), a time-out is no termination and bootstraps from the last observation, rewards are not
-clipped. Importance exponents rise to 1 instead of staying at 0.5, weights start orthogonal instead of uniform, and
-velocities without bounds are not rescaled. CartPole-v1 ends after 500 steps (the paper's after 200, and so does one
-task), MountainCar-v0 after 200 (600 in its code). MinAtar's games run for a tenth of the paper's steps, with its six
-actions (v0). Returns are those of greedy episodes.
+clipped. Importance exponents rise to 1 instead of staying at 0.5, and weights start orthogonal instead of uniform.
+CartPole-v1 ends after 200 steps, as the paper's CartPole-v0 does, MountainCar-v0 after 200 (600 in its code). MinAtar's
+games run for a tenth of the paper's steps, with its six actions (v0). Returns are those of greedy episodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import pi
 from typing import Any, NamedTuple
 
 from ..statistics import area
@@ -33,10 +33,11 @@ class Setting(NamedTuple):
     dqn: Rate  # also of agents made of it, and of M-DQN
     rainbow: Rate  # also with quantiles
     quantile: Rate  # of QR-DQN, IQN and M-IQN
+    env_options: dict[str, Any] = {}  # noqa: RUF012  (never changed)
 
 
 _MLP = {
-    "hidden": (512, 512), "rescale_obs": True, "batch_size": 128, "buffer_size": 50_000, "learning_starts": 500,
+    "hidden": (512, 512), "batch_size": 128, "buffer_size": 50_000, "learning_starts": 500,
 }  # fmt: skip
 _GAME_STEPS = 1_000_000
 _CNN = {"network": "planes", "batch_size": 32, "buffer_size": 100_000, "learning_starts": 1_000}
@@ -53,7 +54,9 @@ def _range(most: float) -> dict[str, float]:
     return {"v_min": -most, "v_max": most}
 
 
-_OFTEN = {**_MLP, "target_update_interval": 100}
+_OFTEN = {**_MLP, "target_update_interval": 100, "rescale_obs": True}
+# what observations are rescaled by in the paper's code: where velocities have no bounds, or far ones, they matter less
+_CARTPOLE_BOUNDS, _ACROBOT_BOUNDS = (2.4, 5.0, pi / 12, 2 * pi), (1.0, 1.0, 1.0, 1.0, 5.0, 5.0)
 _GAME = Setting(
     _GAME_STEPS, {**_CNN, "target_update_interval": 1000, **_range(100.0)}, _LESS_AND_LESS, Rate(2.5e-4, 4),
     Rate(1e-4, 4), Rate(1e-4, 4),
@@ -63,8 +66,14 @@ CLASSIC = (CARTPOLE, ACROBOT, CAR, LANDER)
 GAMES = tuple(f"MinAtar/{name}-v0" for name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"))
 FREEWAY, SEAQUEST = GAMES[2], GAMES[3]
 SETTINGS = {
-    CARTPOLE: Setting(30_000, {**_OFTEN, **_range(200.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
-    ACROBOT: Setting(30_000, {**_OFTEN, **_range(200.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
+    CARTPOLE: Setting(
+        30_000, {**_OFTEN, **_range(200.0), "obs_bounds": _CARTPOLE_BOUNDS}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2),
+        Rate(1e-4, 2), {"time_limit": 200},
+    ),
+    ACROBOT: Setting(
+        30_000, {**_OFTEN, **_range(200.0), "obs_bounds": _ACROBOT_BOUNDS}, _SELDOM, Rate(1e-3, 4), Rate(1e-4, 2),
+        Rate(1e-4, 2),
+    ),
     CAR: Setting(30_000, {**_OFTEN, **_range(100.0)}, _SELDOM, Rate(1e-2, 4), Rate(1e-4, 2), Rate(1e-4, 2)),
     LANDER: Setting(
         120_000, {**_MLP, "target_update_interval": 300, **_range(300.0)}, _SELDOM, Rate(1e-3, 4), Rate(1e-3, 4),
@@ -146,7 +155,8 @@ def _own(task: str, arm: str) -> Arguments:
 def task(name: str, arms: Mapping[str, Arguments] | Iterable[str]) -> dict[str, Any]:
     """A task at the paper's settings, `arms` each with what is its own there."""
     setting, own = SETTINGS[name], arms if isinstance(arms, Mapping) else {arm: _own(name, arm) for arm in arms}
-    return {"env": name, "steps": setting.steps, "hyper": {**_ALL, **setting.hyper, **setting.epsilon}, "arms": own}
+    common = {"env": name, "steps": setting.steps, "hyper": {**_ALL, **setting.hyper, **setting.epsilon}, "arms": own}
+    return common | ({"env_options": setting.env_options} if setting.env_options else {})
 
 
 # one run of DQN in a notebook of the paper's repository: the mean return of iterations 3, 6, ... 30 of 1,000 steps each
@@ -170,8 +180,7 @@ STUDY = Study(
     base={},
     tasks={
         **{name: task(name, _OF.get(name, _EVERYWHERE)) for name in SETTINGS},
-        AS_PUBLISHED: task(CARTPOLE, {"DQN": merged(_own(CARTPOLE, "DQN"), _dqn(loss="mse"))})
-        | {"env_options": {"time_limit": 200}},
+        AS_PUBLISHED: task(CARTPOLE, {"DQN": merged(_own(CARTPOLE, "DQN"), _dqn(loss="mse"))}),
     },
     arms=ARMS,
     figures={
