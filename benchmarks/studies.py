@@ -26,6 +26,7 @@ from frugalrl.studies.running import study
 
 NAME = "studies"
 COSTS = ("training_seconds", "cpu_seconds", "actor_microseconds_per_step", "energy_joules")  # of a seed
+FAILURES = ("diverged", "skipped_updates", "broken_updates")  # of each seed, where there are any
 QUICK = {"seeds": 2, "scale": 0.05, "budget": 1.0}  # minutes
 
 
@@ -45,6 +46,7 @@ def told(found: report.Found) -> Iterator[rows.Row]:
                 yield rows.row(
                     NAME, kind="arm", **common, task=task, arm=arm, train=runs[0]["command"], steps=runs[0]["steps"],
                     final_return=_interval(returns(runs)), rounded={n: _interval(returns(runs, n)) for n in bits},
+                    **{name: each for name in FAILURES if any(each := [row.get(name) for row in runs])},
                     **{name: _spread(costs(runs, name)) for name in COSTS}, policy_share=policies([runs]),
                     energy_method=runs[0]["energy_method"], accelerator=runs[0]["hardware"]["accelerator"],
                 )  # fmt: skip

@@ -38,9 +38,8 @@ from .levers.population.dvd import dvd
 from .levers.population.joint import Rule, joint
 from .levers.population.watch import Watch
 from .levers.precision import products
-from .levers.precision.modes import PRECISIONS, Precision
+from .levers.precision.modes import COLLAPSED, PRECISIONS, Precision
 from .levers.precision.numerics import Counts, counts, numerics, stored, watched
-from .levers.precision.scaling import COLLAPSED
 from .monitor import files, words
 from .monitor.machine import free_memory, hardware, versions
 from .monitor.receipt import Saving
@@ -124,13 +123,15 @@ def told(config: Config, report: Callable[[str], None]) -> None:
 
 
 def sound(config: Config, step: int, seeds: list[int], of_seeds: list[Counts]) -> None:
-    """Raises Diverged if the scale of a loss has become so small that nothing is learned any more."""
+    """Raises Diverged if the scale of the loss has become so small that nothing is learned any more, in every seed: as
+    long as one goes on, its program does.
+    """
     scales = np.concatenate([np.atleast_1d(x.loss_scale) for x in of_seeds])
-    lost = [seed for seed, scale in zip(seeds, scales, strict=True) if scale < COLLAPSED]
-    if lost and step < config.steps:
+    if (scales < COLLAPSED).all() and step < config.steps:
+        whose = f"seed {seeds[0]} has" if len(seeds) == 1 else f"all of the {len(seeds)} seeds have"
         raise Diverged(
-            f"seed {lost[0]} has diverged, the scale of its loss has collapsed at step {step:,}: look at the rewards, "
-            "or train it anew with --precision fp32 or a smaller learning_rate", None,
+            f"{whose} diverged, the scale of the loss has collapsed at step {step:,}: look at the rewards, or train "
+            "anew with --precision fp32 or a smaller learning_rate", None,
         )  # fmt: skip
 
 
@@ -141,11 +142,15 @@ def precision_of(config: Config, of_seeds: list[Counts], lowered: int | None = N
     why = {"why": config.precision_why} if config.precision_why else {}
     if config.precision == "fp32":
         return {"precision": {"mode": "fp32", **why}} if why else {}
-    each = [np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)]
+    mode = PRECISIONS[config.precision]
+    bad, scales = (
+        np.concatenate([np.atleast_1d(x[i]) for x in of_seeds]).tolist() if of_seeds else [] for i in range(2)
+    )
+    lost = {"collapsed": [scale < COLLAPSED for scale in scales]} if mode.compound_scaling else {}
     whose = {}
-    if PRECISIONS[config.precision].dtype == "bfloat16" and lowered is not None:
+    if mode.dtype == "bfloat16" and lowered is not None:
         whose = {"products": "oneDNN" if products.lowered() > lowered else "XLA"}
-    return {"precision": {"mode": config.precision, **why, **whose, **dict(zip(Counts._fields, each, strict=True))}}
+    return {"precision": {"mode": config.precision, **why, **whose, mode.counted: bad, "loss_scale": scales, **lost}}
 
 
 def kept_smaller(config: Config, memory: Callable[[str], Memory]) -> list[Saving]:
@@ -170,7 +175,7 @@ def gradient_parts(config: Config, card: Card, static: Any, hyper: Any, plan: ac
     agent = assembled(recipe, static, card.obs, card.actions, config)
     agent = aware(agent, config, recipe.cadence(static), _steps_per_update(plan))
     memory = recipe.memory(static, example(card), lanes=plan.num_envs, unroll=plan.unroll, streams=1)
-    return actor_learner.Parts(agent, memory, hyper)
+    return actor_learner.Parts(agent, memory, hyper, EXACT if config.precision != "fp32" else {})
 
 
 def with_schedule(hyper: Any, config: Config, steps_per_update: float) -> Any:
@@ -190,7 +195,7 @@ def memory_of(
     recipe: Recipe, static: Any, card: Card, cadence: Cadence, precision: str = "fp32", **shape: int
 ) -> Memory:
     """The memory of a run. A replay is told of how many frames an observation is made, and keeps floats in 16 bits with
-    less than fp32; rollouts, which are gone soon, stay what the actor saw and did.
+    less than fp32; rollouts stay what the actor saw and did, and so those log-probabilities that come with them.
     """
     if cadence.rollout:
         return recipe.memory(static, example(card), **shape)

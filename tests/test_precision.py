@@ -22,7 +22,7 @@ from frugalrl.envs.make import options_for
 from frugalrl.errors import Diverged, UsageError
 from frugalrl.levers.precision import choice, log_probs, scaling
 from frugalrl.levers.precision.hadam import hadam, laid_down, rooted, taken_up
-from frugalrl.levers.precision.modes import PRECISIONS, REPAIRS, WITHOUT, Precision
+from frugalrl.levers.precision.modes import COLLAPSED, PRECISIONS, REPAIRS, WITHOUT, Precision
 from frugalrl.levers.precision.numerics import Counts, Guarded, counts, numerics, stored, watched
 from frugalrl.levers.precision.rounding import (
     Dithered,
@@ -388,7 +388,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
         moments = halved
     after, moments = lowered.descend(tx, kept, moments, scaled([3.0]), jnp.float32(0.1))
     assert after.value["w"] < kept.value["w"]
-    assert counts(moments).skipped_updates == 3
+    assert counts(moments).not_finite == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-kahan", "bf16-stochastic", "bf16-naive", "fp16-naive"])
+def test_without_a_scale_what_is_not_finite_is_skipped_too_but_by_the_naive(precision):
+    lowered, tx, kept, moments = fresh(precision)
+    kept, moments = lowered.descend(tx, kept, moments, scaled([3.0], 1.0), jnp.float32(0.1))
+    after, last = lowered.descend(tx, kept, moments, scaled([np.nan], 1.0), jnp.float32(0.1))
+    assert last.guard.scale == 1
+    assert counts(last).not_finite == 1
+    finite = all(np.isfinite(np.float32(x)).all() for x in jax.tree.leaves((lowered.full(after), last.inner)))
+    assert finite == PRECISIONS[precision].skips == (not precision.endswith("naive"))
+    if finite:
+        assert bits(whole((after, last.inner))) == bits(whole((kept, moments.inner)))
 
 
 def test_a_gradient_keeps_the_scale_that_it_was_taken_with():
@@ -438,12 +451,12 @@ BEFORE = np.linspace(-40, 40, 401, dtype=np.float32)  # of tanh
 STDS = np.exp(np.linspace(-5, 2, 8, dtype=np.float32))
 
 
-def gradients(draw, mean, log_std, noise, scale: float = 1.0):
-    """(log_prob, its gradients, times `scale`) for each triple [n]."""
+def gradients(draw, mean, log_std, noise):
+    """(log_prob, its gradients) for each triple [n]."""
 
     def one(mean, log_std, noise):
         def log_prob(mean, log_std):
-            return scale * draw(TanhNormal(mean, log_std), noise)[1]
+            return draw(TanhNormal(mean, log_std), noise)[1]
 
         return draw(TanhNormal(mean, log_std), noise)[1], *jax.grad(log_prob, (0, 1))(mean, log_std)
 
@@ -464,6 +477,27 @@ def test_log_probabilities_in_half_precision_are_right_and_their_gradients_finit
     for ours, exact in zip(got[1:], expected[1:], strict=True):
         assert np.isfinite(ours).all()
         np.testing.assert_allclose(ours, exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0, -40.0])
+def test_the_density_of_actions_that_are_given_is_finite_and_so_are_its_gradients(mean):
+    """For all actions in [-40, 40] and deviations in [e^-5, e^2]; and right where float16 has the number."""
+    actions, stds = (jnp.asarray(x.ravel()) for x in np.meshgrid(BEFORE, STDS))
+
+    def found(log_prob):
+        def one(mean, log_std, action):
+            return log_prob(Normal(mean[None], log_std[None]), action[None])
+
+        both = jax.vmap(jax.value_and_grad(one, (0, 1)), (None, 0, 0))
+        value, slopes = jax.jit(both)(jnp.float32(mean), jnp.log(stds), actions)
+        return np.stack([value, *slopes])
+
+    got, exact = found(log_probs.density(HALF)), found(PLAIN.log_prob)
+    assert np.isfinite(got).all()
+    near = np.abs((actions - mean) / stds) < 200
+    assert 0 < near.sum() < near.size
+    np.testing.assert_allclose(got[:, near], exact[:, near], rtol=1e-2, atol=2e-2)
+    assert not np.isfinite(found(log_probs.density(HALF, normal_fix=False))).all()
 
 
 def test_without_softplus_fix_gradients_are_no_numbers():
@@ -544,6 +578,27 @@ def bytes_of(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-stochastic", "fp16"])
+@pytest.mark.parametrize("agent", ["td3", "sac", "ppo"])
+def test_a_copy_of_the_policy_alone_is_kept_as_before(agent, precision):
+    """The actor, and its target, are the donor's; the critic is not; the optimiser begins anew."""
+    recipe = catalog.recipe(agent)
+    lower = {} if precision == "fp32" else {"numerics": numerics(PRECISIONS[precision])}
+    made = recipe.assemble(recipe.static._replace(hidden=(16,)), OBS, TORQUE, **lower)
+    mine, donor = (made.init(jax.random.key(i), recipe.hyper) for i in (0, 1))
+    grafted = made.graft(mine, donor)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), grafted) == jax.tree.map(lambda x: (x.shape, x.dtype), mine)
+
+    def numbers(state) -> dict[str, bytes]:
+        parts = jax.tree_util.tree_flatten_with_path((state.params, getattr(state, "target", ())))[0]
+        kept = [("actor" in str(path), x) for path, x in parts if jnp.issubdtype(x.dtype, jnp.floating)]
+        return {name: bits([x for is_actor, x in kept if is_actor == (name == "actor")]) for name in ("actor", "rest")}
+
+    before, after = numbers(mine), numbers(grafted)
+    assert after == {"actor": numbers(donor)["actor"], "rest": before["rest"]}
+    assert before["actor"] != after["actor"]
+
+
 QUICK = {("sac", "fp16"), ("dqn", "bf16")}
 MODES = ("bf16", "fp16", "bf16-kahan", "bf16-stochastic")
 LEARNERS = [(name, precision) for name in STATICS for precision in MODES if precision in MODES[:2] or name == "sac"]
@@ -565,7 +620,7 @@ def test_a_learner_of_16_bits_learns_what_one_of_32_does(name, precision):
     # numbers of 8 bits that are rounded at random are as far apart as such numbers are
     assert distance(weights, other) < (0.3 if precision == "bf16-stochastic" else 0.1) * distance(other, first)
     assert metrics["skipped_updates"] == 0
-    assert counts(state).skipped_updates == 0
+    assert counts(state).not_finite == 0
     assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
 
 
@@ -836,6 +891,10 @@ def test_auto_takes_bfloat16_where_it_was_measured_to_be_faster(monkeypatch, tmp
     assert chosen(64) == ("fp32", "layers of 64 units are too narrow for bf16 to gain")
     assert chosen(1024, qat=8)[0] == "fp32"
     assert configure("sac", "Pendulum-v1", precision="fp32").precision_why is None
+    for name, value in (("CUDA_VISIBLE_DEVICES", "7"), ("JAX_PLATFORMS", "other")):
+        with monkeypatch.context() as other:
+            other.setenv(name, value)
+            assert chosen(1024) == unknown
     monkeypatch.setattr(choice, "hardware", lambda: {"cpu": "another", "cores": 2})
     assert chosen(1024) == unknown
 
@@ -848,13 +907,36 @@ def test_a_receipt_says_why_auto_has_chosen():
     jobs.told(config, said.append)
     assert said == ["precision: fp32, as so it is"]
     low = jobs.precision_of(config._replace(precision="bf16"), [Counts(np.array([3]), np.array([1.0]))])
-    assert ("precision", "bf16, as so it is, 3 updates applied although not finite") in entries(low)
+    assert ("precision", "bf16, as so it is, 3 updates skipped as not finite") in entries(low)
+    naive = jobs.precision_of(config._replace(precision="bf16-naive"), [Counts(np.array([3]), np.array([1.0]))])
+    assert ("precision", "bf16-naive, as so it is, 3 updates applied although not finite") in entries(naive)
+    some = jobs.precision_of(config._replace(precision="fp16"), [Counts(np.array([9, 3]), np.array([1e-4, 1.0]))])
+    assert some["precision"]["collapsed"] == [True, False]
+    assert ("precision", "fp16, as so it is, 12 updates skipped as not finite, the scale of the loss has collapsed in "
+            "1 of 2 seeds") in entries(some)  # fmt: skip
 
 
 def test_a_run_whose_scale_collapses_stops():
     config = configure("dqn", "CartPole-v1", precision="fp16", seeds=2)
-    sound = [Counts(np.array([0, 30]), np.array([1e4, scaling.COLLAPSED]))]
-    jobs.sound(config, 100, [0, 1], sound)
-    with pytest.raises(Diverged, match="seed 1 has diverged, the scale of its loss has collapsed at step 100"):
-        jobs.sound(config, 100, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])
-    jobs.sound(config, config.steps, [0, 1], [sound[0]._replace(loss_scale=np.array([1e4, 1e-4]))])  # it is over
+
+    def told(*scales: float) -> list[Counts]:
+        return [Counts(np.zeros(len(scales)), np.array(scales))]
+
+    jobs.sound(config, 100, [0, 1], told(1e-4, COLLAPSED))  # one goes on
+    with pytest.raises(Diverged, match="all of the 2 seeds have diverged, the scale of the loss has collapsed at step"):
+        jobs.sound(config, 100, [0, 1], told(1e-5, 1e-4))
+    with pytest.raises(Diverged, match="seed 7 has diverged, the scale of the loss has collapsed at step 100"):
+        jobs.sound(config, 100, [7], told(1e-4))
+    jobs.sound(config, config.steps, [0, 1], told(1e-5, 1e-4))  # it is over
+
+
+def test_actor_learners_round_as_the_learner_does():
+    """Their programs are compiled with its options."""
+    for precision, options in (("fp32", {}), ("fp16", jobs.EXACT)):
+        config = configure("a3c", "CartPole-v1", runtime="actors", precision=precision, hyper={"hidden": (16,)})
+        _, _, static, hyper, card, cadence = jobs.records(config)
+        parts = jobs.gradient_parts(config, card, static, hyper, jobs._actors_plan(static, cadence))
+        assert parts.compiler == options
+    items = jax.tree.map(lambda x: np.zeros((8, 4, *x.shape), x.dtype), jobs.example(card))
+    with pytest.raises(Exception, match="no_such_option"):
+        actor_learner.learning(parts._replace(compiler={"no_such_option": True}), 0, items)

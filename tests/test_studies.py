@@ -552,23 +552,27 @@ def test_a_time_is_compared_with_that_of_the_same_seed():
     [
         (HIGH, LOW, REPRODUCED), (LOW, HIGH, NOT), (HIGH, HIGH, REPRODUCED), (WIDE, HIGH, UNDECIDED),
         (HIGH, WIDE, REPRODUCED), (HIGH[:2], LOW, UNDECIDED), ([10.0, None, 11.0], LOW, UNDECIDED),
+        ([10.0, None, None], LOW, NOT),
     ],
 )  # fmt: skip
 def test_nothing_is_lost_when_the_intervals_overlap_or_ours_is_higher(ours, base, verdict):
-    assert findings.equal_return()([some(ours)], [some(base)]).verdict == verdict
+    """And where half of ours diverged it is."""
+    runs = [row | {"diverged": row["final_return"] is None} for row in some(ours)]
+    assert findings.equal_return()([runs], [some(base)]).verdict == verdict
 
 
 @pytest.mark.parametrize(
-    ("ours", "skipped", "verdict"),
+    ("ours", "broken", "verdict"),
     [
         (LOW, 0, REPRODUCED), (HIGH, 0, NOT), (HIGH, 3, REPRODUCED), ([None, None, 11.0], 0, REPRODUCED),
         ([10.0, 11.0, None], 0, UNDECIDED), (HIGH[:2], 3, UNDECIDED), (WIDE, 0, UNDECIDED),
     ],
 )  # fmt: skip
-def test_to_fail_is_to_return_less_or_to_have_no_numbers(ours, skipped, verdict):
-    answer = findings.breaks()([some(ours, skipped_updates=skipped)], [some(HIGH)])
+def test_to_fail_is_to_return_less_or_to_have_no_numbers(ours, broken, verdict):
+    """Updates that a guard has skipped are none."""
+    answer = findings.breaks()([some(ours, broken_updates=broken, skipped_updates=5)], [some(HIGH)])
     assert answer.verdict == verdict
-    count = sum(1 for x in ours if x is None or skipped)
+    count = sum(1 for x in ours if x is None or broken)
     assert f"in {count} of {len(ours)} runs" in answer.note
 
 

@@ -336,8 +336,12 @@ def actor_critic(
 
     def graft(state: State, donor: State) -> State:
         """The critic stays; it sees observations as the new actor does."""
-        params = donor.params._replace(critic=state.params.critic)
-        return state._replace(params=params, optimizer=optimizer.init(params), obs=donor.obs)
+
+        def one(path: tuple, mine, theirs):  # numbers may be kept in two parts, each of which has a critic
+            return mine if "critic" in [getattr(key, "name", None) for key in path] else theirs
+
+        params = jax.tree_util.tree_map_with_path(one, state.params, donor.params)
+        return state._replace(params=params, optimizer=numerics.init(optimizer, params), obs=donor.obs)
 
     agent = Agent(
         init, policy, head, dist, grad, apply, model.network, observe=observe, fold=fold, unfold=unfold, graft=graft

@@ -192,8 +192,8 @@ def td3(
         mine = donor.params.actor
         return state._replace(
             params=state.params._replace(actor=mine),
-            target=state.target._replace(actor=mine),
-            optimizer=state.optimizer._replace(actor=tx.init(mine)),
+            target=state.target._replace(actor=numerics.target(mine)),
+            optimizer=state.optimizer._replace(actor=numerics.init(tx, mine)),
         )
 
     return Agent(init, policy, clipped_normal, dist, grad, apply, actor, ratio_from=1, graft=graft)

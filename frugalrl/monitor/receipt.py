@@ -238,12 +238,15 @@ def _wall(receipt: Mapping[str, Any]) -> str:
 
 
 def _precision(precision: Mapping[str, Any]) -> str:
-    skipped, scales = precision.get("skipped_updates") or [], precision.get("loss_scale") or []
-    counted = "applied although not finite" if min(scales, default=1) == 1 else "skipped as not finite"
+    counted = {"skipped_updates": "skipped as not finite", "broken_updates": "applied although not finite"}
     parts = [str(precision.get("mode"))]
     parts += [f"as {precision['why']}"] if precision.get("why") else []
     parts += [f"matrix products by {precision['products']}"] if precision.get("products") else []
-    parts += [f"{words.number(sum(skipped))} updates {counted}"] if scales else []
+    parts += [
+        f"{words.number(sum(precision[name]))} updates {what}" for name, what in counted.items() if precision.get(name)
+    ]
+    lost = precision.get("collapsed") or []
+    parts += [f"the scale of the loss has collapsed in {sum(lost)} of {len(lost)} seeds"] if any(lost) else []
     return ", ".join(parts)
 
 

@@ -27,6 +27,7 @@ class Parts(NamedTuple):
     agent: Agent
     memory: Memory  # of one stream, dealing in rollouts
     hyper: Any  # gives the state its shapes
+    compiler: dict[str, Any] = {}  # noqa: RUF012  (options, never changed)
 
 
 class Learning(NamedTuple):
@@ -73,7 +74,7 @@ def learning(parts: Parts, number: int, items: Transition) -> Learning:
     def compute(shared: list, items: Transition, seed) -> list:
         return jax.tree.leaves(gradient(agent, parts.memory, own(shared), items, rng.key(seed)))
 
-    jit = partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False})
+    jit = partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False, **parts.compiler})
     arguments = leaves, jax.tree.map(np.asarray, items), jnp.uint32(0)
     compiled = jit(compute, keep_unused=True).lower(*arguments).compile()
     named = jit(knobs, keep_unused=True).lower(leaves).compile()

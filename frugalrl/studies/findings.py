@@ -130,12 +130,16 @@ def _area_improvement(ours: Runs, base: Runs) -> Interval:
 def equal_return() -> Test:
     """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one.
 
-    Where they overlap, but our return itself is below the interval of base, too few seeds can tell: undecided.
+    Where they overlap, but our return itself is below the interval of base, too few seeds can tell: undecided. Of ours,
+    half that diverged on a task are a loss.
     """
 
     def test(ours: Runs, base: Runs) -> Answer:
         mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
         said = f"return {words.interval(mine)} against {words.interval(theirs)}"
+        lost = [sum(bool(row.get("diverged")) for row in each) for each in ours]
+        if _enough(ours, base) and any(2 * n >= len(each) for n, each in zip(lost, ours, strict=True)):
+            return Answer(NOT, said, f"{sum(lost)} runs have diverged")
         if not _enough(ours, base) or mine.high is None or theirs.low is None:
             return Answer(UNDECIDED, said)
         if mine.high < theirs.low:
@@ -214,16 +218,17 @@ def methods(ours: Runs, base: Runs) -> str:
 
 
 def breaks() -> Test:
-    """Whether ours fails: by a return below the interval of base, or, in at least half of its runs, by updates that
-    were not finite numbers, or by weights.
+    """Whether ours fails: by a return below the interval of base, or, in at least half of its runs, by weights or
+    updates that were not finite numbers and used all the same, or by a loss whose scale has collapsed. Updates that a
+    guard has skipped are no failure.
     """
 
     def test(ours: Runs, base: Runs) -> Answer:
         mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
         runs = [row for each in ours for row in each]
-        lost = [row for row in runs if row.get("diverged") or row.get("skipped_updates") or row["final_return"] is None]
+        lost = [row for row in runs if row.get("diverged") or row.get("broken_updates") or row["final_return"] is None]
         said = f"return {words.interval(mine)} against {words.interval(theirs)}"
-        note = f"updates that were not finite, or too large to be kept, in {len(lost)} of {len(runs)} runs"
+        note = f"numbers that were not finite, or a scale that has collapsed, in {len(lost)} of {len(runs)} runs"
         if not _enough(ours, base):
             return Answer(UNDECIDED, said, note)
         below = mine.high is not None and theirs.low is not None and mine.high < theirs.low

@@ -21,7 +21,8 @@ _PIXELS = {"ppo": 200_000, "dqn": 100_000}  # steps of MinAtar, too few to play 
 
 def _planet(name: str) -> Arguments:
     about = {"agent": "sac", "env": f"dm_control/{name}-v0", "steps": 30_000}
-    return {**about, "runtime": "actors", "hyper": _CONTROL, "arms": _ARMS}
+    # an evaluation is 20 episodes of 1,000 steps: ten of them would cost more than the training
+    return {**about, "runtime": "actors", "evaluations": 3, "hyper": _CONTROL, "arms": _ARMS}
 
 
 STUDY = Study(

@@ -155,7 +155,13 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
     """The rows of a finished run that are not there yet; seeds that trained together share its cost."""
     there, share = place(folder, run), len(run.seeds)
     found, evaluations = receipt.read(there / "receipt.json") or {}, rows.read(there / "rows.jsonl")
-    diverged, skipped = bool(found.get("diverged")), (found.get("precision") or {}).get("skipped_updates") or []
+    diverged, precision = bool(found.get("diverged")), found.get("precision") or {}
+
+    def told(name: str, seed: int) -> Any:
+        """What a receipt says of each seed."""
+        each = precision.get(name) or []
+        return each[run.seeds.index(seed)] if len(each) == share else None
+
     actors = found["actors"] and {key: found["actors"].get(key) for key in KEPT}
     for seed in _missing(folder, run):
         curve = [(row["step"], row["episode_return"]) for row in evaluations if row["seed"] == seed]
@@ -165,8 +171,9 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
             "agent": run.config.agent, "env": run.config.env, "runtime": run.config.runtime,
             "steps": found["steps"], "final_return": curve[-1][1] if curve and not diverged else None,
             "area": area(*zip(*known, strict=True)) if len(known) == len(curve) > 0 and not diverged else None,
-            "curve": curve, "diverged": diverged, "rounded": [] if diverged else _rounded(study, there, run, seed),
-            "skipped_updates": skipped[run.seeds.index(seed)] if len(skipped) == share else None,
+            "curve": curve, "diverged": diverged or bool(told("collapsed", seed)),
+            "rounded": [] if diverged else _rounded(study, there, run, seed),
+            **{name: told(name, seed) for name in ("skipped_updates", "broken_updates")},
             "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
             "actors": actors,
             "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),

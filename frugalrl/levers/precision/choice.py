@@ -73,5 +73,7 @@ def _machine() -> dict[str, Any]:
         **found,
         "versions": versions(),
         "onednn": products.version(),
-        "platforms": os.environ.get("JAX_PLATFORMS", ""),
+        # whether JAX finds an accelerator, as far as that can be known before it has looked for one
+        "platforms": [os.environ.get(name, "") for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")],
+        "accelerators": sorted(map(str, Path("/dev").glob("nvidia[0-9]*"))),
     }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ...distributions import Dist, Normal, TanhNormal
 from .rounding import rounded
 
+FAR = 250.0  # deviations from the mean: further away a density and its gradients are beyond float16
 STOCK_THRESHOLD = 20.0  # above which PyTorch's softplus is linear
 
 
@@ -91,7 +92,8 @@ def sampler(dtype: Any, normal_fix: bool = True, softplus_fix: bool = True) -> C
 def density(dtype: Any, normal_fix: bool = True, softplus_fix: bool = True) -> Callable:
     """`log_prob` of an action that is given, with numbers of `dtype`: (dist, action) -> log_prob, float32.
 
-    As in `sampler`, but for the action itself: rounded it would be another one than that which was taken. Other
+    As in `sampler`, but for the action itself: rounded it would be another one than that which was taken. With
+    `normal_fix` actions that are more than FAR deviations off count as that far, without a gradient. Other
     distributions than normals have no such forms.
     """
 
@@ -101,7 +103,8 @@ def density(dtype: Any, normal_fix: bool = True, softplus_fix: bool = True) -> C
         u = dist.before(action) if isinstance(dist, TanhNormal) else action
         mean, log_std = rounded(dist.mean, dtype), rounded(dist.log_std, dtype)
         if normal_fix:
-            z = rounded((u - mean) / rounded(jnp.exp(log_std), dtype), dtype)
+            # not divided by the deviation, whose slope, (u - mean) / std^2, leaves float16 long before z does
+            z = rounded(jnp.clip((u - mean) * rounded(jnp.exp(-log_std), dtype), -FAR, FAR), dtype)
             each = rounded(-0.5 * z * z - log_std - 0.5 * log(2 * pi), dtype)
         else:
             each = rounded(stock_normal_log_prob(u, mean, log_std, dtype), dtype)

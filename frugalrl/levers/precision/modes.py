@@ -20,7 +20,18 @@ class Precision(NamedTuple):
     stochastic: bool = False  # in place of those three: rounded at random, right on average
     supervised: bool = False  # the optimiser computes in `dtype`, too, with nothing done about it
 
+    @property
+    def skips(self) -> bool:
+        """Whether an update that is not finite is left out; else it is only counted."""
+        return self.compound_scaling or (self.dtype == "bfloat16" and not self.supervised)
 
+    @property
+    def counted(self) -> str:
+        """What updates that were not finite are called in rows and receipts."""
+        return "skipped_updates" if self.skips else "broken_updates"
+
+
+COLLAPSED = 1e-3  # scale of a loss below which its gradients do not fit for another reason than the scale
 REPAIRS = ("hadam", "compound_scaling", "normal_fix", "softplus_fix", "kahan_momentum", "kahan_gradients")
 _REPAIRED = Precision("float16", **dict.fromkeys(REPAIRS, True))
 WITHOUT = {f"fp16-without-{name.replace('_', '-')}": name for name in REPAIRS}

@@ -31,9 +31,8 @@ def numerics(precision: Precision) -> Numerics:
     """How a learner of that precision keeps weights, takes gradients, steps and follows.
 
     What is kept between updates, what networks compute with, and what flows back through them has 16 bits; losses,
-    returns and targets, and the registers of a step, are float32. Without `compound_scaling` gradients are only counted
-    where they are not finite, and applied all the same, as supervised learning would do it. Log-probabilities are
-    rounded in float16 alone, whose range they may leave.
+    returns and targets, and the registers of a step, are float32. Updates that are not finite are counted, and left out
+    if the precision `skips` them. Log-probabilities are rounded in float16 alone, whose range they may leave.
     """
     if precision == Precision():
         return PLAIN
@@ -85,8 +84,9 @@ def numerics(precision: Precision) -> Numerics:
             else:
                 direction, after = tx.update(slopes, before, params)
         moved = like(found, jax.tree.map(lambda p, d: p - learning_rate * d, params, direction))
-        if scaled:
+        if precision.skips:
             moved, after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (moved, after), (found, before))
+        if scaled:
             roomy = scaling.fits(laid_down(after, 2 * guard.scale, precision.hadam), dtype)
             guard = scaling.followed(guard, ok, roomy)
         else:
@@ -134,7 +134,7 @@ def guards(state: Any) -> list[Guard]:
 class Counts(NamedTuple):
     """What the guards of a learner have found, [seeds] each, or of one seed."""
 
-    skipped_updates: Any  # of each network together; without compound scaling they were applied all the same
+    not_finite: Any  # updates of all networks together, skipped or not
     loss_scale: Any  # the least
 
 
@@ -153,7 +153,7 @@ def watched(agent: Agent, precision: Precision) -> Agent:
         grads, info = agent.grad(state, batch, key)
         bad = ~scaling.fits(scaling.unscaled(grads), precision.dtype)
         scale = jnp.min(jnp.stack([x.scale for x in guards(state)]))
-        told = {"skipped_updates": bad.astype(jnp.float32), "loss_scale": scale}
+        told = {precision.counted: bad.astype(jnp.float32), "loss_scale": scale}
         return grads, info._replace(metrics=info.metrics | told)
 
     return agent._replace(grad=grad)

@@ -18,7 +18,6 @@ from .rounding import wide
 START = 2.0**13  # scale: the published 1e4 as a power of two, by which nothing is rounded
 PERIOD = 10_000  # good steps until it doubles
 MOST = 2.0**24  # of the scale: gradients that are all but zero would double it for ever
-COLLAPSED = 1e-3  # below this gradients do not fit for another reason than the scale
 MARGIN = 1.1  # that gradients and moments must stay away from the largest number
 
 
