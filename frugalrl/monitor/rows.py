@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     """Append `rows`, creating the file and its folder if need be.
 
     All lines go to the operating system in one call, so that a process that is killed leaves them all or, at worst, one
-    half line at the end, which `read` ignores and the next `write` removes. NaN and infinity become null.
+    half line at the end, which `read` ignores and the next `write` removes. When this returns they are on the disk.
+    Raises OSError, with the file as it was, if they cannot be written. NaN and infinity become null.
     """
     lines = "".join(_line(row) for row in rows).encode()
     if not lines:
@@ -30,7 +32,15 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
     with open(path, "ab", buffering=0) as file:
-        file.write(lines)
+        before, rest = os.fstat(file.fileno()).st_size, memoryview(lines)
+        try:
+            while rest:  # a disk that fills up takes a part, and refuses what follows
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
