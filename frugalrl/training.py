@@ -465,7 +465,8 @@ class Sitting:
         found = self.found.get(phase.name, Found())
         restore, start = self._start(phase, found), found.step
         due = [s for s in phase.due if s > (start or 0)]
-        if not due and {rows.run_of(row) for row in found.rows if row.get("step", 0) >= phase.due[-1]} != self._whose(phase):
+        ended = {rows.run_of(row) for row in found.rows if row.get("step", 0) >= phase.due[-1]}
+        if not due and ended != self._whose(phase):
             due = phase.due[-1:]  # whatever became of the rows: what is finished has been evaluated
         moment, asked = None, None
         told = None  # the last moment whose rows, if any are due, are on the disk: a checkpoint is never ahead of them

@@ -126,7 +126,7 @@ def _locked(path: Path) -> IO:
     except ImportError:  # not on this system
         return open(path, "a")
     while True:
-        file = open(path, "a")
+        file = open(path, "a")  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
