@@ -163,9 +163,10 @@ class Folder(NamedTuple):
         aside, moved = self.path / ASIDE, []
         try:
             self._sweep()
-            aside.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             for pattern in LEFT_BY_A_RUN:
                 for old in list(self.path.glob(pattern)):
+                    aside.mkdir(exist_ok=True)
                     os.rename(old, aside / old.name)
                     moved.append(old)
             write_config(self.path, config)
