@@ -506,7 +506,7 @@ def _way_file(config: Config, runs: int) -> Path:
 
 def remember_way(config: Config, way: compiled.Way, runs: int) -> None:
     with suppress(OSError):  # then it is measured again next time
-        files.replace(_way_file(config, runs), json.dumps(way._asdict()), lasting=False)
+        files.replace(_way_file(config, runs), json.dumps(way._asdict()))
 
 
 def agreed_way(config: Config, way: compiled.Way, runs: int) -> compiled.Way:

@@ -566,7 +566,7 @@ class Sitting:
             for i, (seed, member) in enumerate(map(self.config.who, phase.runs))
         ]
         if self.folder.path is not None:
-            rows.write(self.folder.path / "rows.jsonl", new)
+            rows.write(self.folder.path / "rows.jsonl", new, lasting=False)
         self.rows += new
         self._log(new)
 
@@ -618,17 +618,24 @@ class Sitting:
 
     def _save(self, moment: Moment) -> None:
         """Write a checkpoint and wait until it is there."""
+        self._begin_saving(moment)
         for writer in self.writers[-1:]:
-            writer.save(moment.step, *moment.snapshot())
             writer.wait()
+
+    def _begin_saving(self, moment: Moment) -> None:
+        for writer in self.writers[-1:]:
+            assert self.folder.path is not None
+            file = self.folder.path / "rows.jsonl"
+            if file.exists():  # a checkpoint is never ahead of its rows, whenever the power fails
+                files.sync(file)
+            writer.save(moment.step, *moment.snapshot())
 
     def _save_if_due(self, moment: Moment) -> None:
         """Begin a checkpoint from time to time. A disk that is full just then may have room when the next is due."""
         if perf_counter() - self.saved_at < SAVE_SECONDS or not all(writer.due() for writer in self.writers[-1:]):
             return
         try:
-            for writer in self.writers[-1:]:
-                writer.save(moment.step, *moment.snapshot())
+            self._begin_saving(moment)
             self._write_receipt(finished=False)
         except OSError as error:
             self._note(f"{error.strerror or error}; the run goes on, and the last good checkpoint is kept")

@@ -214,10 +214,10 @@ def test_an_evaluation_that_failed_is_done_again(finished, tmp_path, monkeypatch
             raise ValueError("nobody may look")
         return play(*what)
 
-    def full(path, new):
+    def full(path, new, **how):
         if new[0]["step"] == 3000:
             raise OSError(28, "No space left on device")
-        write(path, new)
+        write(path, new, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "_evaluate_on_twin", broken)

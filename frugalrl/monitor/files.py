@@ -31,10 +31,10 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def replace(path: str | os.PathLike, text: str, lasting: bool = True) -> None:
+def replace(path: str | os.PathLike, text: str, lasting: bool = False) -> None:
     """Write `text` to `path`, in UTF-8, so that a reader finds the old file or the new one and never a part.
 
-    When this returns it is on the disk, unless it need not be `lasting`.
+    So it is after a power cut too if it is to be `lasting`; then it is on the disk when this returns.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,6 @@ def settle(folder: Path) -> None:
     for path in list(ready.iterdir()):
         with suppress(FileNotFoundError):  # another process does the same
             os.replace(path, folder / path.name)
-    sync(folder)
     with suppress(OSError):
         ready.rmdir()
 

@@ -33,7 +33,7 @@ def write(folder: Path, step: int, total: int, steps_per_second: float | None, k
     """A disk that is full does not end a run here."""
     now = Now(step, total, steps_per_second, kl, time.time())
     with suppress(OSError):
-        replace(folder / FILE, json.dumps(plain(now._asdict())) + "\n", lasting=False)
+        replace(folder / FILE, json.dumps(plain(now._asdict())) + "\n")
 
 
 def read(folder: str | os.PathLike) -> Now | None:

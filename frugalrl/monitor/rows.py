@@ -18,12 +18,13 @@ from .files import plain, replace
 Row = Mapping[str, Any]
 
 
-def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+def write(path: str | os.PathLike, rows: Iterable[Row], lasting: bool = True) -> None:
     """Append `rows`, creating the file and its folder if need be.
 
     All lines go to the operating system in one call, so that a process that is killed leaves them all or, at worst, one
-    half line at the end, which `read` ignores and the next `write` removes. When this returns they are on the disk.
-    Raises OSError, with the file as it was, if they cannot be written. NaN and infinity become null.
+    half line at the end, which `read` ignores and the next `write` removes. When this returns they are on the disk,
+    unless they need not be `lasting`. NaN and infinity become null. Raises OSError, with the file as it was, if the
+    lines cannot be written.
     """
     lines = "".join(_line(row) for row in rows).encode()
     if not lines:
@@ -36,7 +37,8 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
         try:
             while rest:  # a disk that fills up takes a part, and refuses what follows
                 rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 file.truncate(before)
@@ -72,7 +74,7 @@ def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, in
 
     kept = [line for row, line in parsed if stays(row)]
     if len(kept) < len(parsed):
-        replace(path, "".join(f"{line}\n" for line in kept))
+        replace(path, "".join(f"{line}\n" for line in kept), lasting=True)
     return len(parsed) - len(kept)
 
 
