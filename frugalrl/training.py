@@ -171,9 +171,10 @@ class Folder(NamedTuple):
                     moved.append(old)
             write_config(self.path, config)
         except OSError as error:
-            with suppress(OSError):
-                for old in reversed(moved):
+            for old in moved:
+                with suppress(OSError):
                     os.rename(aside / old.name, old)
+            with suppress(OSError):
                 aside.rmdir()
             raise _unwritable(self.path, error) from None
         self._sweep()

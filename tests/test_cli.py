@@ -252,7 +252,6 @@ def test_one_process_trains_in_a_folder_and_others_may_look(run, finished, wrong
         capfd.readouterr()
     (run / "report.html").write_bytes(before[run / "report.html"] or b"")
     assert everything(run) == before
-    assert cli.main(["resume", str(run)]) == 0  # finished
 
     prepare, out = training._prepare, run.parent / "other"
 
@@ -295,12 +294,12 @@ def test_force_leaves_the_old_run_or_the_new_one(run, monkeypatch):
 
     for error in (OSError(16, "busy"), Killed()):
         for number in range(7):
-            left = [0] * number
+            calls = []
 
-            def moved(*what, left=left, error=error):
-                if not left:
+            def moved(*what, calls=calls, error=error, number=number):
+                calls.append(what)
+                if len(calls) == number + 1:
                     raise error
-                left.pop()
                 rename(*what)
 
             shutil.rmtree(run)
