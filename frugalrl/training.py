@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
@@ -123,7 +123,7 @@ class Found(NamedTuple):
     """What earlier sittings have left of a phase."""
 
     step: int | None = None  # of the checkpoint to go on from
-    rows: list[dict[str, Any]] = []  # noqa: RUF012  until then
+    rows: Sequence[dict[str, Any]] = ()  # until then
 
 
 class Folder(NamedTuple):
@@ -465,7 +465,7 @@ class Sitting:
     def run(self, phase: Phase) -> None:
         """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
         found = self.found.get(phase.name, Found())
-        restore, start = self._start(phase, found), found.step
+        start = found.step
         due = [s for s in phase.due if s > (start or 0)]
         ended = {rows.run_of(row) for row in found.rows if row.get("step", 0) >= phase.due[-1]}
         if not due and ended != self._whose(phase):
@@ -473,7 +473,7 @@ class Sitting:
         moment, asked = None, None
         told = None  # the last moment whose rows, if any are due, are on the disk: a checkpoint is never ahead of them
         try:
-            with closing(cast(Generator, phase.moments(restore))) as moments:
+            with closing(cast(Generator, phase.moments(self._start(phase, found)))) as moments:
                 for moment in moments:
                     self.meter.tick()
                     self.steps.update((k, moment.step) for k in phase.runs)
@@ -499,7 +499,8 @@ class Sitting:
                     self._save(told)
             kind = Diverged if isinstance(error, Diverged) else RunFailed
             with suppress(Exception):
-                self._write_receipt(finished=False, diverged=kind is Diverged)
+                if self.to_begin is None:  # else nothing has been trained, and the receipt is of before
+                    self._write_receipt(finished=False, diverged=kind is Diverged)
             reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
             raise kind(reason, self.folder.path) from error
         if asked is not None:
@@ -524,11 +525,8 @@ class Sitting:
         self.rows += found.rows
 
         def begin() -> None:
-            try:
-                self.begin()
-                rows.keep_until(folder / "rows.jsonl", step or 0, self._whose(phase))
-            except OSError as error:
-                raise RunFailed(one_line(error), folder) from error
+            self.begin()
+            rows.keep_until(folder / "rows.jsonl", step or 0, self._whose(phase))
 
         def read(like: Any) -> Any:
             tree = checkpoint.restore(checkpoints, cast(int, step), like)
