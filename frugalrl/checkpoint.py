@@ -25,6 +25,7 @@ import numpy as np
 
 from . import rng
 from .errors import BadFile
+from .monitor.files import sync as _sync
 
 FORMAT = 1
 KEEP = 2  # newest checkpoints
@@ -45,10 +46,15 @@ class Manifest(NamedTuple):
     format: int
     arrays: list  # [name, dtype, shape] of each, in order
     blocks: list[str]  # SHA-256 of each, in order
+    width: int | None = None  # of the first of the trees that were joined, along the first axis
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self._asdict()).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.told).encode()).hexdigest()
 
 
 class Writer:
@@ -76,7 +82,7 @@ class Writer:
         start, new = perf_counter(), {}
         try:
             (self.folder / "blocks").mkdir(parents=True, exist_ok=True)
-            manifest = Manifest(FORMAT, _described(*trees), [])
+            manifest = Manifest(FORMAT, _described(*trees), [], _width(trees[0]))
             for pieces in _blocks(_bytes(_host(x)) for leaf in _leaves(*trees) for x in leaf):
                 name = _digest(pieces)
                 manifest.blocks.append(name)
@@ -113,7 +119,7 @@ class Writer:
                 os.replace(path, self.folder / "blocks" / name)
             _sync(self.folder / "blocks")
             path = _new(self.folder, str(step))
-            path.write_text(json.dumps({"sha256": manifest.digest, **manifest._asdict()}))
+            path.write_text(json.dumps({"sha256": manifest.digest, **manifest.told}))
             _sync(path)
             os.replace(path, self.folder / f"{step}.json")
             _sync(self.folder)
@@ -198,6 +204,14 @@ def restore(folder: Path, step: int, like: Any = None) -> Any:
     return arrays if like is None else _as(like, arrays)
 
 
+def width(folder: Path, step: int) -> int | None:
+    """The length, along the first axis, of the first of the trees that were joined; None if it is not known.
+
+    Raises BadFile if the checkpoint is damaged.
+    """
+    return _manifest(folder, step).width
+
+
 class Packed(NamedTuple):
     """A checkpoint that is sent instead of written."""
 
@@ -267,6 +281,8 @@ def _manifest(folder: Path, step: int) -> Manifest:
             raise ValueError("its checksum is wrong")
         if not all(NAME.fullmatch(name) for name in manifest.blocks):
             raise ValueError("its blocks have no names")
+        if manifest.width is not None and type(manifest.width) is not int:
+            raise ValueError(f"its width is {manifest.width!r}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadFile(f"{_named(folder, step)} is damaged ({error})") from None
     return manifest
@@ -306,6 +322,11 @@ def _sweep(folder: Path, kept: list[int]) -> set[str]:
         if path.is_file() and path.name not in (blocks if path.parent.name == "blocks" else there):
             path.unlink()
     return blocks
+
+
+def _width(tree: Any) -> int | None:
+    shape = np.shape(next(iter(jax.tree.leaves(tree)), ()))
+    return shape[0] if shape else None
 
 
 def _described(*trees: Any) -> list:
@@ -357,18 +378,6 @@ def _digest(pieces: list[memoryview]) -> str:
 def _new(folder: Path, name: str) -> Path:
     """Where a file is written before it gets its name."""
     return folder / f"{name}.new"
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except PermissionError:  # Windows has no such thing for folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_key(x: Any) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded;
 
 from . import __version__, catalog, config
 from .envs.make import EnvOptions, options_for
-from .errors import BadFile, RunFailed, Stopped, UsageError
+from .errors import BadFile, RunFailed, Stopped, Taken, UsageError
 from .signals import EndAtOnce
 
 
@@ -240,13 +240,21 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     command = "" if population is None else f"{a.command}-"
-    out = a.out or _free(Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}")
-    result = training.train(
+    named = Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}"
+    go = partial(
+        training.train,
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
         actors=a.actors, prune=a.prune, prune_at=a.prune_at, qat=a.qat, pull_period=a.pull_period,
-        lockstep=a.lockstep, correct=a.correct, precision=a.precision, out=out, force=a.force, log=a.log, quiet=a.quiet,
+        lockstep=a.lockstep, correct=a.correct, precision=a.precision, force=a.force, log=a.log, quiet=a.quiet,
         budget=a.budget, evaluations=a.evaluations, population=population, ray_address=a.ray_address,
     )  # fmt: skip
+    while True:
+        try:
+            result = go(out=a.out or _free(named))
+            break
+        except Taken:
+            if a.out:
+                raise  # else another process has begun a run under that name since it was free
     _finished(result, a.quiet)
 
 
@@ -506,7 +514,7 @@ def _pairs(items: Sequence[str], option: str = "--hyper", example: str = "learni
 def _free(base: Path) -> Path:
     """`base`, or the first of base-2, base-3, ... that is not there yet."""
     paths = [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 10_000))]
-    return next(path for path in paths if not path.exists())
+    return next(path for path in paths if not os.path.lexists(path))  # a name that cannot be is refused with the rest
 
 
 TRAIN = ("train", "pbt", "cem", "dvd", "sweep", "resume", "study")  # commands that do

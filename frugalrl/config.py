@@ -646,7 +646,7 @@ def write(folder: Path, config: Config) -> None:
     """Write config.json, whole or not at all."""
     population = config.population and config.population._asdict()
     told = {"format": FORMAT, **config._asdict(), "population": population}
-    files.replace(folder / "config.json", json.dumps(told, indent=1) + "\n")
+    files.replace(folder / "config.json", json.dumps(told, indent=1) + "\n", lasting=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """A wrong call; the message names the right one, and nothing has been written."""
 
 
+class Taken(UsageError):
+    """A folder that is to be written in is another run's."""
+
+
 class BadFile(ValueError):
     """A file is not what it should be; the message says which and what to do."""
 

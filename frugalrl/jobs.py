@@ -390,6 +390,8 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             options = options[-1:] if jax.default_backend() == "cpu" else options[:1]
         found = None if together else remembered_way(config, count)
         options = options if found is None else [found]
+        if restore is not None:
+            options = as_before(restore.width, count, options, report)
         pool = ThreadPoolExecutor(2)
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
         level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
@@ -405,8 +407,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         way, measured = options[0], {}
         if len(options) > 1:
             measured = compiled.fastest(programs, carry, options)
-            way = min(options, key=measured.__getitem__)
-            remember_way(config, way, count)
+            way = agreed_way(config, min(options, key=measured.__getitem__), count)
         spent["batching"] = {
             "way": str(way),
             "microseconds_per_iteration": {str(way): round(value, 1) for way, value in measured.items()},
@@ -513,6 +514,32 @@ def remember_way(config: Config, way: compiled.Way, runs: int) -> None:
         files.replace(_way_file(config, runs), json.dumps(way._asdict()))
 
 
+def agreed_way(config: Config, way: compiled.Way, runs: int) -> compiled.Way:
+    """The way that has just been measured, unless another run has measured one meanwhile: from now on it is the same.
+
+    Raises nothing: what cannot be remembered is measured again next time.
+    """
+    first = remembered_way(config, runs)
+    if first is None:
+        remember_way(config, way, runs)
+    return first or way
+
+
+def as_before(
+    width: int | None, runs: int, options: list[compiled.Way], report: Callable[[str], None]
+) -> list[compiled.Way]:
+    """The way to go on with runs of which so many shared a program: the last bits follow from that, not from threads.
+
+    Only where that cannot be had, it is one of `options`, and `report` is told.
+    """
+    if width is None or any(width == way.width for way in options):  # of a checkpoint that does not say
+        return [way for way in options if width in (None, way.width)]
+    if width < 1 or runs % width or options[0].devices > 1:
+        report(f"batching: {width} runs shared a program before, which cannot be had here: last bits may differ")
+        return options
+    return [compiled.Way(width, min(compiled.cores(), runs // width))]
+
+
 def remembered_way(config: Config, runs: int) -> compiled.Way | None:
     """The way measured by an earlier run of this program on this machine, if any."""
     try:
@@ -613,6 +640,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         members = len(runs) if len(runs) > 1 else 0  # a run that is alone has no axis of members
         seed = config.who(runs[0])[0]
         start = jax.tree.map(lambda x: x[those] if members else x[those.start], starts)
+        before: list[int | None] = []  # the width of its parts when it was saved
         watch = heirs = None
         if apart:
             sever, taken = partial(_severed, memory, plan), set() if group.alone else turns
@@ -630,6 +658,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
 
         def moments(restore: Restore | None) -> Iterator[Moment]:
             share = left(restore.step if restore else 0)
+            before.clear()
             begin = beginning(share)
             ledger.begin(seed, pruned(share), len(runs))
             pasts = actors.begun(plan, max(members, 1) * plan.num_envs)
@@ -638,6 +667,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             elif plan.lockstep:
                 carry, text = restore.read((jax.eval_shape(begin, start), checkpoint.TEXT))
                 told = json.loads(bytes(np.asarray(text)))
+                before.append(told.get("width"))
                 kind = action_field(card.actions).dtype
                 pasts = [[repeated.restored(past, kind) for past in lanes] for lanes in told["pasts"]]
                 ledger.recall(told["ledger"])
@@ -725,7 +755,11 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             tree = fitted(agent, _joined(carry), asked)
             if seen is None:
                 return [tree]
-            told = {"pasts": [[repeated.saved(past) for past in lanes] for lanes in seen[0]], "ledger": seen[1]}
+            told: dict[str, Any] = {
+                "pasts": [[repeated.saved(past) for past in lanes] for lanes in seen[0]],
+                "ledger": seen[1],
+                "width": compiled.seeds_of(carry.parts[0]) if members else None,
+            }
             return [(tree, np.frombuffer(json.dumps(told).encode(), np.uint8))]
 
         def in_the_fastest_way(made: actors.Learner, carry: Any, spec: actor.Spec, pool: ThreadPoolExecutor) -> tuple:
@@ -733,7 +767,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             found = None if plan.lockstep else remembered_way(config, members)
             options = compiled.ways(members, compiled.cores()) if found is None else [found]
             if plan.lockstep:  # chunks, measured or not
-                options = options[:1]
+                options = as_before(next(iter(before), None), members, options[:1], report)
             learners = ledger.compile(made, carry, spec, {way.width for way in options})
 
             def messages(part: Any, iterations: int) -> tuple[Any, dict]:
@@ -747,8 +781,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             way, measured = options[0], {}
             if len(options) > 1:
                 measured = compiled.fastest(messages, carry, options)
-                way = min(options, key=measured.__getitem__)
-                remember_way(config, way, members)
+                way = agreed_way(config, min(options, key=measured.__getitem__), members)
             times = {str(way): round(value, 1) for way, value in measured.items()}
             batching[name] = {"way": str(way), "microseconds_per_message": times}
             report(f"batching: {way}" + (" (as measured before)" if found else ""))

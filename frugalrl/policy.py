@@ -8,7 +8,6 @@ of that name within it. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from .distributions import draw
 from .envs.make import options_for
 from .errors import BadFile, RunFailed, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, on_gymnasium
+from .monitor.files import NEW, READY, settle, together
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {
@@ -79,14 +79,7 @@ def layers_from_json(items: list) -> tuple:
 
 
 def write(folder: Path, card: Card, weights: list[tuple[Linear, ...]]) -> None:
-    """Write a policy folder; `weights` holds one network for each training seed. Files are replaced whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, params in enumerate(weights):
-        arrays = {f"{name}{i}": np.asarray(x) for i, layer in enumerate(params) for name, x in layer._asdict().items()}
-        temporary = folder / f"seed-{k}.npz.part"
-        with open(temporary, "wb") as f:
-            np.savez(f, allow_pickle=False, **arrays)
-        os.replace(temporary, folder / f"seed-{k}.npz")
+    """Write a policy folder; `weights` holds one network for each training seed. Files are replaced all or none."""
     actions = card.actions._asdict() | {"kind": type(card.actions).__name__}
     described = card._asdict() | {
         "obs": card.obs._asdict(),
@@ -94,9 +87,14 @@ def write(folder: Path, card: Card, weights: list[tuple[Linear, ...]]) -> None:
         "layers": layers_to_json(card.layers),
         "seeds": len(weights),
     }
-    temporary = folder / "policy.json.part"
-    temporary.write_text(json.dumps(described, indent=1, default=float))
-    os.replace(temporary, folder / "policy.json")
+    with together(folder) as new:
+        for k, params in enumerate(weights):
+            arrays = {
+                f"{name}{i}": np.asarray(x) for i, layer in enumerate(params) for name, x in layer._asdict().items()
+            }
+            with open(new / f"seed-{k}.npz", "wb") as f:
+                np.savez(f, allow_pickle=False, **arrays)
+        (new / "policy.json").write_text(json.dumps(described, indent=1, default=float))
 
 
 def _box(fields: dict) -> Box:
@@ -108,6 +106,7 @@ def _box(fields: dict) -> Box:
 
 def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
     """Read a policy folder. Raises BadFile where there is none or it is damaged."""
+    settle(folder)
     path = folder / "policy.json"
     if not path.exists():
         if (folder / "config.json").exists():
@@ -227,7 +226,8 @@ def load(folder: str | Path, structure: str = "") -> Actor:
 
 def structures(folder: str | Path) -> list[str]:
     """The names of the other structures that a run folder or policy folder holds."""
-    return sorted(path.parent.name for path in _policy_folder(folder).glob("*/policy.json"))
+    there = (path.parent.name for path in _policy_folder(folder).glob("*/policy.json"))
+    return sorted(name for name in there if name not in (NEW, READY))
 
 
 def _policy_folder(folder: str | Path) -> Path:

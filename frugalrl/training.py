@@ -6,9 +6,8 @@ import inspect
 import math
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
@@ -20,9 +19,9 @@ from .config import Config, check, configure, is_run, whole_generations
 from .config import read as read_config
 from .config import write as write_config
 from .envs.make import options_for
-from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, UsageError, one_line
+from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, Taken, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
-from .monitor import dashboards, live, members, receipt, rows, words
+from .monitor import dashboards, files, live, members, receipt, rows, words
 from .monitor.progress import Progress, progress
 from .monitor.receipt import Cost, Meter
 from .policy import Actor, Card, write
@@ -34,11 +33,12 @@ EVAL_EPISODES = 20  # of an evaluation along the way
 FINAL_EPISODES = 100  # of the last one
 SAVE_SECONDS = 120.0  # between two checkpoints
 LONG = 60.0  # seconds of a run that says beforehand how long it takes
-# what --force removes, besides config.json; whatever else is in the folder stays
+# what --force removes, besides config.json, in this order; whatever else is in the folder stays
 LEFT_BY_A_RUN = (
-    *("rows.jsonl", "receipt.json", "report.html", "progress.json", "checkpoints", "policy", "policy.*", "seed-*"),
+    *("receipt.json", "checkpoints", "rows.jsonl", "report.html", "progress.json", "policy", "policy.*", "seed-*"),
     "wandb",
 )
+ASIDE = ".replaced"  # where it goes first
 # what a receipt counts over all sittings of a run
 SUMS = (
     *("compile_seconds", "evaluation_seconds", "checkpoint_seconds", "refreshes", "restarts"),
@@ -52,7 +52,8 @@ class Restore(NamedTuple):
     """A checkpoint to go on from."""
 
     step: int
-    read: Callable[[Any], Any]  # a tree of shapes -> the tree of the checkpoint
+    read: Callable[[Any], Any]  # a tree of shapes -> the tree of the checkpoint; called once, before the first moment
+    width: int | None = None  # of a part of what was saved, along the first axis: so many runs shared a program
 
 
 class Phase(NamedTuple):
@@ -118,10 +119,23 @@ class Result(NamedTuple):
         return self.actor.save(folder)
 
 
+class Found(NamedTuple):
+    """What earlier sittings have left of a phase."""
+
+    step: int | None = None  # of the checkpoint to go on from
+    rows: Sequence[dict[str, Any]] = ()  # until then
+
+
 class Folder(NamedTuple):
     """A run folder, or None for a run that is not kept."""
 
     path: Path | None
+
+    def held(self) -> AbstractContextManager:
+        """Keeps other processes from training in it. Raises Taken if one does."""
+        if self.path is None:
+            return nullcontext()
+        return files.held(self.path, f"another process trains in {self.path}: wait for it, or end it")
 
     def check(self, force: bool) -> None:
         """Raises UsageError if a run may not or cannot be written here; writes nothing."""
@@ -129,7 +143,7 @@ class Folder(NamedTuple):
             return
         try:
             there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-            if there == self.path and there.is_dir() and any(there.iterdir()):
+            if there == self.path and there.is_dir() and any(path.name != files.LOCK for path in there.iterdir()):
                 _may_replace(there, force)
             if not there.is_dir():
                 raise NotADirectoryError(f"{there} is a file")
@@ -139,30 +153,46 @@ class Folder(NamedTuple):
             raise _unwritable(self.path, error) from None
 
     def create(self, config: Config) -> None:
-        """Make the folder, write config.json, and remove what an earlier run left here."""
+        """Make the folder, write config.json, and remove what an earlier run left here.
+
+        config.json says whose all the rest is: until it is replaced, whatever is still there is the earlier run's, and
+        then nothing of that is there. Raises UsageError, with everything as it was, if that cannot be done.
+        """
         if self.path is None:
             return
+        aside, moved = self.path / ASIDE, []
         try:
+            self._sweep()
             self.path.mkdir(parents=True, exist_ok=True)
-            write_config(self.path, config)
             for pattern in LEFT_BY_A_RUN:
-                for old in self.path.glob(pattern):
-                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+                for old in list(self.path.glob(pattern)):
+                    aside.mkdir(exist_ok=True)
+                    os.rename(old, aside / old.name)
+                    moved.append(old)
+            write_config(self.path, config)
         except OSError as error:
+            for old in moved:
+                with suppress(OSError):
+                    os.rename(aside / old.name, old)
+            with suppress(OSError):
+                aside.rmdir()
             raise _unwritable(self.path, error) from None
+        self._sweep()
 
     def update(self, config: Config) -> None:
         """Replace config.json."""
         if self.path is not None:
+            self._sweep()
             write_config(self.path, config)
 
-    def checkpoints(self, phase: str) -> Path | None:
-        return None if self.path is None else self.path / "checkpoints" / phase
+    def _sweep(self) -> None:
+        assert self.path is not None
+        shutil.rmtree(self.path / ASIDE, ignore_errors=True)
 
 
 def _may_replace(path: Path, force: bool) -> None:
     if not force:
-        raise UsageError(f"--out {path} is not empty: use --force to replace it, or another folder")
+        raise Taken(f"--out {path} is not empty: use --force to replace it, or another folder")
     if not is_run(path):
         raise UsageError(f"--out {path} is not a run folder, so --force will not replace it: use another folder")
 
@@ -193,7 +223,14 @@ def train(
     config = configured(agent, env, **options)
     folder = Folder(None if out is None else Path(out))
     folder.check(force)
-    return _run(config, folder, lambda: folder.create(config), quiet=quiet, budget=budget)
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(folder.held())
+            folder.check(force)  # again: nobody else can have begun a run there since
+            folder.create(config)
+
+        return _run(config, folder, begin, quiet=quiet, budget=budget)
 
 
 def resume(
@@ -206,7 +243,20 @@ def resume(
     """
     _check_budget(budget)
     folder = Folder(Path(path))
-    config = read_config(Path(path))
+    if _left(folder, steps) is None:
+        return None
+    with folder.held():
+        left = _left(folder, steps)  # again: another process may have gone on with it since
+        if left is None:
+            return None
+        config, before = left
+        return _run(config, folder, lambda: folder.update(config), quiet=quiet, budget=budget, before=before)
+
+
+def _left(folder: Folder, steps: int | None) -> tuple[Config, dict[str, Any]] | None:
+    """What is to be trained, and the receipt of earlier sittings, if any; None if nothing is."""
+    assert folder.path is not None
+    config = read_config(folder.path)
     if steps is not None:
         if steps < config.steps:
             raise UsageError(f"--steps {steps} is less than the run's {config.steps}; give at least that")
@@ -215,7 +265,7 @@ def resume(
     done = _read_receipt(folder)
     if done and done.get("finished") and done.get("steps") == config.steps:
         return None
-    return _run(config, folder, lambda: folder.update(config), quiet=quiet, budget=budget, before=done or {})
+    return config, done or {}
 
 
 def pbt(agent: str, env: str, members: int, search: Mapping[str, Any], **options: Any) -> Result:
@@ -322,7 +372,10 @@ def _run(
     budget: float | None,
     before: dict[str, Any] | None = None,
 ) -> Result:
-    """Train and keep; `begin` is called when nothing stands in the way, `before` is the receipt of earlier sittings."""
+    """Train and keep; `begin` is called when nothing stands in the way, and nothing has been written before.
+
+    `before` is the receipt of earlier sittings, None for a run that begins.
+    """
     meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
     with Stop(budget) as stop:
         with progress(config.steps * config.runs, quiet=quiet) as bar:
@@ -333,11 +386,14 @@ def _run(
                 afterwards.callback(job.close)
                 if stop.signum is not None:
                     raise Stopped(stop.signum, None, None if before is None else folder.path)
-                begin()
+                sitting = Sitting(config, folder, job, meter, bar, stop, before or {}, begin)
+                if before is None:
+                    sitting.begin()
+                else:
+                    sitting.look()
                 say = bar.status
                 for text in (*held, "compiling (cached for next time)"):
                     say(text)
-                sitting = Sitting(config, folder, job, meter, bar, stop, before or {})
                 try:
                     for phase in job.phases:
                         sitting.run(phase)
@@ -361,12 +417,13 @@ class Sitting:
         bar: Progress,
         stop: Stop,
         before: dict[str, Any],
+        begin: Callable[[], None],
     ):
         self.config, self.folder, self.job, self.meter, self.bar, self.stop = config, folder, job, meter, bar, stop
         self.before = before  # the receipt of earlier sittings, or empty
+        self.to_begin: Callable[[], None] | None = begin  # what is to be done before anything is written
+        self.found: dict[str, Found] = {}  # of each phase that is there already
         self.dashboard = None
-        if config.log != "none" and folder.path is not None:
-            self.dashboard = dashboards.DASHBOARDS[config.log](folder.path, config._asdict())
         self.rows: list[dict[str, Any]] = []
         self.weights: dict[int, Any] = {}  # of each run
         self.structures: dict[str, dict[int, Any]] = {}  # the same, of each other structure
@@ -377,13 +434,46 @@ class Sitting:
         self.faults: list[str] = []  # that were survived
         self.told_at, self.estimated = -math.inf, False
 
+    def look(self) -> None:
+        """Find out where a run goes on; nothing is written. Raises BadFile if what is there is damaged."""
+        from . import checkpoint
+
+        if self.folder.path is None:
+            return
+        file = self.folder.path / "rows.jsonl"
+        try:
+            there = rows.read(file)
+            for phase in self.job.phases:
+                step = checkpoint.newest(self.folder.path / "checkpoints" / phase.name, self._note)
+                whose = self._whose(phase)
+                kept = [row for row in there if rows.run_of(row) in whose and row.get("step", 0) <= (step or 0)]
+                self.found[phase.name] = Found(step, kept)
+        except BadFile:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
+
+    def begin(self) -> None:
+        """The first time: nothing stands in the way any more."""
+        begin, self.to_begin = self.to_begin, None
+        if begin is None:
+            return
+        begin()
+        if self.config.log != "none" and self.folder.path is not None:
+            self.dashboard = dashboards.DASHBOARDS[self.config.log](self.folder.path, self.config._asdict())
+
     def run(self, phase: Phase) -> None:
         """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
-        start, restore = self._start(phase, self.folder.checkpoints(phase.name))
+        found = self.found.get(phase.name, Found())
+        start = found.step
         due = [s for s in phase.due if s > (start or 0)]
+        ended = {rows.run_of(row) for row in found.rows if row.get("step", 0) >= phase.due[-1]}
+        if not due and ended != self._whose(phase):
+            due = phase.due[-1:]  # whatever became of the rows: what is finished has been evaluated
         moment, asked = None, None
+        told = None  # the last moment whose rows, if any are due, are on the disk: a checkpoint is never ahead of them
         try:
-            with closing(cast(Generator, phase.moments(restore))) as moments:
+            with closing(cast(Generator, phase.moments(self._start(phase, found)))) as moments:
                 for moment in moments:
                     self.meter.tick()
                     self.steps.update((k, moment.step) for k in phase.runs)
@@ -391,6 +481,7 @@ class Sitting:
                         due = [s for s in due if s > moment.step]
                         final = moment.step >= self.config.steps
                         self._evaluate(phase, moment, FINAL_EPISODES if final else EVAL_EPISODES)
+                    told = moment
                     self._show(phase, moment)
                     asked = None if moment.step >= self.config.steps else self.stop.asked()
                     if asked is not None:
@@ -404,36 +495,51 @@ class Sitting:
                     self.structures.setdefault(name, {}).update(zip(phase.runs, weights, strict=True))
         except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
             with suppress(Exception):  # what can be saved still
-                if moment is not None:
-                    self._save(moment)
+                if told is not None and told is moment:
+                    self._save(told)
             kind = Diverged if isinstance(error, Diverged) else RunFailed
             with suppress(Exception):
-                self._write_receipt(finished=False, diverged=kind is Diverged)
+                if self.to_begin is None:  # else nothing has been trained, and the receipt is of before
+                    self._write_receipt(finished=False, diverged=kind is Diverged)
             reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
             raise kind(reason, self.folder.path) from error
         if asked is not None:
-            self._write_policy()
-            self._write_receipt(finished=False)
+            try:
+                self._write_policy()
+                self._write_receipt(finished=False)
+            except OSError as error:
+                raise RunFailed(one_line(error), self.folder.path) from error
             with suppress(OSError, ValueError):  # all that cannot be made again is saved
                 self._report()
             raise Stopped(asked, moment.step, self.folder.path)
 
-    def _start(self, phase: Phase, checkpoints: Path | None) -> tuple[int | None, Restore | None]:
-        """The step to go on from and how to; rows after it, of the phase's runs, are dropped."""
+    def _start(self, phase: Phase, found: Found) -> Restore | None:
+        """How to go on from where a phase was; rows after it, of the phase's runs, are dropped."""
         from . import checkpoint
 
-        start = None if checkpoints is None else checkpoint.newest(checkpoints, self._note)
-        self.writers += [] if checkpoints is None else [checkpoint.Writer(checkpoints, start)]
-        if self.folder.path is not None:
-            file, whose = self.folder.path / "rows.jsonl", [self.config.who(k) for k in phase.runs]
-            try:
-                rows.keep_until(file, start or 0, whose)
-                self.rows += [row for row in rows.read(file) if rows.run_of(row) in whose]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
-        if start is None or checkpoints is None:
-            return None, None
-        return start, Restore(start, partial(checkpoint.restore, checkpoints, start))
+        folder = self.folder.path
+        if folder is None:
+            return None
+        checkpoints, step = folder / "checkpoints" / phase.name, found.step
+        self.writers.append(checkpoint.Writer(checkpoints, step))
+        self.rows += found.rows
+
+        def begin() -> None:
+            self.begin()
+            rows.keep_until(folder / "rows.jsonl", step or 0, self._whose(phase))
+
+        def read(like: Any) -> Any:
+            tree = checkpoint.restore(checkpoints, cast(int, step), like)
+            begin()
+            return tree
+
+        if step is None:
+            begin()
+            return None
+        return Restore(step, read, checkpoint.width(checkpoints, step))
+
+    def _whose(self, phase: Phase) -> set[tuple[int, int | None]]:
+        return {self.config.who(k) for k in phase.runs}
 
     def _evaluate(self, phase: Phase, moment: Moment, episodes: int) -> None:
         start = perf_counter()
@@ -458,9 +564,9 @@ class Sitting:
             }
             for i, (seed, member) in enumerate(map(self.config.who, phase.runs))
         ]
-        self.rows += new
         if self.folder.path is not None:
-            rows.write(self.folder.path / "rows.jsonl", new)
+            rows.write(self.folder.path / "rows.jsonl", new, lasting=False)
+        self.rows += new
         self._log(new)
 
     def _log(self, new: list[dict[str, Any]]) -> None:
@@ -511,17 +617,24 @@ class Sitting:
 
     def _save(self, moment: Moment) -> None:
         """Write a checkpoint and wait until it is there."""
+        self._begin_saving(moment)
         for writer in self.writers[-1:]:
-            writer.save(moment.step, *moment.snapshot())
             writer.wait()
+
+    def _begin_saving(self, moment: Moment) -> None:
+        for writer in self.writers[-1:]:
+            assert self.folder.path is not None
+            file = self.folder.path / "rows.jsonl"
+            if file.exists():  # a checkpoint is never ahead of its rows, whenever the power fails
+                files.sync(file)
+            writer.save(moment.step, *moment.snapshot())
 
     def _save_if_due(self, moment: Moment) -> None:
         """Begin a checkpoint from time to time. A disk that is full just then may have room when the next is due."""
         if perf_counter() - self.saved_at < SAVE_SECONDS or not all(writer.due() for writer in self.writers[-1:]):
             return
         try:
-            for writer in self.writers[-1:]:
-                writer.save(moment.step, *moment.snapshot())
+            self._begin_saving(moment)
             self._write_receipt(finished=False)
         except OSError as error:
             self._note(f"{error.strerror or error}; the run goes on, and the last good checkpoint is kept")

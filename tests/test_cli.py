@@ -15,9 +15,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs import TINY, checkpoints, command, receipt, rows, timeless
+from runs import TINY, checkpoints, command, has_rows, receipt, rows, timeless
 
-from frugalrl import catalog, cli, config, errors, policy, training
+from frugalrl import catalog, checkpoint, cli, config, errors, jobs, policy, training
 
 CARTPOLE = ("train", "dqn", "CartPole-v1")
 
@@ -201,6 +201,121 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_receipt_is_completed(r
     with np.load(run / "policy" / "seed-0.npz") as new, np.load(finished / "policy" / "seed-0.npz") as old:
         for name in old:
             np.testing.assert_array_equal(new[name], old[name])
+
+
+def test_an_evaluation_that_failed_is_done_again(finished, tmp_path, monkeypatch, capfd):
+    """On the way, and at the end: where no row can be written either, no receipt says that the run is finished."""
+    out, play, write = tmp_path / "run", jobs._evaluate_on_twin, training.rows.write
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Writer, "due", lambda writer: True)
+
+    def broken(*what):
+        if has_rows(out, 4):
+            raise ValueError("nobody may look")
+        return play(*what)
+
+    def full(path, new, **how):
+        if new[0]["step"] == 3000:
+            raise OSError(28, "No space left on device")
+        write(path, new, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_evaluate_on_twin", broken)
+        assert cli.main([*CARTPOLE, *TINY, "--quiet", "--out", str(out)]) == 1
+    assert "the evaluation at step 1,500 failed" in capfd.readouterr().err
+    assert [int(path.stem) for path in checkpoints(out)][-1] < 1500
+    with monkeypatch.context() as patch:
+        patch.setattr(training.rows, "write", full)
+        assert cli.main(["resume", str(out), "--quiet"]) == 1
+    assert (len(rows(out)), receipt(out)["finished"]) == (9, False)
+    assert cli.main(["resume", str(out), "--quiet"]) == 0
+    assert timeless(rows(out)) == timeless(rows(finished))
+    assert (receipt(out)["finished"], receipt(out)["episodes_per_seed"]) == (True, 100)
+
+
+def test_a_run_is_not_finished_before_its_last_evaluation(run, finished):
+    file = run / "rows.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    (run / "receipt.json").unlink()
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    assert len(rows(run)) == 10
+    assert receipt(run)["returns"] == receipt(finished)["returns"]
+
+
+def test_one_process_trains_in_a_folder_and_others_may_look(run, finished, wrong, monkeypatch, capfd):
+    before = everything(run)
+    with training.Folder(run).held():
+        for words in (("resume", run, "--steps", "5000"), (*CARTPOLE, *TINY, "--force", "--quiet", "--out", run)):
+            assert f"another process trains in {run}" in wrong(*words)
+        for words in (("eval", run, "--episodes", "1"), ("report", run), ("watch", run), ("compare", run, finished)):
+            assert cli.main([str(word) for word in words]) == 0
+        capfd.readouterr()
+    (run / "report.html").write_bytes(before[run / "report.html"] or b"")
+    assert everything(run) == before
+
+    prepare, out = training._prepare, run.parent / "other"
+
+    def while_another_begins(*what):
+        shutil.copytree(finished, out)
+        return prepare(*what)
+
+    monkeypatch.setattr(training, "_prepare", while_another_begins)
+    assert "is not empty" in wrong(*CARTPOLE, *TINY, "--quiet", "--out", out)
+    assert rows(out) == rows(finished)
+
+
+def test_a_name_that_is_taken_meanwhile_is_numbered(tmp_path, monkeypatch, wrong):
+    tried = []
+
+    def train(*what, out, **how):
+        tried.append(out.name)
+        if len(tried) == 1:
+            out.mkdir(parents=True)  # by another process
+            raise errors.Taken("it trains there")
+        raise errors.UsageError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "train", train)
+    assert "enough" in wrong(*CARTPOLE)
+    assert tried == ["dqn-CartPole-v1", "dqn-CartPole-v1-2"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)  # where there are runs
+    assert "environment" in wrong("train", "dqn", "x" * 300)
+
+
+def test_force_leaves_the_old_run_or_the_new_one(run, monkeypatch):
+    """Wherever it breaks off: by an error, with everything as it was, or because the process was killed."""
+    before, wanted = everything(run), training.configured("dqn", "CartPole-v1", steps=2000)
+    old, folder, rename, kept = config.read(run), training.Folder(run), os.rename, run.parent / "kept"
+    shutil.copytree(run, kept)
+
+    class Killed(BaseException):
+        pass
+
+    for error in (OSError(16, "busy"), Killed()):
+        for number in range(7):
+            calls = []
+
+            def moved(*what, calls=calls, error=error, number=number):
+                calls.append(what)
+                if len(calls) == number + 1:
+                    raise error
+                rename(*what)
+
+            shutil.rmtree(run)
+            shutil.copytree(kept, run)
+            with monkeypatch.context() as patch, suppress(errors.UsageError, Killed):
+                patch.setattr(training.os, "rename", moved)
+                folder.create(wanted)
+            there = {path.name for path in run.iterdir()} & {"rows.jsonl", "receipt.json", "checkpoints", "policy"}
+            if config.read(run) != old:
+                assert there == set()
+                assert number > 4
+            elif isinstance(error, OSError):
+                assert everything(run) == before
+            else:
+                assert "receipt.json" not in there or number == 0
+    assert config.read(run) == wanted
 
 
 def test_force_replaces_a_run_and_nothing_else(run):
@@ -711,9 +826,9 @@ def test_a_damaged_receipt_is_refused(text, run, wrong):
 def test_damaged_rows_are_refused(run, wrong):
     file = run / "rows.jsonl"
     file.write_text("not a row\n" + file.read_text())
-    before = file.read_text()
+    before = everything(run)
     assert "rows.jsonl is damaged" in wrong("resume", run, "--steps", "5000", "--quiet")
-    assert file.read_text() == before
+    assert everything(run) == before
 
 
 def test_a_checkpoint_of_a_wider_network_is_refused(run, wrong):
@@ -721,7 +836,11 @@ def test_a_checkpoint_of_a_wider_network_is_refused(run, wrong):
     config = json.loads(file.read_text())
     config["hyper"]["hidden"] = [24]
     file.write_text(json.dumps(config))
+    with open(run / "rows.jsonl", "a") as kept:
+        kept.write('{"seed":0,"member":null,"step":4000,"episode_return":1.0}\n')  # later than the checkpoint
+    before = everything(run)
     assert "is of another run" in wrong("resume", run, "--steps", "5000", "--quiet")
+    assert everything(run) == before
 
 
 def test_resume_refuses_fewer_steps_and_changes_nothing(run, wrong):

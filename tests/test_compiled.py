@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import ACTIONS, HYPER, OBS, small_dqn
 
-from frugalrl import jobs, rng
+from frugalrl import jobs, rng, training
 from frugalrl.config import configure
 from frugalrl.envs.autoreset import autoreset
 from frugalrl.envs.make import EnvOptions
@@ -144,10 +144,33 @@ def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):
         assert jobs.remembered_way(config._replace(steps=7, seed=3), 4) == way
         assert jobs.remembered_way(config, 8) is None
         assert jobs.remembered_way(config._replace(hyper=config.hyper | {"hidden": (8,)}), 4) is None
+    assert jobs.agreed_way(config, options[0], 4) == options[-1]  # another run was first
     for bad in ("", "[1]", '{"width": 3, "threads": 1}', '{"width": "4", "threads": 1}'):
         (file,) = (tmp_path / "ways").iterdir()
         file.write_text(bad)
         assert jobs.remembered_way(config, 4) is None
+
+
+def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
+    """The width may change the last bit of a sum, and what is remembered beside the programs is not the run's."""
+    said = []
+    for width, cores, found in ((None, 2, [Way(2, 2), Way(1, 2)]), (2, 1, [Way(2, 2)]), (4, 2, [Way(4, 1)])):
+        monkeypatch.setattr(jobs.compiled, "cores", lambda cores=cores: cores)
+        assert jobs.as_before(width, 4, [Way(2, 2), Way(1, 2)], said.append) == found
+    assert jobs.as_before(1, 4, [Way(4, 1)], said.append) == [Way(1, 2)]
+    assert said == []
+    assert jobs.as_before(3, 4, [Way(4, 1)], said.append) == [Way(4, 1)]
+    assert jobs.as_before(2, 4, [Way(4, 1, 4)], said.append) == [Way(4, 1, 4)]
+    assert [line[:33] for line in said] == ["batching: 3 runs shared a program", "batching: 2 runs shared a program"]
+
+    ways = [Way(2, 1)]
+    monkeypatch.setattr(jobs, "remembered_way", lambda *what: ways[-1])
+    how = {"seeds": 2, "steps": 600, "hyper": {"hidden": (8,), "batch_size": 8, "learning_starts": 100}}
+    first = training.train("dqn", "CartPole-v1", out=tmp_path / "run", **how)
+    ways.append(Way(1, 2))
+    resumed = training.resume(tmp_path / "run", steps=800)
+    assert resumed is not None
+    assert resumed.receipt["batching"]["way"] == first.receipt["batching"]["way"] == "vmap over 2 seeds on 1 thread"
 
 
 def test_a_run_that_holds_much_says_so_beforehand():

@@ -25,7 +25,7 @@ from frugalrl import catalog, checkpoint, cli, training
 from frugalrl.catalog import AGENTS
 from frugalrl.envs import repeated
 from frugalrl.envs.make import EnvOptions, find, make
-from frugalrl.runtime import actor, actors
+from frugalrl.runtime import actor, actors, compiled
 from frugalrl.types import Packet, Transition
 
 REPLAY = {"hidden": (16,), "batch_size": 32, "learning_starts": 500}
@@ -193,6 +193,18 @@ def test_actors_that_are_killed_cost_nothing(tmp_path):
         thread.join()
     assert receipt(tmp_path / "run")["actors"]["restarts"] > 0
     assert told(tmp_path / "run")[0] == told(tmp_path / "whole")[0]
+
+
+@LONG
+def test_members_go_on_in_parts_of_the_width_that_they_had(tmp_path, monkeypatch):
+    """On another number of cores, too: the last bits follow from how many share a program."""
+    monkeypatch.setattr(compiled, "cores", lambda: 1)
+    train("dqn", "CartPole-v1", tmp_path / "run", steps=800, seeds=2)
+    monkeypatch.setattr(compiled, "cores", lambda: 2)
+    resumed = training.resume(tmp_path / "run", steps=1000)
+    assert resumed is not None
+    assert resumed.receipt["batching"]["way"] == "vmap over 2 seeds on 1 thread"
+    assert compiled.ways(2, 2)[0].width == 1
 
 
 def test_a_round_has_one_message_of_each_actor_in_their_order_whoever_dies(monkeypatch):

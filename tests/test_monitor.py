@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from frugalrl.errors import UsageError
-from frugalrl.monitor import charts, live, rows, words
+from frugalrl.monitor import charts, files, live, rows, words
 from frugalrl.monitor.compare import compare
 from frugalrl.monitor.compare import table as told
 from frugalrl.monitor.compare import write as write_comparison
@@ -119,6 +119,40 @@ def test_a_process_that_is_killed_leaves_whole_lines(tmp_path):
     code = "from frugalrl.monitor import rows; import os, sys; rows.write(sys.argv[1], [{'step': 1}]); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
     assert rows.read(path) == [{"step": 1}]
+
+
+def test_rows_that_do_not_fit_on_the_disk_are_an_error_and_leave_no_part(tmp_path):
+    """The system takes what there is room for, and says so in what a write returns."""
+    path = tmp_path / "rows.jsonl"
+    rows.write(path, [{"step": 1}])
+    code = """import resource, sys
+from frugalrl.monitor import rows
+resource.setrlimit(resource.RLIMIT_FSIZE, (30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    rows.write(sys.argv[1], [{"step": 2}] * 8)
+except OSError:
+    sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 7
+    assert path.read_text() == '{"step":1}\n'
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    """Else a checkpoint, which is, could outlive its rows when the power fails."""
+    done = []
+    for name in ("fsync", "replace", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (done.append(name), real(*a))[1])
+    rows.write(tmp_path / "rows.jsonl", [{"step": 1}])
+    assert done == ["fsync"]
+    done.clear()
+    files.replace(tmp_path / "config.json", "{}", lasting=True)
+    assert done == ["fsync", "replace", "fsync"]  # the file, and its name
+    done.clear()
+    with files.together(tmp_path) as new:
+        (new / "a").write_text("")
+        (new / "b").write_text("")
+    assert done == ["fsync", "fsync", "fsync", "rename", "fsync", "replace", "replace"]
 
 
 # dashboards

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,50 @@ def test_a_policy_folder_gives_back_layers_of_every_kind(tmp_path):
     for ours, theirs in zip(weights, loaded, strict=True):
         np.testing.assert_array_equal(ours.w, theirs.w)
         np.testing.assert_array_equal(ours.b, theirs.b)
+
+
+def test_a_policy_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A process that dies in between leaves the old one or the new one, never seeds of both."""
+    layers, obs = (networks.Dense(2, relu=False),), Box((3,))
+    card = policy.Card("dqn", "CartPole-v1", obs, Discrete(2), layers, "epsilon_greedy", {"epsilon": 0.0})
+
+    def of(age: int) -> list:
+        made = [random_weights(layers, obs, np.random.default_rng(0)) for _ in range(2)]
+        return [tuple(one._replace(b=one.b * 0 + age) for one in weights) for weights in made]
+
+    class Killed(BaseException):
+        pass
+
+    def dying(real, left):
+        def call(*what):
+            if not left:
+                raise Killed
+            left.pop()
+            return real(*what)
+
+        return call
+
+    policy.write(tmp_path, card, of(0))
+    before, seen = 0.0, set()
+    for number in range(20):
+        with monkeypatch.context() as patch:
+            left = [0] * number  # calls that are carried out before
+            for name in ("fsync", "rename", "replace"):
+                patch.setattr(os, name, dying(getattr(os, name), left))
+            done = False
+            with suppress(Killed):
+                policy.write(tmp_path, card._replace(knobs={"epsilon": float(number + 1)}), of(number + 1))
+                done = True
+        found, weights = policy.read(tmp_path)
+        (age,) = {float(x) for one in weights for x in one[0].b}
+        assert age == found.knobs["epsilon"]
+        assert age in (before, number + 1)
+        seen.add((done, age != before))
+        before = age
+        if done:
+            break
+    assert seen == {(False, False), (False, True), (True, True)}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_save_and_load_give_the_same_policy(result, obs, tmp_path):

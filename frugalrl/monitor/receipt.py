@@ -84,7 +84,8 @@ def receipt(
 
 def write(path: str | os.PathLike, receipt: Mapping[str, Any]) -> None:
     """Write receipt.json, as a whole or not at all."""
-    replace(path, json.dumps(plain(receipt), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(receipt), indent=2, allow_nan=False, ensure_ascii=False)
+    replace(path, text + "\n", lasting=True)
 
 
 def read(path: str | os.PathLike) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from .files import plain, replace
 Row = Mapping[str, Any]
 
 
-def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+def write(path: str | os.PathLike, rows: Iterable[Row], lasting: bool = True) -> None:
     """Append `rows`, creating the file and its folder if need be.
 
     All lines go to the operating system in one call, so that a process that is killed leaves them all or, at worst, one
-    half line at the end, which `read` ignores and the next `write` removes. NaN and infinity become null.
+    half line at the end, which `read` ignores and the next `write` removes. When this returns they are on the disk,
+    unless they need not be `lasting`. NaN and infinity become null. Raises OSError, with the file as it was, if the
+    lines cannot be written.
     """
     lines = "".join(_line(row) for row in rows).encode()
     if not lines:
@@ -30,7 +33,16 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
     with open(path, "ab", buffering=0) as file:
-        file.write(lines)
+        before, rest = os.fstat(file.fileno()).st_size, memoryview(lines)
+        try:
+            while rest:  # a disk that fills up takes a part, and refuses what follows
+                rest = rest[file.write(rest) :]
+            if lasting:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -62,7 +74,7 @@ def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, in
 
     kept = [line for row, line in parsed if stays(row)]
     if len(kept) < len(parsed):
-        replace(path, "".join(f"{line}\n" for line in kept))
+        replace(path, "".join(f"{line}\n" for line in kept), lasting=True)
     return len(parsed) - len(kept)
 
 

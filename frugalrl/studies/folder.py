@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BadFile, UsageError
-from ..monitor import rows
-from ..monitor.files import read_json
+from ..monitor import files, rows
 from .study import FORMAT, Plan, Row, Run
 
-LOCK = ".lock"
 GROWS = ("envs", "arms")  # of the settings: a study may be run part by part
 
 
@@ -23,7 +20,7 @@ def check(folder: Path, made: Plan) -> None:
         raise UsageError(f"--out {folder} is a file: use another folder")
     there = settings(folder)
     if there is None:
-        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        if folder.is_dir() and any(path.name != files.LOCK for path in folder.iterdir()):
             raise UsageError(f"--out {folder} is not empty and holds no study: use another folder")
         return
     for name, value in made.settings().items():
@@ -60,7 +57,7 @@ def joined(there: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]
 def settings(folder: Path) -> dict[str, Any] | None:
     """study.json of a folder; None if there is none. Raises BadFile if it is damaged."""
     try:
-        found = read_json(folder / "study.json")
+        found = files.read_json(folder / "study.json")
         if found is not None and (found["format"] != FORMAT or not {"study", "seeds", "arguments"} <= found.keys()):
             raise ValueError("it was written by another version")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -91,25 +88,9 @@ def place(folder: Path, run: Run) -> Path:
     return folder / _plain(run.task) / _plain(about)
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[IO]:
+def held(folder: Path) -> AbstractContextManager[IO]:
     """Keep other processes out of a folder, until this one and what it has started have ended. Raises UsageError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written ({error.strerror or error}): use another folder") from None
-    with open(folder / LOCK, "a") as file:
-        try:
-            import fcntl
-        except ImportError:  # not on this system
-            pass
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process works on the study in {folder}: wait for it, or end it") from None
-        yield file
+    return files.held(folder, f"another process works on the study in {folder}: wait for it, or end it")
 
 
 def _plain(name: str) -> str:

@@ -75,7 +75,8 @@ def study(
     todo, failed, stopped = list(runs(made)), [], None
     with Stop(budget) as stop, held(folder) as lock:
         check(folder, made)  # nobody else can have begun another study here since
-        replace(folder / "study.json", json.dumps(joined(settings(folder), made.settings()), indent=1) + "\n")
+        told = json.dumps(joined(settings(folder), made.settings()), indent=1)
+        replace(folder / "study.json", told + "\n", lasting=True)
         report(folder)
         for number, run in enumerate(todo, start=1):
             if not _missing(folder, run):
