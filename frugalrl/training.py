@@ -24,7 +24,7 @@ from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, UsageErr
 from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, live, members, receipt, rows, words
 from .monitor.progress import Progress, progress
-from .monitor.receipt import Cost, Meter
+from .monitor.receipt import Meter
 from .policy import Actor, Card, write
 from .signals import Stop
 from .statistics import bootstrap
@@ -290,12 +290,12 @@ def _read_receipt(folder: Folder) -> dict[str, Any] | None:
     """receipt.json, None if there is none yet. Raises BadFile if it is damaged."""
     if folder.path is None:
         return None
+    file = folder.path / "receipt.json"
+    found = receipt.read(file)
     try:
-        found = receipt.read(folder.path / "receipt.json")
         if found is not None:
-            Cost(*(found[name] for name in Cost._fields))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        file = folder.path / "receipt.json"
+            receipt.cost(found)
+    except ValueError as error:
         raise BadFile(f"{file} is damaged ({error}); remove it, and the run's cost so far is not counted") from None
     return found
 
@@ -323,7 +323,7 @@ def _run(
     before: dict[str, Any] | None = None,
 ) -> Result:
     """Train and keep; `begin` is called when nothing stands in the way, `before` is the receipt of earlier sittings."""
-    meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
+    meter = Meter(receipt.cost(before) if before else None)
     with Stop(budget) as stop:
         with progress(config.steps * config.runs, quiet=quiet) as bar:
             held: list[str] = []  # a wrong call gets one line and no more

@@ -210,6 +210,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _svg(
     name: str, title: str, description: str, marks: Sequence[str], height: float = HEIGHT, kind: str = "chart"
 ) -> str:
+    name = escape(name)
     return (
         f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'

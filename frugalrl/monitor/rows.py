@@ -12,9 +12,17 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import plain, replace
+from frugalrl.errors import BadFile
+
+from . import kinds
+from .files import loads, plain, replace
 
 Row = Mapping[str, Any]
+KIND = {
+    **dict.fromkeys(("seed", "member", "step", "parent"), kinds.whole),
+    **dict.fromkeys(("episode_return", "episode_length", "wall_seconds", "fitness"), kinds.number),
+    ...: kinds.plain,
+}
 
 
 def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
@@ -36,14 +44,14 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> None:
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a file, without a last line that was cut short; none if there is no file.
 
-    Raises ValueError, with the number of the line, if a line that is not the last is damaged.
+    Raises BadFile, with the number of the line, if a line that is not the last is damaged.
     """
     return [row for row, _ in _parsed(Path(path))]
 
 
 def run_of(row: Row) -> tuple[int, int | None]:
     """The seed and the member that a row is of."""
-    return row.get("seed", 0), row.get("member")
+    return row.get("seed") or 0, row.get("member")
 
 
 def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, int | None]] | None = None) -> int:
@@ -51,10 +59,14 @@ def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, in
 
     With `runs`, pairs of a seed and a member, the rows of others stay.
 
-    The rows that stay keep their bytes; the file is replaced as a whole or not at all.
+    The rows that stay keep their bytes; the file is replaced as a whole or not at all. Raises BadFile, and changes
+    nothing, if a line is damaged or a row lacks what a run is resumed with.
     """
     path = Path(path)
     parsed = _parsed(path)
+    for row, line in parsed:
+        if not {"step", "episode_return"} <= row.keys():
+            raise BadFile(f"{path}: a row without a step or an episode_return: {line[:80]!r}")
 
     def stays(row: dict[str, Any]) -> bool:
         others = runs is not None and run_of(row) not in runs  # type: ignore[operator]
@@ -79,20 +91,19 @@ def _parsed(path: Path) -> list[tuple[dict[str, Any], str]]:
     lines = text.split("\n")
     parsed = []
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is not None:
-            parsed.append((row, line))
-        elif line.strip() and number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
+        try:
+            parsed.append((_row(line), line))
+        except ValueError as error:
+            if line.strip() and number < len(lines):
+                raise BadFile(f"{path}, line {number}: not a row ({error}): {line[:80]!r}") from None
     return parsed
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+def _row(line: str) -> dict[str, Any]:
+    """Raises ValueError if the line is not one."""
+    row = loads(line)
+    kinds.check(row, (KIND,))
+    return row
 
 
 def _mend(path: Path) -> None:
@@ -106,7 +117,9 @@ def _mend(path: Path) -> None:
         file.seek(0)
         content = file.read()
         start = content.rfind(b"\n") + 1
-        if _row(content[start:].decode(errors="replace")) is None:
+        try:
+            _row(content[start:].decode(errors="replace"))
+        except ValueError:
             file.truncate(start)
         else:
             file.write(b"\n")
