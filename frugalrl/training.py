@@ -427,7 +427,7 @@ class Sitting:
         if self.folder.path is not None:
             file, whose = self.folder.path / "rows.jsonl", [self.config.who(k) for k in phase.runs]
             try:
-                rows.keep_until(file, start or 0, whose)
+                rows.keep_until(file, start or 0, whose, names=("step", "episode_return"))
                 self.rows += [row for row in rows.read(file) if rows.run_of(row) in whose]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None

@@ -7,13 +7,13 @@ anything, or what `...` says. Null, and a name that is not there, is of every ki
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 Kind = Any
 GREATEST = 1e150  # of numbers: beyond it sums and spans are infinite
 
 
-def number(x: Any) -> bool:
+def number(x: Any) -> TypeGuard[float]:
     return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= GREATEST
 
 

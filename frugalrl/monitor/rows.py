@@ -54,19 +54,23 @@ def run_of(row: Row) -> tuple[int, int | None]:
     return row.get("seed") or 0, row.get("member")
 
 
-def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, int | None]] | None = None) -> int:
+def keep_until(
+    path: str | os.PathLike,
+    step: int,
+    runs: Container[tuple[int, int | None]] | None = None,
+    names: Iterable[str] = (),
+) -> int:
     """Drop the rows of later steps than `step` and return how many: what to do before a run resumes from a checkpoint.
 
     With `runs`, pairs of a seed and a member, the rows of others stay.
 
     The rows that stay keep their bytes; the file is replaced as a whole or not at all. Raises BadFile, and changes
-    nothing, if a line is damaged or a row lacks what a run is resumed with.
+    nothing, if a line is damaged or a row lacks one of the `names`.
     """
     path = Path(path)
     parsed = _parsed(path)
-    for row, line in parsed:
-        if not {"step", "episode_return"} <= row.keys():
-            raise BadFile(f"{path}: a row without a step or an episode_return: {line[:80]!r}")
+    for missing, line in ((name, line) for row, line in parsed for name in names if name not in row):
+        raise BadFile(f"{path} has a row without {missing}: {line[:80]!r}")
 
     def stays(row: dict[str, Any]) -> bool:
         others = runs is not None and run_of(row) not in runs  # type: ignore[operator]
