@@ -135,7 +135,7 @@ def _places(module: str) -> Iterator[tuple[Path, bool]]:
         if spec is None:
             return
         path = spec.submodule_search_locations
-        if spec.origin is not None and path is None:
+        if spec.origin is not None and spec.has_location and path is None:
             yield Path(spec.origin).resolve(), False
         yield from ((Path(place).resolve(), True) for place in path or ())
         if path is None:

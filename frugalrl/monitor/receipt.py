@@ -27,6 +27,7 @@ ACTORS = ("mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "rati
 # which is pull (the copy out of the mailbox), decode (its arrays as layers), load (into the engine) and compare (with
 # the packet before). `staleness` and `staleness_max`: learner updates between acting and learning, mean and most.
 ACTING = ("step_seconds", "refresh_seconds", "pull_seconds", "decode_seconds", "load_seconds", "compare_seconds")
+COUNTED = ("skipped_updates", "loss_scale")  # of a learner of less than float32, for each run
 WIDTH = 80
 KIND = {  # of a receipt: all that something is worked out from
     **dict.fromkeys(("agent", "env", "runtime", "energy_method"), string),
@@ -41,7 +42,7 @@ KIND = {  # of a receipt: all that something is worked out from
         "mode": string, "engine": string, "fallback": {"step": whole},
         "switches": [({},)], "measured": [({},)], "compressed_returns": [number],
     },
-    "precision": {"skipped_updates": [(number,)], "loss_scale": [(number,)]},
+    "precision": {name: [number] for name in COUNTED},
     "savings": [({**dict.fromkeys(("lever", "what", "unit"), (string,)), "off": (number,), "on": (number,)},)],
     "population": {"ready": number, "replaced": number, "best": [({"hyper": {}},)]},
     "versions": {}, "hardware": {"memory_bytes": whole}, "faults": [(string,)],
@@ -264,7 +265,7 @@ def _wall(receipt: Mapping[str, Any]) -> str:
 
 
 def _precision(precision: Mapping[str, Any]) -> str:
-    skipped, scales = precision.get("skipped_updates") or [], precision.get("loss_scale") or []
+    skipped, scales = ([x for x in precision.get(name) or [] if x is not None] for name in COUNTED)
     counted = "applied although not finite" if min(scales, default=1) == 1 else "skipped as not finite"
     parts = [str(precision.get("mode"))]
     parts += [f"as {precision['why']}"] if precision.get("why") else []
