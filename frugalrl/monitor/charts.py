@@ -284,7 +284,7 @@ def _x_tick(x: _Axis, value: float, bottom: float) -> str:
 
 def _polyline(xs: Sequence[float], ys: Sequence[float], x: _Axis, y: _Axis, kind: str, name: str = "") -> str:
     keep = range(0, len(xs), max(1, len(xs) // POINTS))
-    points = " ".join(f"{x(xs[i]):.1f},{y(ys[i]):.1f}" for i in sorted({*keep, len(xs) - 1}))
+    points = " ".join(f"{x(xs[i]):.1f},{y(ys[i]):.1f}" for i in sorted({*keep, *range(len(xs))[-1:]}))
     title = f"<title>{escape(name)}</title>" if name else ""
     return f'<polyline class="{kind}" points="{points}">{title}</polyline>'
 

@@ -35,7 +35,8 @@ class Generation(NamedTuple):
 
     def parent(self, member: int) -> int | None:
         """The member that `member` took over from after this evaluation, if it did."""
-        return self.rows.get(member, {}).get("parent")
+        parent = self.rows.get(member, {}).get("parent")
+        return parent if parent in self.rows else None
 
 
 def generations(rows: Iterable[Row]) -> dict[int, list[Generation]]:
