@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from .envs import make, twins
 from .envs.minatar_games import GAMES
 from .errors import UsageError, one_line
+from .monitor import files
 from .types import Box, Discrete, Recipe, Space
 
 
@@ -462,9 +463,11 @@ def parse_env_options(items: Mapping[str, Any]) -> dict[str, Any]:
 def _json(name: str, value: Any) -> Any:
     """What a string says as JSON, else the string itself; what is no string must be something that JSON can hold."""
     try:
-        return json.loads(value if isinstance(value, str) else json.dumps(value))
-    except TypeError:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
         raise UsageError(f"the environment option {name} must be a number, text, list or dictionary") from None
+    try:
+        return files.loads(text)
     except ValueError:
         return value
 

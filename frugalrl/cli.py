@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache, partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -240,6 +241,7 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     command = "" if population is None else f"{a.command}-"
+    catalog.recipe(a.agent), catalog.registration(a.env)  # or the folder would have a name that is none
     named = Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}"
     go = partial(
         training.train,
@@ -536,6 +538,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv` this is the program itself, and not a call from another one: signals are its own.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may be no text in this encoding, or in any
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that "my_module:MyEnv-v0" is found; last, so that it hides nothing
     try:

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,15 @@ import numpy as np
 
 from . import catalog
 from .envs import atari, twins
-from .envs.make import namespace, options_for
+from .envs.make import check_module, namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
 from .levers.population import search as searches
-from .levers.population.search import Population
+from .levers.population.search import MOST_RUNS, Population
 from .levers.precision import choice
 from .levers.precision.modes import LACKS, PRECISIONS, WITHOUT
-from .monitor import dashboards, files
-from .networks import Dense
+from .monitor import dashboards, files, kinds
+from .networks import Dense, weighted
 from .types import Agent, Cadence, Discrete, Recipe
 
 FORMAT = 1  # of config.json
@@ -198,7 +199,7 @@ def _population(
     written = {name: searches.written(what) for name, what in search.items()}
     found = searches.priors(config.agent, written)
     if kind == "grid":
-        size = len(searches.grid(found))
+        size = searches.size(found)
         if members is not None and members != size:
             raise UsageError(f"--members {members} is not the size of the grid, {size}: leave it out")
         members = size
@@ -277,9 +278,14 @@ def _among(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_counts(config: Config) -> None:
-    for option, value in (("--steps", config.steps), ("--seeds", config.seeds), ("first_steps", config.first_steps)):
-        if not 1 <= _whole(option, value) <= MOST:
-            raise UsageError(f"{option} must be from 1 to {MOST}, got {value}")
+    counts = (
+        ("--steps", config.steps, MOST),
+        ("--seeds", config.seeds, MOST_RUNS),
+        ("first_steps", config.first_steps, MOST),
+    )
+    for option, value, most in counts:
+        if not 1 <= _whole(option, value) <= most:
+            raise UsageError(f"{option} must be from 1 to {most}, got {value}")
     if not 0 <= _whole("--seed", config.seed) <= MOST - config.seeds:
         raise UsageError(f"--seed must be from 0 to {MOST - config.seeds}, got {config.seed}")
     if not 1 <= _whole("--evaluations", config.evaluations) <= MOST_EVALUATIONS:
@@ -364,12 +370,14 @@ def _check_qat(config: Config) -> None:
 
 def _check_hyper(hyper: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Numbers that would fail later or do nothing."""
-    for name, value in hyper.items():
+    for name, value in (
+        (name, x) for name, each in hyper.items() for x in (each if isinstance(each, tuple) else (each,))
+    ):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if not np.isfinite(value):
+        if isinstance(value, float) and not np.isfinite(value):
             raise UsageError(f"--hyper {name}={value} must be a finite number")
-        may_be_none = name in ("learning_starts", "random_shift") or defaults[name] == 0
+        may_be_none = name in ("learning_starts", "random_shift") or defaults[name] in (0, ())
         least = 0 if isinstance(value, float) or may_be_none else 1
         if value < least and name not in SIGNED:
             raise UsageError(f"--hyper {name}={value:g} must be at least {least}")
@@ -413,6 +421,9 @@ def _check_pair(config: Config, recipe: Recipe) -> None:
     if config.precision != "fp32":
         _check_repair(config, agent, recipe.hyper)
     layers = agent.network.layers
+    size = sum(prod(shape) for _, shape in weighted(layers or (), obs.shape))
+    if size > MOST:
+        raise UsageError(f"the network has {size:,} weights, and {MOST:,} are the most: smaller --hyper hidden")
     if config.prune is not None and not all(isinstance(layer, Dense) for layer in layers or (None,)):
         raise UsageError(
             f"--prune is for networks of dense layers, and that of {config.agent} has others: leave it out"
@@ -534,14 +545,17 @@ def _check_population(config: Config, recipe: Recipe) -> None:
     population = config.population
     if population is None:
         return
+    _among("the kind of population", population.kind, searches.KINDS)
     if population.joint:
         _check_joint(config, population, recipe)
     elif not population.search:
         raise UsageError("--search NAME=log:LOW:HIGH is needed: what the members differ in")
     least = 1 if population.kind in ("random", "grid") else 2
-    if not least <= _whole("--members", population.members) or config.runs > MOST:
-        raise UsageError(f"--members must be from {least} to {MOST // config.seeds}, got {population.members}")
+    if not least <= _whole("--members", population.members) <= MOST_RUNS // config.seeds:
+        raise UsageError(f"--members must be from {least} to {MOST_RUNS // config.seeds}, got {population.members}")
     found = searches.priors(config.agent, population.search)
+    if population.kind == "grid" and population.members != searches.size(found):
+        raise UsageError(f"--members {population.members} is not the size of the grid, {searches.size(found)}")
     if population.evolves:
         _check_evolution(population, recipe, found)
         if config.runtime == "actors" and not side_by_side(config, recipe.cadence(split(recipe, config.hyper)[0])):
@@ -652,19 +666,20 @@ def write(folder: Path, config: Config) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a folder has a config.json of this library: others have files of that name too."""
     try:
-        found = json.loads((folder / "config.json").read_text())
+        found = files.read_json(folder / "config.json") or {}
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and {"format", "agent", "env", "hyper"} <= found.keys()
+    return {"format", "agent", "env", "hyper"} <= found.keys()
 
 
 def read(folder: Path) -> Config:
     """config.json of a run folder. Raises BadFile if it is missing, damaged, or of another program."""
     file = folder / "config.json"
-    if not file.exists():
+    found = files.read_json(file, {"env": (kinds.string,)})
+    if found is None:
         raise BadFile(f"{folder} is not a run folder (no config.json); give the --out folder of a `frugal train`")
+    check_module(found["env"], file)
     try:
-        found = json.loads(file.read_text())
         if found.pop("format") != FORMAT:
             raise ValueError("it was written by another version")
         config = Config(**found)

@@ -18,7 +18,7 @@ from typing import Any
 from . import policy
 from .errors import BadFile, RunFailed, UsageError, one_line
 from .monitor import receipt, words
-from .monitor.files import read_json
+from .monitor.files import read_json, replace
 
 FILES = ("config.json", "receipt.json", "rows.jsonl", "report.html")  # beside policy/
 NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -46,18 +46,25 @@ def push(run: str | Path, repo: str, private: bool = False) -> str:
 
 
 def prepare(run: Path, repo: str, folder: Path) -> None:
-    """Put what `push` uploads into `folder`. Raises BadFile if the run has no policy or a file is damaged."""
+    """Put what `push` uploads into `folder`: a policy that can be read, and what is told of it; nothing else.
+
+    Raises BadFile if the run has no policy or a file is damaged, or is a link, which may lead anywhere.
+    """
     source = run / "policy" if (run / "policy").is_dir() else run
     card, _ = policy.read(source)
-    shutil.copytree(source, folder / "policy", ignore=shutil.ignore_patterns("*.part"))
-    for name in FILES:
-        if (run / name).is_file():
-            shutil.copy2(run / name, folder / name)
-    try:
-        config, made = (read_json(run / name) or {} for name in ("config.json", "receipt.json"))
-    except ValueError as error:
-        raise BadFile(str(error)) from None
-    (folder / "README.md").write_text("\n".join(_page(repo, card, config, made)) + "\n", encoding="utf-8")
+    files = {run / name: folder / name for name in FILES}
+    for structure in ("", *policy.structures(source)):
+        _, weights = policy.read(source / structure)
+        names = ("policy.json", *(f"seed-{k}.npz" for k in range(len(weights))))
+        files |= {source / structure / name: folder / "policy" / structure / name for name in names}
+    for link in (path for file in files for path in (file, file.parent) if path.is_symlink() and path != run):
+        raise BadFile(f"{link} is a link: put what it leads to in its place, if that is to be uploaded")
+    for file, to in files.items():
+        if file.is_file():
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to)
+    config, made = read_json(run / "config.json") or {}, receipt.read(run / "receipt.json") or {}
+    replace(folder / "README.md", "\n".join(_page(repo, card, config, made)) + "\n")
 
 
 def _page(repo: str, card: policy.Card, config: dict[str, Any], made: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ of that name within it. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from . import catalog, distributions, networks
 from .distributions import draw
-from .envs.make import options_for
+from .envs.make import check_module, options_for
 from .errors import BadFile, RunFailed, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, on_gymnasium
-from .monitor.files import NEW, READY, settle, together
+from .monitor.files import NEW, READY, read_json, settle, together
+from .monitor.kinds import check, number, string, whole
 from .types import Box, Discrete, Linear, Session, Space
 
 HEADS = {
@@ -48,6 +50,19 @@ LAYERS = {
 }
 
 
+def _size(x: Any) -> bool:
+    return whole(x) and 0 < x <= LARGEST
+
+
+LARGEST = 2**24  # observation, layer or filter: nothing that is larger is made, to find out whether it fits
+KIND = {
+    **dict.fromkeys(("agent", "env", "head"), (string,)),
+    "seeds": (whole,), "knobs": ({},),
+    "obs": ({"shape": ([(_size,)],)},), "actions": ({"n": _size, "shape": [(_size,)]},),
+}  # fmt: skip
+LAYER = dict.fromkeys(("features", "kernel", "stride", "window"), _size) | dict.fromkeys(("gain", "eps", "by"), number)
+
+
 class Card(NamedTuple):
     """What a policy is, apart from its weights."""
 
@@ -73,6 +88,7 @@ def layers_from_json(items: list) -> tuple:
     def one(name: str, fields):
         if name == "Residual":
             return networks.Residual(layers_from_json(fields))
+        check(fields, LAYER)
         return LAYERS[name](**fields)
 
     return tuple(one(name, fields) for name, fields in items)
@@ -108,12 +124,13 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
     """Read a policy folder. Raises BadFile where there is none or it is damaged."""
     settle(folder)
     path = folder / "policy.json"
-    if not path.exists():
+    found = read_json(path, KIND)
+    if found is None:
         if (folder / "config.json").exists():
             raise BadFile(f"{folder} holds no policy yet; go on with: frugal resume {folder}")
         raise BadFile(f"{folder} holds no policy (no policy.json); give the folder of a `frugal train`")
+    check_module(found["env"], path)
     try:
-        found = json.loads(path.read_text())
         seeds = found.pop("seeds")
         actions = dict(found["actions"])
         space = Discrete(actions["n"]) if actions.pop("kind") == "Discrete" else _box(actions)
@@ -122,8 +139,10 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
         read = {"obs": _box(found["obs"]), "actions": space, "layers": layers, "env_options": options}
         card = Card(**found | read)
         shapes = [shape for _, shape in networks.weighted(layers, card.obs.shape)]
-        outputs = np.zeros((1, networks.out_features(layers, card.obs.shape)), np.float32)
-        _within(HEADS[card.head](outputs, card.knobs).mode(), card.actions)
+        outputs = networks.out_features(layers, card.obs.shape)
+        if prod(card.obs.shape) > LARGEST or outputs > LARGEST:
+            raise ValueError(f"{outputs} outputs for observations of shape {card.obs.shape}")
+        _within(HEADS[card.head](np.zeros((1, outputs), np.float32), card.knobs).mode(), card.actions)
         np.zeros(card.obs.shape, card.obs.dtype)
         numbers = range(seeds)
         if not shapes or not numbers:

@@ -23,7 +23,7 @@ from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, Taken, U
 from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, files, live, members, receipt, rows, words
 from .monitor.progress import Progress, progress
-from .monitor.receipt import Cost, Meter
+from .monitor.receipt import Meter
 from .policy import Actor, Card, write
 from .signals import Stop
 from .statistics import bootstrap
@@ -340,12 +340,12 @@ def _read_receipt(folder: Folder) -> dict[str, Any] | None:
     """receipt.json, None if there is none yet. Raises BadFile if it is damaged."""
     if folder.path is None:
         return None
+    file = folder.path / "receipt.json"
+    found = receipt.read(file)
     try:
-        found = receipt.read(folder.path / "receipt.json")
         if found is not None:
-            Cost(*(found[name] for name in Cost._fields))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        file = folder.path / "receipt.json"
+            receipt.cost(found)
+    except ValueError as error:
         raise BadFile(f"{file} is damaged ({error}); remove it, and the run's cost so far is not counted") from None
     return found
 
@@ -376,7 +376,7 @@ def _run(
 
     `before` is the receipt of earlier sittings, None for a run that begins.
     """
-    meter = Meter(Cost(*(before[name] for name in Cost._fields)) if before else None)
+    meter = Meter(receipt.cost(before) if before else None)
     with Stop(budget) as stop:
         with progress(config.steps * config.runs, quiet=quiet) as bar:
             held: list[str] = []  # a wrong call gets one line and no more
@@ -442,16 +442,14 @@ class Sitting:
             return
         file = self.folder.path / "rows.jsonl"
         try:
-            there = rows.read(file)
-            for phase in self.job.phases:
-                step = checkpoint.newest(self.folder.path / "checkpoints" / phase.name, self._note)
-                whose = self._whose(phase)
-                kept = [row for row in there if rows.run_of(row) in whose and row.get("step", 0) <= (step or 0)]
-                self.found[phase.name] = Found(step, kept)
-        except BadFile:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            there = rows.read(file, ("step", "episode_return"))
+        except (OSError, ValueError) as error:
             raise BadFile(f"{file} is damaged ({error}); repair that line or remove the file") from None
+        for phase in self.job.phases:
+            step = checkpoint.newest(self.folder.path / "checkpoints" / phase.name, self._note)
+            whose = self._whose(phase)
+            kept = [row for row in there if rows.run_of(row) in whose and (row["step"] or 0) <= (step or 0)]
+            self.found[phase.name] = Found(step, kept)
 
     def begin(self) -> None:
         """The first time: nothing stands in the way any more."""

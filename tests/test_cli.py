@@ -426,6 +426,8 @@ def test_a_policy_is_pushed_with_its_card(run, wrong, monkeypatch, capfd):
     fake = ModuleType("huggingface_hub")
     fake.__spec__, fake.HfApi = ModuleSpec("huggingface_hub", None), Hub  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    (run / "policy" / "notes").write_text("mine")
+    (run / "policy" / "more").symlink_to(Path.home())
     assert cli.main(["push", str(run), "me/cart-pole"]) == 0
     assert capfd.readouterr().out == "https://hub.example/me/cart-pole\n"
     files = {"README.md", "config.json", "receipt.json", "rows.jsonl", "report.html", "policy/policy.json"}
@@ -442,6 +444,11 @@ def test_a_policy_is_pushed_with_its_card(run, wrong, monkeypatch, capfd):
     monkeypatch.setattr(Hub, "upload_folder", lambda self, **_: 1 / 0)
     assert cli.main(["push", str(run), "me/cart-pole"]) == 1
     assert "the upload to me/cart-pole failed: ZeroDivisionError" in capfd.readouterr().err
+    for link in (run / "report.html", run / "policy" / "seed-0.npz"):
+        link.rename(run / "elsewhere")
+        link.symlink_to(run / "elsewhere")
+        assert f"{link} is a link" in wrong("push", run, "me/cart-pole")
+        (run / "elsewhere").replace(link)
     shutil.rmtree(run / "policy")
     assert "holds no policy" in wrong("push", run, "me/cart-pole")
 
@@ -497,6 +504,9 @@ def test_help_names_every_command(capfd):
     assert all(name in said for name in cli.COMMANDS)
 
 
+DEEP: list = []
+for _ in range(100):
+    DEEP = [DEEP]
 PBT, RATE = ("pbt", "dqn", "CartPole-v1"), "learning_rate=log:1e-5:1e-2"
 WRONG_CALLS = {
     "agent": (("train", "dqm", "CartPole-v1"), "did you mean dqn?"),
@@ -535,6 +545,10 @@ WRONG_CALLS = {
     "hyper word": ((*CARTPOLE, "--hyper", "learning_rate=abc"), "write for example learning_rate="),
     "hyper nan": ((*CARTPOLE, "--hyper", "learning_rate=nan"), "finite"),
     "hyper inf": ((*CARTPOLE, "--hyper", "batch_size=inf"), "write for example batch_size="),
+    "hyper beyond 32 bits": ((*CARTPOLE, "--hyper", "batch_size=1e30"), "batch_size=1e+30 must be at most 2147483647"),
+    "hyper beyond 64 bits": ((*CARTPOLE, "--hyper", "buffer_size=20000000000000000000"), "must be at most 2147483647"),
+    "width beyond 32 bits": ((*CARTPOLE, "--hyper", "hidden=64,1e30"), "hidden=1e+30 must be at most 2147483647"),
+    "too many weights": ((*CARTPOLE, "--hyper", "hidden=1000000,1000000"), "has 1,000,006,000,000 weights"),
     "hyper negative": ((*CARTPOLE, "--hyper", "learning_rate=-1"), "at least 0"),
     "hyper above one": ((*CARTPOLE, "--hyper", "gamma=1.5"), "from 0 to 1"),
     "hyper fraction": ((*CARTPOLE, "--hyper", "batch_size=1.5"), "write for example batch_size="),
@@ -549,6 +563,7 @@ WRONG_CALLS = {
     "option of others": ((*CARTPOLE, "--env-option", "frame_skip=2"), "is of ALE environments"),
     "kwargs": ((*CARTPOLE, "--env-option", "kwargs=2"), "write kwargs.NAME=VALUE"),
     "kwargs of others": ((*CARTPOLE, "--env-option", "kwargs.foo=2"), "unexpected keyword argument 'foo'"),
+    "deep kwargs": ((*CARTPOLE, "--env-option", f"kwargs.foo={'[' * 100_000}"), "unexpected keyword argument 'foo'"),
     "option of no twin": (
         (*CARTPOLE, "--env-option", "frame_stack=2", "--runtime", "compiled"),
         "knows no --env-option frame_stack=2: use --runtime actors",
@@ -564,6 +579,8 @@ WRONG_CALLS = {
     "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: invalid int value: 'abc'"),
     "too many steps": ((*CARTPOLE, "--steps", "3000000000"), "--steps must be from 1 to 2147483647"),
     "too few steps": ((*CARTPOLE, "--steps", "100"), "ends before learning starts"),
+    "too many seeds": ((*CARTPOLE, "--seeds", "2000000000"), "--seeds must be from 1 to 100000"),
+    "too many members": ((*PBT, "--members", "2000000000", "--search", RATE), "--members must be from 2 to 100000"),
     "no seeds": ((*CARTPOLE, "--seeds", "0"), "--seeds must be from 1"),
     "negative seed": ((*CARTPOLE, "--seed", "-1"), "--seed must be from 0"),
     "large seed": ((*CARTPOLE, "--seed", "2147483647"), "--seed must be from 0"),
@@ -606,6 +623,12 @@ WRONG_CALLS = {
     "search bad static": (
         ("sweep", *PBT[1:], "--members", "3", "--search", "buffer_size=choice:10:1000"),
         "smaller than batch_size",
+    ),
+    "points of a grid": (("sweep", *PBT[1:], "--grid", "--search", f"{RATE}:999999999999999"), "2 to 100000 points"),
+    "endless points": (("sweep", *PBT[1:], "--grid", "--search", f"{RATE}:{'9' * 5000}"), "from 2 to 100000 points"),
+    "large grid": (
+        ("sweep", *PBT[1:], "--grid", "--search", f"{RATE}:90000", "gamma=uniform:0.8:0.9:90000"),
+        "got 8100000000",
     ),
     "grid size": (("sweep", *PBT[1:], "--grid", "--members", "4", "--search", RATE), "not the size of the grid, 5"),
     "ready": ((*PBT, "--members", "3", "--search", RATE, "--ready", "0"), "--ready must be from 1"),
@@ -686,6 +709,36 @@ def test_an_out_that_cannot_be_written_is_refused(place, wrong, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_name_that_is_too_long_for_a_folder_is_unknown(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert "unknown environment" in wrong("train", "dqn", "x" * 300)
+    assert "unknown agent" in wrong("train", "x" * 300, "CartPole-v1")
+
+
+@pytest.mark.parametrize("module", ["got.run.evil", "got.evil", "got.run.policy.evil", "beside", "fake_env"])
+def test_a_module_that_came_with_a_run_is_not_imported(module, wrong, tmp_path, monkeypatch):
+    """One beside the folders of runs is, as are those of packages."""
+    run = tmp_path / "got" / "run"
+    shutil.copytree(Path(__file__).parent / "data" / "run-format-1", run)
+    for file in (run / "config.json", run / "policy" / "policy.json"):
+        about = json.loads(file.read_text())
+        mine = {"env": f"{module}:CartPole-v1"} | ({"runtime": "actors"} if "runtime" in about else {})
+        file.write_text(json.dumps(about | mine))
+    if module != "fake_env":
+        place = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+        place.write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if module in ("beside", "fake_env"):
+        assert policy.load(run).card.env == config.read(run).env
+        assert (tmp_path / "imported").exists() == (module == "beside")
+        return
+    for words in (("resume", run), ("eval", run), ("eval", run / "policy"), ("export", run, "--format", "onnx")):
+        assert "whose module came with it" in wrong(*words)
+    assert not (tmp_path / "imported").exists()
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(run, wrong, tmp_path):
     before = everything(run)
     assert "--force" in wrong(*CARTPOLE, *TINY, "--out", run)
@@ -724,7 +777,10 @@ def test_a_truncated_policy_is_refused(name, share, run, wrong):
     [
         {"seeds": "x"}, {"seeds": 0}, {"layers": []}, {"layers": 3}, {"layers": [["Os", {}]]}, {"obs": {}},
         {"head": "no"}, {"head": []}, {"head": "tanh_normal"}, {"knobs": {}},
-        {"actions": {"kind": "Discrete"}}, {"more": 1},
+        {"actions": {"kind": "Discrete"}}, {"more": 1}, {"env": 5}, {"obs": {"shape": [10**14]}},
+        {"layers": [["Dense", {"features": 10**14}]]},
+        {"layers": [["Conv", {"features": 1, "kernel": 1, "stride": 0}]], "obs": {"shape": [4, 4, 1]}},
+        {"knobs": {"epsilon": DEEP}},
     ],
 )  # fmt: skip
 def test_a_policy_card_that_makes_no_sense_is_refused(change, run, wrong):
@@ -762,15 +818,22 @@ def test_a_policy_of_another_environment_is_refused(run, wrong):
     assert "does not fit Acrobot-v1" in wrong("eval", run)
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1', "[]", '{"format": 99}', '{"format": 1, "agent": "dqn"}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"format": 1', "[]", '{"format": 99}', '{"format": 1, "agent": "dqn"}', "[" * 10**5]
+)
 def test_a_damaged_config_is_refused(text, run, wrong):
     (run / "config.json").write_text(text)
     assert f"{run / 'config.json'} is damaged" in wrong("resume", run)
 
 
 @pytest.mark.parametrize(
-    "change", [{"agent": "dqm"}, {"steps": "many"}, {"steps": 3.5}, {"hyper": 3}, {"hyper": {"gamma": "x"}}, {"x": 1}]
-)
+    "change",
+    [
+        {"agent": "dqm"}, {"steps": "many"}, {"steps": 3.5}, {"hyper": 3}, {"hyper": {"gamma": "x"}}, {"x": 1},
+        {"population": {"kind": "x", "members": 2, "search": {"gamma": "uniform:0.8:0.9"}}},
+        {"population": {"kind": "grid", "members": 2, "search": {"gamma": "uniform:0.8:0.9:90000"}}},
+    ],
+)  # fmt: skip
 def test_a_config_that_makes_no_sense_is_refused(change, run, wrong):
     file = run / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -817,15 +880,19 @@ def test_a_run_is_evaluated_as_often_as_asked_for(tmp_path, wrong):
     assert "--evaluations is not for members that take over" in wrong("pbt", "dqn", "CartPole-v1", *population)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"finished": true}', "null and void"])
-def test_a_damaged_receipt_is_refused(text, run, wrong):
-    (run / "receipt.json").write_text(text)
+@pytest.mark.parametrize(
+    "change", ["", "[]", {"cpu_seconds": None}, "null and void", {"wall_seconds": "9"}, {"savings": [{}]}]
+)
+def test_a_damaged_receipt_is_refused(change, run, wrong):
+    file = run / "receipt.json"
+    file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
     assert "receipt.json is damaged" in wrong("resume", run, "--steps", "5000")
 
 
-def test_damaged_rows_are_refused(run, wrong):
+@pytest.mark.parametrize("row", ["not a row", "[" * 100_000, '{"seed": 0, "step": 9, "episode_retrun": 1.0}'])
+def test_damaged_rows_are_refused(row, run, wrong):
     file = run / "rows.jsonl"
-    file.write_text("not a row\n" + file.read_text())
+    file.write_text(f"{row}\n" + file.read_text())
     before = everything(run)
     assert "rows.jsonl is damaged" in wrong("resume", run, "--steps", "5000", "--quiet")
     assert everything(run) == before

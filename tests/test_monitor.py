@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from frugalrl.errors import UsageError
+from frugalrl.errors import BadFile, UsageError
 from frugalrl.monitor import charts, files, live, rows, words
 from frugalrl.monitor.compare import compare
 from frugalrl.monitor.compare import table as told
@@ -693,7 +693,13 @@ def page(folder: Path) -> Page:
 def fill(folder: Path, config: bool = True, values: bool = True, finished: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if config:
-        wanted = {"agent": "dqn", "env": "CartPole-v1", "steps": 1000, "hyper": {"note": "<b>&\"'", "hidden": [64, 64]}}
+        wanted = {
+            "format": 1,
+            "agent": "dqn",
+            "env": "CartPole-v1",
+            "steps": 1000,
+            "hyper": {"note": "<b>&\"'", "hidden": [64, 64]},
+        }
         (folder / "config.json").write_text(json.dumps(wanted))
     if values:
         for step in (0, 500, 1000):
@@ -771,6 +777,47 @@ def test_report_of_a_study_is_a_table_of_its_runs(tmp_path):
     assert "10 s 18 s 180 J" in shown.text  # of the run that has finished
     assert ">dqn &amp; co</a>" in (tmp_path / "report.html").read_text()
     assert "not finished" in shown.text
+
+
+def test_report_leaves_alone_what_is_not_a_run(tmp_path):
+    fill(tmp_path / "all" / "run")
+    (tmp_path / "all" / "link").symlink_to(fill(tmp_path / "elsewhere"))
+    other = tmp_path / "all" / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "report.html").write_text("mine")
+    for _ in range(2):  # its own page is written again
+        assert page(tmp_path / "all").links == ["run/report.html"]
+    assert not (tmp_path / "elsewhere" / "report.html").exists()
+    with pytest.raises(UsageError, match="was not written by FrugalRL"):
+        report(other)
+    assert (other / "report.html").read_text() == "mine"
+
+
+def test_what_a_file_says_is_text_and_no_script(tmp_path):
+    name = '"><script>alert(1)</script>'
+    fill(tmp_path, values=False, finished=False)
+    about = json.loads((tmp_path / "config.json").read_text())
+    population = {"kind": "pbt", "members": 2, "search": {name: "uniform:0:1"}}
+    (tmp_path / "config.json").write_text(json.dumps(about | {"population": population}))
+    for step in (1, 2):
+        rows.write(
+            tmp_path / "rows.jsonl", [row(s, step, 1.0, **{"member": m, name: 0.5}) for s in (0, 1) for m in (0, 1)]
+        )
+    assert "script" not in page(tmp_path).tags
+    text = (tmp_path / "report.html").read_text()
+    assert "http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'" in text
+    rows.write(tmp_path / "rows.jsonl", [row(0, 3, 1.0, **{"member": name, name: 0.5})])
+    with pytest.raises(BadFile, match="line 9: not a row"):
+        report(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_reported(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    faults = [f"{folder} is damaged"]
+    write(fill(folder) / "receipt.json", example(faults=faults))
+    assert "is damaged" in page(folder).text
+    assert read(folder / "receipt.json")["faults"] == faults
 
 
 def test_report_refuses_a_folder_that_is_not_there_and_a_damaged_file(tmp_path):

@@ -9,15 +9,18 @@ normalisation belongs to the agent's state.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import BadFile, UsageError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -97,6 +100,46 @@ def find(env_id: str) -> EnvSpec:
 
             register()
     return gymnasium.spec(name)
+
+
+def check_module(env_id: str, file: Path) -> None:
+    """Raises BadFile if the module of an id that was read from `file` came with it, by all appearances.
+
+    That is one which lies in the folder of the run or policy, or in a package around it: what was downloaded to be
+    looked at must not run code of its own. A module that was given on the command line, or imported by the caller, is
+    not asked about; one beside the folders of its runs is found as always. Nothing is imported here.
+    """
+    module = env_id.rpartition(":")[0]
+    if not module or module in sys.modules:
+        return
+    folder = file.resolve().parent
+    while any((folder.parent / name).is_file() for name in ("config.json", "policy.json")):
+        folder = folder.parent
+    for place, package in _places(module):
+        if place.is_relative_to(folder) or (package and folder.is_relative_to(place)):
+            raise BadFile(
+                f"{file} has the environment {env_id!r}, whose module came with it, in {place}: if you trust it, move "
+                "it to the folder that you work in, out of all that holds the run"
+            )
+
+
+def _places(module: str) -> Iterator[tuple[Path, bool]]:
+    """Where a module and the packages around it lie: a file, or the folder of a package, and whether it is that."""
+    parts, path = module.split("."), None
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        try:
+            spec = find_spec(name) if path is None else PathFinder.find_spec(name, path)
+        except (ImportError, ValueError, AttributeError):  # of a name that is none: to import it says so
+            return
+        if spec is None:
+            return
+        path = spec.submodule_search_locations
+        if spec.origin is not None and spec.has_location and path is None:
+            yield Path(spec.origin).resolve(), False
+        yield from ((Path(place).resolve(), True) for place in path or ())
+        if path is None:
+            return
 
 
 def needed(module: str, extra: str) -> Any:

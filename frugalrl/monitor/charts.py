@@ -210,6 +210,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _svg(
     name: str, title: str, description: str, marks: Sequence[str], height: float = HEIGHT, kind: str = "chart"
 ) -> str:
+    name = escape(name)
     return (
         f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
@@ -283,7 +284,7 @@ def _x_tick(x: _Axis, value: float, bottom: float) -> str:
 
 def _polyline(xs: Sequence[float], ys: Sequence[float], x: _Axis, y: _Axis, kind: str, name: str = "") -> str:
     keep = range(0, len(xs), max(1, len(xs) // POINTS))
-    points = " ".join(f"{x(xs[i]):.1f},{y(ys[i]):.1f}" for i in sorted({*keep, len(xs) - 1}))
+    points = " ".join(f"{x(xs[i]):.1f},{y(ys[i]):.1f}" for i in sorted({*keep, *range(len(xs))[-1:]}))
     title = f"<title>{escape(name)}</title>" if name else ""
     return f'<polyline class="{kind}" points="{points}">{title}</polyline>'
 

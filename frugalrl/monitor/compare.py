@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frugalrl.errors import BadFile, UsageError
+from frugalrl.errors import UsageError
 from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 from . import charts, page, receipt, words
@@ -51,10 +51,7 @@ def compare(folders: Sequence[str | os.PathLike]) -> list[Side]:
     for path in paths:
         if not path.is_dir() or not is_run(path):
             raise UsageError(f"{path} is not a run folder: give the folder of a `frugal train`")
-    try:
-        runs = [load(path) for path in paths]
-    except ValueError as error:
-        raise BadFile(str(error)) from None
+    runs = [load(path) for path in paths]
     envs = sorted({str(known(run, "env", "unknown")) for run in runs})
     if len(envs) > 1:
         raise UsageError(f"returns on {' and '.join(envs)} have no common scale: compare runs on one environment")

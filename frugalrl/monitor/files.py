@@ -6,16 +6,21 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import Taken, UsageError
+from frugalrl.errors import BadFile, Taken, UsageError
+
+from . import kinds
 
 LOCK = ".lock"  # in a folder in which a process works
 # of files that appear together: those that are being written, and those that count already but are not in their place
 NEW, READY = "new.part", "ready.part"
+
+DEEPEST = 64  # lists and objects in one another: files of ours have a dozen
+OBJECT: kinds.Kind = {}  # of any names
 
 
 def plain(value: Any) -> Any:
@@ -40,7 +45,8 @@ def replace(path: str | os.PathLike, text: str, lasting: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_text(text, encoding="utf-8", newline="\n")
+        # a path may hold bytes that are not UTF-8: as \udcff, which JSON reads back as what it was
+        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         if lasting:
             sync(new)
         os.replace(new, path)
@@ -139,11 +145,32 @@ def _locked(path: Path) -> IO:
         file.close()  # the one who held it has removed it since
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file, or None if there is no such file; ValueError names the file if it is damaged."""
+def loads(text: str) -> Any:
+    """What JSON says. Raises ValueError for other text, and for what is nested too deeply to be walked."""
+    with suppress(RecursionError):
+        value = json.loads(text)
+        level = [value]
+        for _ in range(DEEPEST):
+            level = [x for one in level if isinstance(one, dict | list) for x in _inside(one)]
+            if not level:
+                return value
+    raise ValueError("it is nested too deeply")
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def read_json(path: str | os.PathLike, kind: kinds.Kind = OBJECT) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file.
+
+    Raises BadFile, which names the file and what is wrong with it, if it is not of that kind (see `kinds`).
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = loads(Path(path).read_text(encoding="utf-8"))
+        kinds.check(found, (kind,))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{os.fspath(path)} is damaged ({error}): restore it or remove it") from None
+    return found

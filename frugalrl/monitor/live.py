@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import plain, read_json, replace
+from .kinds import number
 
 FILE = "progress.json"
 SECONDS_BETWEEN = 1.0  # two versions of it
+KIND = {"step": (number,), "total": (number,), "at": (number,), "steps_per_second": number, "kl": number}
 
 
 class Now(NamedTuple):
@@ -39,9 +41,8 @@ def write(folder: Path, step: int, total: int, steps_per_second: float | None, k
 def read(folder: str | os.PathLike) -> Now | None:
     """None where nothing trains, or the file is not what it should be."""
     try:
-        found: dict[str, Any] = read_json(Path(folder) / FILE) or {}
-        now = Now(**found)
-        return now if all(isinstance(x, int | float) for x in (now.step, now.total, now.at)) else None
+        found: dict[str, Any] = read_json(Path(folder) / FILE, KIND) or {}
+        return Now(**found)
     except (OSError, ValueError, TypeError):
         return None
 

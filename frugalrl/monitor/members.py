@@ -13,6 +13,7 @@ import numpy as np
 from frugalrl.statistics import bootstrap
 
 from . import charts, page, words
+from .kinds import number
 from .rows import Row, run_of
 
 TREES = 4  # most seeds whose family tree is drawn
@@ -34,7 +35,8 @@ class Generation(NamedTuple):
 
     def parent(self, member: int) -> int | None:
         """The member that `member` took over from after this evaluation, if it did."""
-        return self.rows.get(member, {}).get("parent")
+        parent = self.rows.get(member, {}).get("parent")
+        return parent if parent in self.rows else None
 
 
 def generations(rows: Iterable[Row]) -> dict[int, list[Generation]]:
@@ -42,7 +44,7 @@ def generations(rows: Iterable[Row]) -> dict[int, list[Generation]]:
     found: dict[int, dict[int, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         seed, member = run_of(row)
-        if member is not None:
+        if member is not None and row.get("step") is not None:
             found[seed][row["step"]][member] = row
     return {seed: [Generation(step, steps[step]) for step in sorted(steps)] for seed, steps in sorted(found.items())}
 
@@ -170,15 +172,15 @@ def _table(
     head = (*(["seed"] if evolves and len(found) > 1 else []), "member", *names, "fitness", "return")
     table = []
     for (seed, member), rows in order:
-        mark = ' <span class="mark good">best</span>' if chosen.get(rows[0]["seed"]) == member else ""
+        mark = ' <span class="mark good">best</span>' if chosen.get(run_of(rows[0])[0]) == member else ""
         scores = [_number(row.get("episode_return")) for row in rows]
         cells = [
-            f"{member}{mark}",
+            f"{escape(str(member))}{mark}",
             *(escape(_shown(rows[0].get(name))) for name in names),
             escape(words.number(float(np.mean([_number(row.get("fitness")) for row in rows])))),
             escape(words.interval(bootstrap(scores))),
         ]
-        table.append(([str(seed)] if evolves and len(found) > 1 else []) + cells)
+        table.append(([escape(str(seed))] if evolves and len(found) > 1 else []) + cells)
     return page.table(head, table, numbers=range(len(head) - len(names) - 2, len(head))) + (
         '<p class="soft">Fitness is the mean greedy return on episodes that only choose among members; the return is '
         "on held-out episodes.</p>"
@@ -186,17 +188,20 @@ def _table(
 
 
 def _schedule(seed: int, line: list[Generation], name: str, chosen: Mapping[int, int], logarithmic: bool) -> str:
+    def drawn(title: str, through: Sequence[int]) -> charts.Line:
+        """Of the member that each generation is looked at through, where it has a value that can be drawn."""
+        values = [(g.step, g.rows.get(m, {}).get(name)) for g, m in zip(line, through, strict=True)]
+        there = [(float(step), float(x)) for step, x in values if number(x) and (x > 0 or not logarithmic)]
+        return charts.Line(title, [step for step, _ in there], [x for _, x in there])
+
     members = sorted({member for generation in line for member in generation.rows})
-    lines = [
-        charts.Line(f"member {m}", [float(g.step) for g in line if m in g.rows], [float(g.rows[m][name]) for g in line])
-        for m in members
-    ]
+    lines = [each for m in members if (each := drawn(f"member {m}", [m] * len(line))).y]
+    if not lines:
+        return ""
     bold = None
     if seed in chosen:
-        through = ancestry(line, chosen[seed])
-        values = [float(g.rows[m][name]) for g, m in zip(line, through, strict=True)]
-        bold = charts.Line("the best member and those it came from", [float(g.step) for g in line], values)
-    chart = charts.schedule(lines, bold, f"schedule-{seed}-{name}", name, logarithmic)
+        bold = drawn("the best member and those it came from", ancestry(line, chosen[seed]))
+    chart = charts.schedule(lines, bold if bold and bold.y else None, f"schedule-{seed}-{name}", name, logarithmic)
     return page.figure(
         chart, f"Seed {seed}. Thin: each member; bold: the schedule that the best member was trained by."
     )

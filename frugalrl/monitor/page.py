@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 COLOURS = 9  # of parts and arms; more take turns
+# what a page may do, whatever a file made it say: nothing but look as its own style says
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 STYLE = """
 :root {
@@ -99,12 +102,22 @@ def page(title: str, body: Iterable[str], refresh: int | None = None) -> str:
     again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"{again}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that was written here, or is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return ": FrugalRL</title>" in file.read(5000)
+    except FileNotFoundError:
+        return True
 
 
 def header(title: str, aside: str, line: str) -> str:

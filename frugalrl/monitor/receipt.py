@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TextIO
 
 from frugalrl.statistics import Interval, bootstrap
 
-from . import members, words
+from . import kinds, members, words
 from .files import plain, read_json, replace
+from .kinds import flag, number, string, whole
 from .machine import Cost, Meter, Usage, hardware, usage, versions
 from .streams import encodable, is_terminal
 
@@ -26,7 +27,27 @@ ACTORS = ("mode", "engine", "fallback", "refreshes", "packet_bytes", "kl", "rati
 # which is pull (the copy out of the mailbox), decode (its arrays as layers), load (into the engine) and compare (with
 # the packet before). `staleness` and `staleness_max`: learner updates between acting and learning, mean and most.
 ACTING = ("step_seconds", "refresh_seconds", "pull_seconds", "decode_seconds", "load_seconds", "compare_seconds")
+# updates of a learner of less than float32 whose gradients were not finite, of each run
+COUNTED = {"skipped_updates": "skipped as not finite", "broken_updates": "applied although not finite"}
 WIDTH = 80
+KIND = {  # of a receipt: all that something is worked out from
+    **dict.fromkeys(("agent", "env", "runtime", "energy_method"), string),
+    **dict.fromkeys(("wall_seconds", "compile_seconds", "evaluation_seconds", "cpu_seconds", "energy_joules"), number),
+    **dict.fromkeys(("checkpoint_seconds", "first_update_seconds", "env_steps_per_second"), number),
+    **dict.fromkeys(("seeds", "steps", "peak_memory_bytes", "episodes_per_seed", "episode_cap", "qat"), whole),
+    "returns": {"iqm": number, "low": number, "high": number, "per_seed": [number]},
+    "time_split": {...: number},
+    "actors": {
+        **dict.fromkeys((*ACTORS[3:], *ACTING, "waiting_seconds", "learner_waiting_seconds"), number),
+        **dict.fromkeys(("agreement", "harm", "staleness", "staleness_max", "restarts"), number),
+        "mode": string, "engine": string, "fallback": {"step": whole},
+        "switches": [({},)], "measured": [({},)], "compressed_returns": [number],
+    },
+    "precision": {name: [number] for name in (*COUNTED, "loss_scale")} | {"collapsed": [flag]},
+    "savings": [({**dict.fromkeys(("lever", "what", "unit"), (string,)), "off": (number,), "on": (number,)},)],
+    "population": {"ready": number, "replaced": number, "best": [({"hyper": {}},)]},
+    "versions": {}, "hardware": {"memory_bytes": whole}, "faults": [(string,)],
+}  # fmt: skip
 
 
 def receipt(
@@ -89,8 +110,15 @@ def write(path: str | os.PathLike, receipt: Mapping[str, Any]) -> None:
 
 
 def read(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The receipt in a file, None if there is no file; ValueError if it is damaged."""
-    return read_json(path)
+    """The receipt in a file, None if there is no file. Raises BadFile if it is damaged."""
+    return read_json(path, KIND)
+
+
+def cost(receipt: Mapping[str, Any]) -> Cost:
+    """What a run had cost when its receipt was written. Raises ValueError if it does not tell."""
+    wanted = {"wall_seconds": (number,), "cpu_seconds": (number,), "energy_method": (string,)}
+    kinds.check(receipt, (wanted,))
+    return Cost(*(receipt.get(name) for name in Cost._fields))  # type: ignore[arg-type]
 
 
 def returns(receipt: Mapping[str, Any]) -> Interval | None:
@@ -211,7 +239,7 @@ class Saving(NamedTuple):
 
 def savings(receipt: Mapping[str, Any]) -> list[Saving]:
     """Those that a receipt tells."""
-    return [Saving(**one) for one in receipt.get("savings") or []]
+    return [Saving(*(one[name] for name in Saving._fields)) for one in receipt.get("savings") or []]
 
 
 def _returns(per_seed: Sequence[float]) -> dict[str, Any]:
@@ -239,12 +267,12 @@ def _wall(receipt: Mapping[str, Any]) -> str:
 
 
 def _precision(precision: Mapping[str, Any]) -> str:
-    counted = {"skipped_updates": "skipped as not finite", "broken_updates": "applied although not finite"}
     parts = [str(precision.get("mode"))]
     parts += [f"as {precision['why']}"] if precision.get("why") else []
     parts += [f"matrix products by {precision['products']}"] if precision.get("products") else []
     parts += [
-        f"{words.number(sum(precision[name]))} updates {what}" for name, what in counted.items() if precision.get(name)
+        f"{words.number(sum(x or 0 for x in precision[name]))} updates {what}"
+        for name, what in COUNTED.items() if precision.get(name)
     ]
     lost = precision.get("collapsed") or []
     parts += [f"the scale of the loss has collapsed in {sum(lost)} of {len(lost)} seeds"] if any(lost) else []

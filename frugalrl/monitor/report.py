@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from frugalrl.config import is_run as is_ours
+from frugalrl.errors import UsageError
 from frugalrl.statistics import Interval, bootstrap
 
 from . import charts, members, page, receipt, rows, words
 from .files import read_json, replace
+from .kinds import number, string, whole
 
 DEPTH = 3  # how far below a study's folder its runs may lie
+# of config.json, which is shown but not used here: `config.read` looks at the rest
+CONFIG = {"population": {"kind": string, "members": whole, "search": {...: string}}}
 MEASURES = {  # of the compressed policy, in rows
     "kl": ("KL divergence", "KL divergence of the compressed policy from the full one: how far the actors were off."),
     "agreement": ("agreement", "Share of observations on which both policies choose the same action."),
@@ -42,13 +47,16 @@ def report(folder: str | os.PathLike, price: float | None = None) -> Path:
     """Write `report.html` into a run folder, or into a folder that holds run folders, and return its path.
 
     A run needs none of its files: the page says what is missing. For a study each run gets its own page too, and the
-    study a table of them all. With `price`, what an hour of the machine costs, pages tell the money. Raises ValueError
-    if there is no such folder or a file in it is damaged.
+    study a table of them all; what lies below and is no run with a config.json of ours is left alone, and links are not
+    followed. With `price`, what an hour of the machine costs, pages tell the money. Raises UsageError if there is no
+    such folder or its report.html is somebody else's, and BadFile if a file is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}")
-    runs = [] if is_run(folder) else [load(path) for path in _runs_below(folder, DEPTH)]
+        raise UsageError(f"no such folder: {folder}")
+    if not is_ours(folder) and not page.is_ours(folder / "report.html"):
+        raise UsageError(f"{folder / 'report.html'} was not written by FrugalRL: move it away first")
+    runs = [] if is_ours(folder) else [load(path) for path in _runs_below(folder, DEPTH)]
     for run in runs or [load(folder)]:
         replace(run.folder / "report.html", page_of(run, price))
     if runs:
@@ -63,15 +71,16 @@ def is_run(folder: Path) -> bool:
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if is_run(path):
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+        if is_ours(path):
             yield path
         elif depth > 1:
             yield from _runs_below(path, depth - 1)
 
 
 def load(folder: Path) -> Run:
-    config = read_json(folder / "config.json") or {}
+    """Raises BadFile if one of its files is damaged."""
+    config = read_json(folder / "config.json", CONFIG) or {}
     return Run(folder, config, rows.read(folder / "rows.jsonl"), receipt.read(folder / "receipt.json") or {})
 
 
@@ -92,15 +101,15 @@ def returns_of(run: Run) -> Interval | None:
 
 
 def steps_of(run: Run) -> int | None:
-    return run.receipt.get("steps") or max((row.get("step", 0) for row in run.rows), default=None)
+    return run.receipt.get("steps") or max((row.get("step") or 0 for row in run.rows), default=None)
 
 
 def lines_of(run: Run, metric: str) -> list[charts.Line]:
     """The curve of each seed (and member) that has finite values of `metric`."""
     points: dict[tuple, dict[float, float]] = defaultdict(dict)
     for row in run.rows:
-        if row.get(metric) is not None and row.get("step") is not None:
-            points[(row.get("seed", 0), row.get("member"))][row["step"]] = float(row[metric])
+        if number(row.get(metric)) and row.get("step") is not None:
+            points[rows.run_of(row)][row["step"]] = float(row[metric])
     return [
         charts.Line(f"seed {seed}" + ("" if member is None else f", member {member}"), *_sorted(at))
         for (seed, member), at in points.items()

@@ -13,9 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import plain, replace
+from frugalrl.errors import BadFile
+
+from . import kinds
+from .files import loads, plain, replace
 
 Row = Mapping[str, Any]
+KIND = {
+    **dict.fromkeys(("seed", "member", "step", "parent"), kinds.whole),
+    **dict.fromkeys(("episode_return", "episode_length", "wall_seconds", "fitness"), kinds.number),
+    ...: kinds.plain,
+}
 
 
 def write(path: str | os.PathLike, rows: Iterable[Row], lasting: bool = True) -> None:
@@ -45,17 +53,21 @@ def write(path: str | os.PathLike, rows: Iterable[Row], lasting: bool = True) ->
             raise
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike, names: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The rows of a file, without a last line that was cut short; none if there is no file.
 
-    Raises ValueError, with the number of the line, if a line that is not the last is damaged.
+    Raises BadFile, with the number of the line, if a line that is not the last is damaged, or a row lacks one of the
+    `names`.
     """
-    return [row for row, _ in _parsed(Path(path))]
+    parsed = _parsed(Path(path))
+    for missing, line in ((name, line) for row, line in parsed for name in names if name not in row):
+        raise BadFile(f"{os.fspath(path)} has a row without {missing}: {line[:80]!r}")
+    return [row for row, _ in parsed]
 
 
 def run_of(row: Row) -> tuple[int, int | None]:
     """The seed and the member that a row is of."""
-    return row.get("seed", 0), row.get("member")
+    return row.get("seed") or 0, row.get("member")
 
 
 def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, int | None]] | None = None) -> int:
@@ -63,11 +75,11 @@ def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, in
 
     With `runs`, pairs of a seed and a member, the rows of others stay.
 
-    The rows that stay keep their bytes; the file is replaced as a whole or not at all.
+    The rows that stay keep their bytes; the file is replaced as a whole or not at all. Raises BadFile, and changes
+    nothing, if a line is damaged.
     """
     path = Path(path)
     parsed = _parsed(path)
-
     def stays(row: dict[str, Any]) -> bool:
         others = runs is not None and run_of(row) not in runs  # type: ignore[operator]
         return row.get("step", 0) <= step or others
@@ -91,20 +103,19 @@ def _parsed(path: Path) -> list[tuple[dict[str, Any], str]]:
     lines = text.split("\n")
     parsed = []
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is not None:
-            parsed.append((row, line))
-        elif line.strip() and number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
+        try:
+            parsed.append((_row(line), line))
+        except ValueError as error:
+            if line.strip() and number < len(lines):
+                raise BadFile(f"{path}, line {number}: not a row ({error}): {line[:80]!r}") from None
     return parsed
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+def _row(line: str) -> dict[str, Any]:
+    """Raises ValueError if the line is not one."""
+    row = loads(line)
+    kinds.check(row, (KIND,))
+    return row
 
 
 def _mend(path: Path) -> None:
@@ -118,7 +129,9 @@ def _mend(path: Path) -> None:
         file.seek(0)
         content = file.read()
         start = content.rfind(b"\n") + 1
-        if _row(content[start:].decode(errors="replace")) is None:
+        try:
+            _row(content[start:].decode(errors="replace"))
+        except ValueError:
             file.truncate(start)
         else:
             file.write(b"\n")

@@ -20,6 +20,7 @@ from frugalrl.errors import BadFile, UsageError
 
 from . import live, words
 from .charts import curve
+from .page import POLICY
 from .report import Run, is_run, known, lines_of, load, page_of, returns_of, steps_of
 from .rows import run_of
 from .streams import encodable, is_terminal, printable
@@ -84,12 +85,12 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
                 text = page_of(run, now=list(figures(run, now)), refresh=REFRESH)
             except (BadFile, OSError):
                 return self.send_error(503)
-            body = text.encode()
+            body = text.encode(errors="backslashreplace")
             self.send_response(200)
             for name, value in (
                 ("Content-Type", "text/html; charset=utf-8"),
                 ("Content-Length", str(len(body))),
-                ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+                ("Content-Security-Policy", f"{POLICY}; frame-ancestors 'none'"),
                 ("Cache-Control", "no-store"),
                 ("X-Content-Type-Options", "nosniff"),
             ):
@@ -109,12 +110,8 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 def look(folder: Path) -> tuple[Run, live.Now | None]:
     """What is known of a run now. Raises BadFile if a file is damaged."""
-    try:
-        now = live.read(folder)
-        run = load(folder)
-    except ValueError as error:
-        raise BadFile(str(error)) from None
-    return run, now
+    now = live.read(folder)
+    return load(folder), now
 
 
 def watch(

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frugalrl import checkpoint, cli, config, policy, training
+from frugalrl import checkpoint, cli, config, hub, policy, training
 from frugalrl.errors import BadFile, UsageError
+from frugalrl.monitor import receipt
+from frugalrl.monitor.report import load, report
+from frugalrl.monitor.watch import figures
 
 RUN = Path(__file__).parent.parent / "data" / "run-format-1"
 FEW, MANY = 60, 3000
@@ -117,11 +120,49 @@ def read_config(run: Path) -> None:
     config.read(run)
 
 
+def read_report(run: Path) -> None:
+    """All that is told of a run, in a page, in the terminal and in the card of an upload."""
+    report(run, price=1.0)
+    found = receipt.read(run / "receipt.json") or {}
+    list(figures(load(run), None))
+    list(hub._page("a/b", policy.read(run / "policy")[0], {}, found))
+
+
+def eventful(run: Path) -> None:
+    """Has a run's receipt, rows and configuration tell of all that a receipt, rows and a configuration can."""
+    told = json.loads((run / "receipt.json").read_text())
+    told |= {
+        "time_split": {"environment": 1.0, "learner": 2.0}, "faults": ["a disk"], "qat": 8, "episode_cap": 500,
+        "savings": [{"lever": "x", "what": "y", "unit": "bytes", "off": 8, "on": 2}],
+        "precision": {"mode": "fp16", "why": "x", "skipped_updates": [3], "loss_scale": [8.0]},
+        "population": {"kind": "pbt", "members": 2, "ready": 9, "replaced": 1,
+                       "best": [{"member": 1, "hyper": {"gamma": 0.5}}]},
+        "actors": {
+            "mode": "int8", "engine": "x", "fallback": {"mode": "int8", "step": 9, "seed": 0}, "refreshes": 3,
+            "packet_bytes": 9, "kl": 0.1, "step_seconds": 2.0, "pull_seconds": 1.0, "compressed_returns": [1.0],
+            "switches": [{"step": 3, "to": "int8"}], "measured": [{"mode": "int8", "cost": 1.5}],
+        },
+    }  # fmt: skip
+    (run / "receipt.json").write_text(json.dumps(told))
+    about = json.loads((run / "config.json").read_text())
+    population = {"kind": "pbt", "members": 2, "search": {"gamma": "log:0.1:0.9"}}
+    (run / "config.json").write_text(json.dumps(about | {"population": population}))
+    lines = [
+        {
+            "agent": "dqn", "env": "CartPole-v1", "seed": 0, "member": m, "step": step, "episode_return": 9.0 * m,
+            "episode_length": 9.0, "wall_seconds": 1.0, "fitness": 1.0 * m, "gamma": 0.5, "kl": 0.1, "parent": None,
+        }
+        for step in (500, 1000) for m in (0, 1)
+    ]  # fmt: skip
+    (run / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
 FILES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "config": (read_config, ("config.json",)),
     "policy": (read_policy, ("policy/policy.json", "policy/policy.json", "policy/seed-0.npz")),
     "checkpoint": (read_checkpoint, ("checkpoints/all/1000.json", "checkpoints/all/blocks/*")),
     "receipt": (read_receipt, ("receipt.json",)),
+    "report": (read_report, ("receipt.json", "receipt.json", "rows.jsonl", "rows.jsonl", "config.json")),
 }
 
 
@@ -130,6 +171,8 @@ FILES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 def test_a_file_that_is_not_what_it_was_is_read_as_it_should_be_or_refused(kind, cases, run):
     """Never with a traceback; and a checkpoint is either what was saved or refused."""
     read, names = FILES[kind]
+    if kind == "report":
+        eventful(run)
     refused = 0
     for case in cases:
         draw = np.random.default_rng(case)
@@ -138,6 +181,11 @@ def test_a_file_that_is_not_what_it_was_is_read_as_it_should_be_or_refused(kind,
         new = damaged(draw, whole)
         if file.suffix == ".json" and draw.random() < 0.7:
             new = json.dumps(jumbled(draw, json.loads(whole))).encode()
+        if file.suffix == ".jsonl" and draw.random() < 0.7:
+            changed = jumbled(draw, [json.loads(line) for line in whole.splitlines()])
+            new = "".join(
+                f"{json.dumps(row)}\n" for row in (changed if isinstance(changed, list) else [changed])
+            ).encode()
         file.write_bytes(new)
         try:
             read(run)

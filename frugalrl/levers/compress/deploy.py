@@ -20,7 +20,9 @@ from ... import catalog, policy
 from ...envs.make import find, options_for
 from ...errors import UsageError, one_line
 from ...evaluate import HELD_OUT, episode_cap, on_gymnasium
+from ...monitor import receipt
 from ...monitor.files import plain, read_json
+from ...monitor.kinds import whole
 from ...monitor.machine import hardware, versions
 from ...monitor.quality import divergence
 from ...networks import weighted
@@ -127,11 +129,8 @@ def _place(source: str | Path, format: str, out: str | Path | None) -> Path:
 
 def _origin(source: Path, full: policy.Actor) -> dict[str, Any]:
     """What is known of the training; None where there is only a policy folder."""
-    try:
-        receipt, config = (read_json(source / name) or {} for name in ("receipt.json", "config.json"))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    trained = {name: receipt.get(name) for name in ("steps", "runtime")}
+    made, config = receipt.read(source / "receipt.json") or {}, read_json(source / "config.json", {"seed": whole}) or {}
+    trained = {name: made.get(name) for name in ("steps", "runtime")}
     return trained | {"seeds": len(full.weights), "seed": config.get("seed")}
 
 

@@ -5,9 +5,10 @@ It imports no JAX, so that a command line is checked quickly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import exp, log
+from math import exp, log, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from ... import catalog
 from ...errors import UsageError
 
 JOINT = ("cem", "dvd")  # kinds whose members share a critic
+KINDS = ("pbt", "random", "grid", *JOINT)
+MOST_RUNS = 100_000  # of all seeds and members: there are lists of them before it is known what fits this machine
 NOVELTY = ("bandit", "schedule")
 EXPLORE = ("perturb", "resample")
 COPY = ("everything", "policy")
@@ -98,10 +101,17 @@ def prior(agent: str, name: str, what: Any) -> Prior:
             f"--search {name}=choice:{_shown(default)}:..."
         )
     low, high = value(parts[0]), value(parts[1])
-    points = int(parts[2]) if len(parts) == 3 and parts[2].isdecimal() else POINTS if len(parts) == 2 else 0
-    if not np.isfinite([low, high]).all() or not low < high or (kind == "log" and low <= 0) or points < 2:
+    points = int(parts[2]) if len(parts) == 3 and re.fullmatch("[0-9]{1,9}", parts[2]) else POINTS * (len(parts) == 2)
+    if (
+        not np.isfinite([low, high]).all()
+        or not low < high
+        or (kind == "log" and low <= 0)
+        or not 2 <= points <= MOST_RUNS
+    ):
         least = "0 < LOW < HIGH" if kind == "log" else "LOW < HIGH"
-        raise UsageError(f"--search {name}={what} must have {least}, and at least 2 points if they are given")
+        raise UsageError(
+            f"--search {name}={what} must have {least}, and from 2 to {MOST_RUNS} points if they are given"
+        )
     return Prior(kind, (low, high), points)
 
 
@@ -127,6 +137,11 @@ def begun(population: Population, found: Mapping[str, Prior], seed: int, first: 
     source = seed if population.evolves else first
     generators = (np.random.default_rng([source, member]) for member in range(population.members))
     return [{name: drawn(prior, r) for name, prior in found.items()} for r in generators]
+
+
+def size(found: Mapping[str, Prior]) -> int:
+    """Of a grid."""
+    return prod(len(prior.values) if prior.kind == "choice" else prior.points for prior in found.values())
 
 
 def grid(found: Mapping[str, Prior]) -> list[dict[str, Any]]:
