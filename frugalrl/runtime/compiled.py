@@ -220,8 +220,8 @@ def ways(seeds: int, cores: int, devices: int = 1) -> list[Way]:
     not measured then, unless the seeds cannot be spread.
 
     On several cores that vmap leaves all but one idle (with 32 seeds of PPO it took 2.2 times as long as chunks on two
-    cores), and to compile it costs as much as each of the others. Widths divide the number of seeds where one of at least
-    half a core's share does; else what remains has a program of its own. `lax.map` over chunks is not among them:
+    cores), and to compile it costs as much as each of the others. Widths divide the number of seeds where one of half a
+    core's share or more does; else what remains has a program of its own. `lax.map` over chunks is not among them:
     chunks on a single core do the same, and an iteration count at a time costs one call.
     """
     shares = max(d for d in range(1, devices + 1) if seeds % d == 0)
