@@ -359,7 +359,7 @@ def test_a_resumed_population_is_the_one_that_was_not_stopped(kind, tmp_path, mo
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "bandits"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "nan"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"precision": "bf16"}, "leave --precision"),
-        ("sac", "dm_control_pixels/cartpole-swingup-v0", {"kind": "dvd"}, "dvd is not for pictures"),
+        ("sac", "dm_control_pixels/cartpole-swingup-v0", {"kind": "dvd", "ready": 9}, "dvd is not for pictures"),
         ("td3", "InvertedPendulum-v5", {"actors": "int8"}, "--actors int8 is not for cem"),
         ("td3", "InvertedPendulum-v5", {"prune": 0.5}, "--prune is not for cem"),
         ("td3", "InvertedPendulum-v5", {"pull_period": 9}, "--pull-period is not for cem"),
