@@ -635,7 +635,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
 
         if members:
             shapes = jax.eval_shape(beginning(1.0), start)
-            fits(config, shapes, members, lambda runs: compiled.copies(runs, compiled.ways(runs, compiled.cores())))
+            ways, tried = partial(compiled.ways, cores=compiled.cores()), 1 if plan.lockstep else None
+            fits(config, shapes, members, lambda runs: compiled.copies(runs, ways(runs)[:tried]))
 
         def moments(restore: Restore | None) -> Iterator[Moment]:
             share = left(restore.step if restore else 0)

@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from frugalrl.config import configure
 from frugalrl.errors import UsageError
 from frugalrl.levers.population import evolution, search
 from frugalrl.levers.population.watch import Watch
-from frugalrl.monitor import members
+from frugalrl.monitor import machine, members
 from frugalrl.monitor.files import plain
 from frugalrl.runtime import compiled
 
@@ -398,6 +399,12 @@ def test_what_would_fit_is_said_as_it_can_be_asked_for(kind, search, advice, mon
     config = configure("dqn", "CartPole-v1", steps=50_000, population={"kind": kind, "search": search} | members)
     with pytest.raises(UsageError, match=advice):
         jobs.compiled_job(config, lambda text: None)
+
+
+def test_runs_begin_on_one_accelerator_and_its_memory_counts(monkeypatch):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 80, "bytes_in_use": 10})
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(devices=lambda: [device] * 4))
+    assert machine.free_memory() == 70
 
 
 def test_who_takes_over_does_not_depend_on_where_the_run_was_to_end():
