@@ -5,7 +5,7 @@
 Each comparison has arms, ours or a peer's, and the first is the one that the others are compared with. A run that has
 its row already is not made again, so a study that was stopped goes on where it was; no run begins that would not end
 within `--minutes`. Returns are means of 100 greedy episodes; over seeds, interquartile means with 95 % bootstrap
-intervals.
+intervals. Where arms begin alike, seed by seed, the difference is that of each seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from frugalrl.statistics import Interval, bootstrap, difference
 
 NAME = "comparisons"
 EPISODES = 100
-QUICK = 11_000  # steps of --quick
+QUICK = 11_000  # steps of --quick, unless a comparison says how many
 Found = dict[str, Any]  # final_return, wall_seconds, and what else is worth keeping of a run
 
 
@@ -38,6 +38,9 @@ class Comparison(NamedTuple):
     steps: int  # of each seed
     seeds: int
     arms: dict[str, Arm]
+    quick: int = QUICK
+    paired: bool = False  # runs of a seed begin alike in every arm
+    beside: str = ""  # what arms cost that their steps do not say
 
 
 def ours(agent: str, env: str, *words: str, together: bool = False, command: str = "train") -> Arm:
@@ -61,7 +64,9 @@ def ours(agent: str, env: str, *words: str, together: bool = False, command: str
             "runtime": found["runtime"],
             "hyper": done.config["hyper"],
         }
-        return [{"final_return": each} | shared for each in returns]
+        names = ("member", "hyper", "fitness")
+        winners = [{"winner": {name: each[name] for name in names}} for each in best] if best else [{}] * len(seeds)
+        return [{"final_return": each} | winner | shared for each, winner in zip(returns, winners, strict=True)]
 
     return Arm(run, f"frugal {command} {' '.join([agent, env, *words])}", together)
 
@@ -122,35 +127,47 @@ def ptr_fillings(env: str, steps: int) -> Comparison:
     )
 
 
-def shared_critic(env: str, steps: int, ready: int) -> Comparison:
+def shared_critic(env: str, steps: int, random: int, limit: int) -> Comparison:
     """TD3, and populations of it: CEM-RL of ten members and DvD of five, as in their papers, with small networks.
 
-    Generations are of `ready` steps of each member: with whole episodes there would be four to eight of them.
+    Episodes last `limit` steps whatever is done, so that a generation is one of each member; the first `random` steps
+    are of random actions in every arm, which is whole generations of both.
     """
 
     def arm(command: str, *more: str) -> Arm:
-        return ours("td3", env, "--hyper", "hidden=64,64", *more, command=command)
+        shared = ("--env-option", f"time_limit={limit}", "--hyper", "hidden=64,64", f"learning_starts={random}")
+        return ours("td3", env, *shared, *more, command=command)
 
-    arms = {
-        "td3": arm("train"),
-        "cem": arm("cem", "--members", "10", "--ready", str(ready)),
-        "dvd": arm("dvd", "--members", "5", "--ready", str(ready)),
-    }
-    return Comparison(env, steps, 3, arms)
+    arms = {"td3": arm("train"), "cem": arm("cem", "--members", "10"), "dvd": arm("dvd", "--members", "5")}
+    beside = "each arm makes an update a step; one of cem and of dvd is five actors' and a critic's of five batches"
+    return Comparison(env, steps, 3, arms, quick=3 * random // 2, beside=beside)
 
 
-# eight members search both; a repetition of random search is as many steps
-SEARCH = ("--members", "8", "--search", "learning_rate=log:1e-5:1e-2", "gamma=uniform:0.9:0.999")
+def evolution(env: str, steps: int, ready: int, limit: int) -> Comparison:
+    """PBT of eight members against random search of as many, each of which has random numbers of its own.
+
+    Random search is a population in which nobody takes over: a seed's members begin with the same values and random
+    numbers in both. Three selections, the first when SAC has begun to learn; later than here any member that can learn
+    has done so, and there would be nothing left to choose.
+    """
+    members, search = 8, ("learning_rate=log:1e-5:1e-2", "gamma=uniform:0.9:0.999")
+
+    def arm(ready: int) -> Arm:
+        words = ("--members", str(members), "--ready", str(ready), "--search", *search)
+        return ours("sac", env, *words, command="pbt")
+
+    looks, each = steps // ready, members * 20 * limit
+    beside = (
+        f"members are chosen by 20 episodes of {limit} steps at each look, which are not among their steps: "
+        f"{looks * each:,} steps a seed for pbt, {each:,} for random search, beside {members * steps:,} of training"
+    )
+    arms = {"random": arm(10 * steps), "pbt": arm(ready)}
+    return Comparison(env, steps, 10, arms, quick=ready + 200, paired=True, beside=beside)
 
 
 COMPARISONS: dict[str, Comparison] = {
-    "td3-double-pendulum": shared_critic("InvertedDoublePendulum-v5", 40_000, 200),
-    "pbt-pendulum": Comparison(
-        "Pendulum-v1",
-        10_000,
-        5,
-        {name: ours("sac", "Pendulum-v1", *SEARCH, command=name) for name in ("sweep", "pbt")},
-    ),
+    "td3-halfcheetah": shared_critic(CHEETAH, 50_000, 4_000, 200),
+    "pbt-pendulum": evolution("Pendulum-v1", 4_000, 1_000, 200),
     "sac-halfcheetah": Comparison(CHEETAH, 50_000, 3, {"frugalrl": ours("sac", CHEETAH), "sb3": sb3(SB3_SAC)}),
     # random play ends at about -20.7; a step is 4 frames, of 42x42 pixels to spare three quarters of the time
     "pong": Comparison(
@@ -184,7 +201,7 @@ def runs_of(study: Comparison) -> Iterator[tuple[str, range]]:
 def left(names: Sequence[str], quick: bool, runs: Sequence[rows.Row]) -> Iterator[tuple[str, str, range, int]]:
     """What has no row yet: comparison, arm, seeds, steps."""
     for name in names:
-        steps = QUICK if quick else COMPARISONS[name].steps
+        steps = COMPARISONS[name].quick if quick else COMPARISONS[name].steps
         for arm, seeds in runs_of(COMPARISONS[name]):
             there = {each["seed"] for each in _of(runs, name, arm) if each["steps"] == steps}
             if not there.issuperset(seeds):
@@ -214,15 +231,31 @@ def summaries(runs: Sequence[rows.Row]) -> list[rows.Row]:
                 continue
             gap = {}
             if arm != first and by_arm[first]:
-                gap = {"minus": first, "difference": _interval(difference(_returns(mine), _returns(by_arm[first])))}
+                gap = {"minus": first} | _gap(mine, by_arm[first], found.paired)
             made.append(
                 rows.row(
                     NAME, kind="summary", comparison=name, env=found.env, arm=arm, how=found.arms[arm].says,
                     seeds=len(mine), steps=mine[0]["steps"], returns=_interval(bootstrap(_returns(mine))),
-                    wall_seconds=rows.spread([each["wall_seconds"] for each in mine]), **gap,
+                    wall_seconds=rows.spread([each["wall_seconds"] for each in mine]), **_cpu(mine), **gap,
+                    **({"beside": found.beside} if found.beside else {}),
                 )
             )  # fmt: skip
     return made
+
+
+def _gap(mine: Sequence[rows.Row], first: Sequence[rows.Row], paired: bool) -> dict[str, Any]:
+    """The difference of two arms, of each seed that both have if they are paired."""
+    if not paired:
+        return {"difference": _interval(difference(_returns(mine), _returns(first)))}
+    ours, theirs = ({each["seed"]: each["final_return"] for each in arm} for arm in (mine, first))
+    gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return {"paired": True, "difference": _interval(bootstrap(gaps))} if gaps else {"difference": None}
+
+
+def _cpu(runs: Sequence[rows.Row]) -> dict[str, Any]:
+    """CPU seconds of a seed, if all runs tell."""
+    found = [each["cpu_seconds"] for each in runs if "cpu_seconds" in each]
+    return {"cpu_seconds": rows.spread(found)} if len(found) == len(runs) else {}
 
 
 def _of(runs: Sequence[rows.Row], name: str, arm: str) -> list[rows.Row]:
@@ -243,11 +276,14 @@ def _interval(x: Interval) -> dict[str, float | None]:
 
 def show(made: Sequence[rows.Row]) -> None:
     for each in made:
-        gap = f", minus {each['minus']}: {_said(each['difference'])}" if "minus" in each else ""
+        gap = f", minus {each['minus']}: {_said(each['difference'])}" if each.get("difference") else ""
+        cpu = f", {each['cpu_seconds']['median']:.0f} CPU s" if "cpu_seconds" in each else ""
         print(
             f"  {each['comparison']:22} {each['arm']:24} {_said(each['returns'])} over {each['seeds']} seeds of "
-            f"{each['steps']:,} steps, {each['wall_seconds']['median']:.0f} s a seed{gap}"
+            f"{each['steps']:,} steps, {each['wall_seconds']['median']:.0f} s{cpu} a seed{gap}"
         )
+        if "beside" in each and "minus" not in each:
+            print(f"    {each['beside']}")
 
 
 def _said(x: dict[str, Any]) -> str:

@@ -4,11 +4,16 @@
         [--quick]
 
 1 to 32 members learn from random data, as the `compiled` runtime makes them: all mapped in one program on one thread
-("one program"), in chunks on a thread for each core ("chunks"), one after the other on one thread ("loop") and on a
-thread for each core ("threads"); or one after the other in a process for each core ("processes"). "auto" is the one of
-the runtime's own choice, made by what it measures. Milliseconds are of an update of the whole population, in rounds,
-each in its turn; ratios are taken within a round: to one member, and to the quickest of all. `share` is that of the
-matrix products of 256 x 256 that all cores can do at most, measured in the same rounds; operations are as XLA counts.
+("one program"), in chunks on a thread for each core ("chunks"), one after the other on one thread ("loop"; XLA splits
+wide products over the cores all the same) and on a thread for each core ("threads"); or one after the other in a
+process for each core ("processes"). "auto" is the one of the runtime's own choice, made by what it measures.
+Milliseconds are of an update of the whole population, in rounds, each in its turn; ratios are taken within a round: to
+one member, and to the quickest of all. `share` is that of the matrix products of 256 x 256 that all cores can do at
+most, measured in the same rounds; operations are as XLA counts.
+
+`--only seeds` asks what it is to be a population instead: 16 seeds of DQN in one run of `frugal train`, against 16 runs
+of one seed each, one after the other and two at a time; seconds from the start of the first process to the end of the
+last, with all programs compiled before.
 
 fastpbrl (the code of Flajolet et al. 2022, arXiv 2206.08888) takes part in TD3 and SAC with its two ways, vectorised
 and sequential, if its environment is there (`peers/setup.sh`) and FASTPBRL_SOURCE names its checkout. Its batches are
@@ -21,10 +26,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 from unittest import mock
@@ -49,6 +56,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sac": ("sac", "HalfCheetah-v5", MLP),
     "dqn": ("dqn", "ALE/Pong-v5", {"batch_size": 32, "buffer_size": 2_000, "train_freq": 4, "gradient_steps": 1}),
 }
+SEEDS, SEEDS_STEPS = 16, 20_000  # of --only seeds
 SIZES = (1, 2, 4, 8, 16, 32)
 PEER_SIZES = (1, 8)  # it compiles a sequential population member by member
 PEER_UPDATES = 20
@@ -221,9 +229,48 @@ def measured(case: str, count: int, rounds: int, with_peer: bool) -> list[rows.R
     ]  # fmt: skip
 
 
+def start_to_finish(seeds: int, steps: int, rounds: int) -> list[rows.Row]:
+    """The rows of so many seeds in one run, and in a run each."""
+    words = ("dqn", "CartPole-v1", "--runtime", "compiled", "--hyper", "hidden=64,64", "--steps", str(steps))
+
+    def run(first: int, count: int, cache: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            line = [*words, "--seed", str(first), "--seeds", str(count)]
+            rows.train(Path(folder, "run"), line, cache=Path(cache))
+
+    def alone(at_once: int, cache: str) -> None:
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda seed: run(seed, 1, cache), range(seeds)))
+
+    with tempfile.TemporaryDirectory() as cache:
+        ways = {
+            "one run": lambda: run(0, seeds, cache),
+            "one after the other": lambda: alone(1, cache),
+            "two at a time": lambda: alone(2, cache),
+        }
+        for count in (seeds, 1):
+            run(0, count, cache)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = perf_counter()
+                way()
+                seconds[name].append(perf_counter() - start)
+    return [
+        rows.row(
+            NAME, case="seeds", agent=words[0], env=words[1], command_line=f"frugal train {' '.join(words)}",
+            seeds=seeds, steps=steps, way=name, rounds=rounds, seconds=rows.spread(each),
+            times_one_run=rows.spread([a / b for a, b in zip(each, seconds["one run"], strict=True)]),
+        )
+        for name, each in seconds.items()
+    ]  # fmt: skip
+
+
 def main() -> None:
     command = rows.parser(__doc__)
-    command.add_argument("--only", nargs="+", choices=CASES, help="measure these and keep the rows of others")
+    command.add_argument(
+        "--only", nargs="+", choices=[*CASES, "seeds"], help="measure these and keep the rows of others"
+    )
     command.add_argument("--rounds", type=int, default=5, metavar="N")
     command.add_argument("--serve", nargs=2, metavar=("CASE", "MEMBERS"), help="for its own processes")
     args = command.parse_args()
@@ -237,6 +284,14 @@ def main() -> None:
         print(f"fastpbrl is left out: {reason}")
     path = rows.destination(NAME, args)
     made = [row for row in rows.read(path) if row["case"] not in cases]
+    if "seeds" in cases:
+        cases.remove("seeds")
+        found = start_to_finish(*((2, 2_000) if args.quick else (SEEDS, SEEDS_STEPS)), 1 if args.quick else 3)
+        for row in found:
+            print(f"{row['seeds']} seeds, {row['way']:21} {row['seconds']['median']:8.1f} s", end="")
+            print(f", {row['times_one_run']['median']:.2f} times one run", flush=True)
+        made += found
+        rows.write(path, made)
     for case in cases:
         alone: dict[str, list[float]] = {}
         for count in sizes:

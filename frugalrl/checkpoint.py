@@ -177,11 +177,7 @@ def restore(folder: Path, step: int, like: Any = None) -> Any:
     Raises BadFile if it is damaged or does not fit.
     """
     manifest = _manifest(folder, step)
-    expected = manifest.arrays if like is None else _described(like)
-    for has, wants in zip(manifest.arrays, expected, strict=False):
-        match has:
-            case [_, "uint8", [int(length)]] if wants[2] == [-1] and 0 <= length <= len(manifest.blocks) * BLOCK:
-                wants[2] = [length]
+    expected = manifest.arrays if like is None else _expected(like, manifest)
     if manifest.arrays != expected:
         pairs = zip(manifest.arrays, expected, strict=False)
         has, wants = next(((a, b) for a, b in pairs if a != b), (f"{len(manifest.arrays)} arrays", len(expected)))
@@ -244,7 +240,7 @@ def unpacked(sent: Packed, blocks: Mapping[str, bytes], like: Any = None) -> Any
         if _digest(pieces) != name:
             raise BadFile(f"a checkpoint was damaged on its way (block {name[:12]})")
 
-    if like is not None and sent.arrays != _described(like):
+    if like is not None and sent.arrays != _expected(like, sent):
         raise BadFile("a checkpoint that was sent is of another run")
     arrays = _filled(sent.arrays, sent.blocks, read)
     return arrays if like is None else _as(like, arrays)
@@ -339,6 +335,18 @@ def _described(*trees: Any) -> list:
         return [path, plain[0].dtype.name, [shape[0] + length, *shape[1:]] if shape else []]
 
     return list(map(one, paths, _leaves(*trees)))
+
+
+def _expected(like: Any, found: Manifest | Packed) -> list:
+    """What `like` describes, with the length of each text as it was found."""
+    expected = _described(like)
+    for has, wants in zip(found.arrays, expected, strict=False):
+        match has:
+            case [_, "uint8", [*lead, int(length)]] if (
+                wants[2] == [*lead, -1] and 0 <= length <= len(found.blocks) * BLOCK
+            ):
+                wants[2] = [*lead, length]
+    return expected
 
 
 def _leaves(*trees: Any) -> Iterable[tuple]:

@@ -591,6 +591,11 @@ def _check_joint(config: Config, population: Population, recipe: Recipe) -> None
         raise UsageError(
             f"{kind} needs an actor that follows critics, a replay, and continuous actions: use td3, sac, ddpg or d4pg"
         )
+    if len(obs.shape) > 1:
+        raise UsageError(
+            f"{kind} is not for pictures, which each actor sees through an encoder that learns with the critic: train "
+            f"{config.agent} alone, or use an environment of vectors"
+        )
     if config.precision != "fp32" or config.qat is not None:
         raise UsageError(f"{kind} works with weights that are float32: leave --precision and --qat out")
     for option, given in (

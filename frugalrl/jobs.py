@@ -56,7 +56,6 @@ RULES: dict[str, Callable[[search.Population, float], Rule]] = {
     "dvd": lambda population, updates: dvd(population.members, population.novelty, updates),
 }
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
-COPIES = 2  # of what a run holds, that are in memory at once
 MUCH = 500e6  # bytes that a run says beforehand that it holds
 UNROLL = 16  # steps of each environment in a message of an actor
 SHARES = 8  # of a crew, at most: a process is more than a hundred megabytes
@@ -373,7 +372,8 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
 
     shapes = jax.eval_shape(begin, starts)
     if count > 1:
-        fits(config, shapes, count)
+        ways = partial(compiled.ways, cores=compiled.cores(), devices=compiled.devices())
+        fits(config, shapes, count, lambda runs: compiled.copies(runs, ways(runs)[: 1 if together else None]))
     tell_memory(report, shapes)
     due = [step for step in looks(config) if step > step_of(0) or step == config.steps or not apart]
     turns = [step for step in due if evolving and step % evolving.ready == 0]
@@ -396,7 +396,8 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         # a program that runs once, and of nothing but the start, is not worth the compiler's while
         level: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" and warmup == 0 else None
         starter = pool.submit(lambda: jax.jit(begin).lower(starts).compile(compiler_options=level))
-        list(pool.map(lambda size: programs.prepare(*size), {(way.width, way.devices) for way in options}))
+        sizes = {(width, way.devices) for way in options for width in compiled.widths(count, way)}
+        list(pool.map(lambda size: programs.prepare(*size), sizes))
         starter = starter.result()
         # needed at the first evaluation only: until then it is compiled beside the training
         evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
@@ -418,8 +419,9 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         marks = {iteration_at(step) for step in (*milestones(config.steps, REPORTS), *due)}
         watch = None
         if apart:
-            looked, turning = ({step_of(max(1, iteration_at(step))) for step in steps} for steps in (due, turns))
-            watch = Watch(config, count, acting, type(hyper), looked, set() if group.alone else turning, sever)
+            looked = {step_of(max(1, iteration_at(step))) for step in due}
+            turning = {step_of(max(1, iteration_at(step))): step for step in reversed(turns)}
+            watch = Watch(config, count, acting, type(hyper), looked, {} if group.alone else turning, sever)
 
         def fitness(state: Callable[[], Any]) -> np.ndarray:
             played = _evaluate_on_twin(evaluator, lambda: shared(state()), EVAL_EPISODES, SELECTION)
@@ -468,23 +470,35 @@ def looks(config: Config) -> list[int]:
     return [*range(config.population.ready, config.steps, config.population.ready), config.steps]
 
 
-def fits(config: Config, shapes: Any, count: int) -> None:
+def fits(config: Config, shapes: Any, count: int, copies: Callable[[int], float]) -> None:
     """Raises UsageError if the memory of this machine is too small for so many runs, and says how many would do.
 
-    Counted is what is known before anything is compiled: the learners, memories and environments of all runs, and a
-    copy of them, which measuring and changing them takes.
+    Counted is what is known before anything is compiled: the learners, memories and environments of all runs, as many
+    times as they are there at once, by `copies` of how many runs there are.
     """
-    free = free_memory()
-    each = COPIES * bytes_of(shapes) / count
-    if free is None or each * count <= free:
+    free, population = free_memory(), config.population
+
+    def needed(runs: int) -> float:
+        return copies(runs) * runs * bytes_of(shapes) / count
+
+    if free is None or needed(count) <= free:
         return
-    most = int(free / each)
-    apart = config.population is not None and not config.population.joint
-    option, per = ("--members", config.seeds) if apart else ("--seeds", config.members)
-    advice = f"{option} {most // per} would fit" if most >= per else "not even one would"
+
+    def most(of: int = 1) -> int:
+        return next((n for n in range(count // of, 0, -1) if needed(n * of) <= free), 0)
+
+    if population is None or population.joint:
+        advice = f"--seeds {most()} would fit" if most() else "not even one would"
+    elif population.kind == "grid" or count < config.runs:  # of programs of several shapes one is there at a time
+        fewer = "--seeds" if population.kind == "grid" else "--members or --seeds"
+        advice = f"{most()} would fit: give --search fewer values, or fewer {fewer}"
+    elif (members := most(config.seeds)) >= (2 if population.evolves else 1):
+        advice = f"--members {members} would fit"
+    else:
+        advice = "not even the fewest --members would" + (", with so many --seeds" if config.seeds > 1 else "")
     smaller = ", or a smaller --hyper buffer_size" if "buffer_size" in config.hyper else ""
     raise UsageError(
-        f"{count} runs in one program need {words.size(each * count)} of memory, and {words.size(free)} are free: "
+        f"{count} runs in one program need {words.size(needed(count))} of memory, and {words.size(free)} are free: "
         f"{advice}{smaller}"
     )
 
@@ -534,10 +548,10 @@ def as_before(
     """
     if width is None or any(width == way.width for way in options):  # of a checkpoint that does not say
         return [way for way in options if width in (None, way.width)]
-    if width < 1 or runs % width or options[0].devices > 1:
+    if not 1 <= width <= runs or options[0].devices > 1:
         report(f"batching: {width} runs shared a program before, which cannot be had here: last bits may differ")
         return options
-    return [compiled.Way(width, min(compiled.cores(), runs // width))]
+    return [compiled.Way(width, min(compiled.cores(), -(-runs // width)))]
 
 
 def remembered_way(config: Config, runs: int) -> compiled.Way | None:
@@ -605,7 +619,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         """The first step that is not before `step` and at which a whole number of so many messages has come in."""
         return -(-step // (messages * message)) * messages * message
 
-    due, looked, turns = looks(config), set(), set()
+    due, looked, turns = looks(config), set(), dict[int, int]()
     if apart:
         # agents that wait learn from a message of every actor: in between some would have acted with another policy
         messages = plan.actors if plan.waits or plan.lockstep else 1
@@ -616,7 +630,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         }
         due = sorted({min(step, config.steps) for step in looked})
         if apart.evolves:
-            turns = {reached[step] for step in reached if step % apart.ready == 0}
+            turns = {reached[step]: step for step in reversed(reached) if step % apart.ready == 0}
 
     @cache
     def pruned(share: float) -> Agent:
@@ -643,18 +657,19 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
         before: list[int | None] = []  # the width of its parts when it was saved
         watch = heirs = None
         if apart:
-            sever, taken = partial(_severed, memory, plan), set() if group.alone else turns
+            sever, taken = partial(_severed, memory, plan), {} if group.alone else turns
             watch = Watch(config, len(runs), agent, type(hyper), looked, taken, sever)
             if apart.evolves:
-                told = sorted({min(step, config.steps) for step in turns})
-                heirs = Heirs(told, watch.become)
+                heirs = Heirs(sorted(turns.values()), watch.become)
 
         def beginning(share: float) -> Callable[[Start], Any]:
             init = learner(pruned(share), asked, 0).init
             return jax.jit(jax.vmap(lambda x: init(x.key, x.hyper)) if members else lambda x: init(x.key, x.hyper))
 
         if members:
-            fits(config, jax.eval_shape(beginning(1.0), start), members)
+            shapes = jax.eval_shape(beginning(1.0), start)
+            ways, tried = partial(compiled.ways, cores=compiled.cores()), 1 if plan.lockstep else None
+            fits(config, shapes, members, lambda runs: compiled.copies(runs, ways(runs)[:tried]))
 
         def moments(restore: Restore | None) -> Iterator[Moment]:
             share = left(restore.step if restore else 0)
@@ -712,7 +727,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
                     ticks = actors.train(
                         parts, plan, spec, carry, steps=config.steps, seed=seed,
                         report=report, timer=ledger.timer, fleets=ledger.fleets,
-                        turns=set() if group.alone else turns, between=succession,
+                        turns=set() if group.alone else set(turns), between=succession,
                         losses=apart is not None and (members > 0 or mode == FULL),
                         wired=cluster.wire if config.spreads_actors else None,
                         pasts=pasts,
@@ -768,7 +783,8 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             options = compiled.ways(members, compiled.cores()) if found is None else [found]
             if plan.lockstep:  # chunks, measured or not
                 options = as_before(next(iter(before), None), members, options[:1], report)
-            learners = ledger.compile(made, carry, spec, {way.width for way in options})
+            widths = {width for way in options for width in compiled.widths(members, way)}
+            learners = ledger.compile(made, carry, spec, widths)
 
             def messages(part: Any, iterations: int) -> tuple[Any, dict]:
                 program = learners[compiled.seeds_of(part)].learn
@@ -785,7 +801,7 @@ def _actors_group(group: Group, report: Callable[[str], None]) -> tuple[list[Pha
             times = {str(way): round(value, 1) for way, value in measured.items()}
             batching[name] = {"way": str(way), "microseconds_per_message": times}
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
-            return actors.in_parts(learners[way.width], way, pool), actors.Members(tuple(compiled.split(carry, way)))
+            return actors.in_parts(learners, pool), actors.Members(tuple(compiled.split(carry, way)))
 
         def succession(step: int, carry: Any) -> Any:
             assert watch is not None

@@ -8,7 +8,6 @@ worker has one run of the job that the driver's Config stands for, in the runtim
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from .errors import BadFile, Diverged, RunFailed, UsageError, one_line
 from .evaluate import Episodes
 from .levers.compress import shrink
 from .levers.population import evolution, search
+from .monitor.machine import family_seconds
 from .runtime import cluster
 from .training import EVAL_EPISODES, FINAL_EPISODES, Job, Moment, Phase, Restore, added
 from .xla import set_up_jax
@@ -62,7 +62,7 @@ class Report(NamedTuple):
     structures: dict[str, Any]
     packed: Packed  # leaves [1, ...], without their structure
     account: dict[str, Any]  # since the worker began with the run
-    cpu_seconds: float  # of the interval
+    cpu_seconds: float  # of the worker and its children, since its last report
 
 
 class Failed(NamedTuple):
@@ -76,13 +76,17 @@ def serve(config: Config) -> cluster.Service:
     """A worker's side; called in its process."""
     set_up_jax()
     kept: dict[int, Live] = {}
+    told = 0.0  # seconds, that the driver knows of
 
     def answer(order: Order) -> Report | Failed:
+        nonlocal told
         try:
             if order.start is not None:
                 _end(kept.pop(order.run, None))
                 kept[order.run] = Live(config, order.run, order.start)
-            return kept[order.run].until(order.until, order.due)
+            report, before = kept[order.run].until(order.until, order.due), told
+            told = family_seconds()
+            return report._replace(cpu_seconds=told - before)
         except Exception as error:  # as a record: not every error arrives as it was sent
             reason = str(error) if isinstance(error, RunFailed | UsageError | BadFile) else one_line(error)
             return Failed("diverged" if isinstance(error, Diverged) else "failed", reason)
@@ -105,7 +109,6 @@ class Live:
         self.moments = cast(Generator, self.phase.moments(restore))
         self.moment: Moment | None = None
         self.known: set[str] = set(start.own.blocks) if start.own else set()  # blocks that the driver has
-        self.mark = time.process_time()
 
     def until(self, step: int, due: int) -> Report:
         """Train until a step, and evaluate if `due` is reached."""
@@ -122,7 +125,6 @@ class Live:
         leaves = [x if self._batched() else x[None] for tree in moment.snapshot() for x in jax.tree.leaves(tree)]
         packed = checkpoint.packed(leaves, self.known)
         self.known = set(packed.blocks)
-        began, self.mark = self.mark, time.process_time()
         report = Report(
             moment.step,
             {name: x[0] for name, x in moment.metrics.items()},
@@ -131,7 +133,7 @@ class Live:
             {name: jax.device_get(weights[0]) for name, weights in moment.structures().items()},
             packed,
             self.account(),
-            self.mark - began,
+            0.0,
         )
         if moment.step >= self.config.steps:
             self.moments.close()
@@ -213,7 +215,7 @@ class Ledger:
         }
 
 
-Lineage = dict[str, list[int | None]]
+Lineage = dict[str, list[int | None]]  # `parent`, and of a tournament `parent_step`, when that was handed in
 Past = dict[int, tuple[float, ...]]
 Board = dict[int, list[evolution.Entry]]  # by seed, from 0
 
@@ -223,7 +225,8 @@ class Standing(NamedTuple):
 
     step: int
     packed: dict[int, Packed]
-    # float64 [2 + n]: whether members take over from others now, fitness, and the hyper-parameters that are searched
+    # float64 [2 + n]: the step that a turn was due at, if members take over from others now, else 0; fitness; and the
+    # hyper-parameters that are searched
     told: dict[int, np.ndarray]
     # of a tournament, as they were before this step
     past: Past  # fitness of each run, at the last turns
@@ -296,11 +299,11 @@ def _phase(config: Config, group: jobs.Group, ledger: Ledger, report: Callable[[
                         yield moment
                 told = {run: answers[run].popleft() for run in runs}
                 step = told[runs[0]].step
-                turns = heirs is not None and any(at < turn <= step for turn in heirs.steps)
+                turn = next((turn for turn in heirs.steps if at < turn <= step), 0) if heirs else 0
                 at, stood = step, Standing(
                     step,
                     {run: answer.packed._replace(new={}) for run, answer in told.items()},
-                    {run: _told(answer, priors, turns) for run, answer in told.items()}, past, board,
+                    {run: _told(answer, priors, turn) for run, answer in told.items()}, past, board,
                 )  # fmt: skip
                 changed, parents, past, board = _taken_over(config, priors, stood)
                 starts |= changed
@@ -318,8 +321,8 @@ def _phase(config: Config, group: jobs.Group, ledger: Ledger, report: Callable[[
     return Phase(group.name, runs, moments, template.card, template.due)
 
 
-def _told(answer: Report, priors: Mapping[str, Any], turns: bool) -> np.ndarray:
-    return np.array([turns, *(answer.metrics.get(name, np.nan) for name in ("fitness", *priors))], np.float64)
+def _told(answer: Report, priors: Mapping[str, Any], turn: int) -> np.ndarray:
+    return np.array([turn, *(answer.metrics.get(name, np.nan) for name in ("fitness", *priors))], np.float64)
 
 
 def _taken_over(
@@ -328,13 +331,14 @@ def _taken_over(
     """Where those begin that take over from others, what a row tells of it, and the `past` and `board` after it."""
     runs = sorted(stood.told)
     told = np.stack([stood.told[run] for run in runs])
-    if not told[0, 0]:
+    turn = int(told[0, 0])
+    if not turn:
         return {}, {}, stood.past, stood.board
     assert config.population is not None
     if config.population.selection == "tournament":
-        return _tournament(config, priors, stood)
+        return _tournament(config, priors, stood, turn)
     hypers = {name: told[:, 2 + i] for i, name in enumerate(priors)}
-    moves = evolution.turned(config.population, priors, config.seed, stood.step, told[:, 1], hypers)
+    moves = evolution.turned(config.population, priors, config.seed, turn, told[:, 1], hypers)
     starts = {
         runs[move.to]: Start(
             stood.step, stood.packed[runs[move.to]], stood.packed[runs[move.source]], move.hyper
@@ -345,12 +349,13 @@ def _taken_over(
 
 
 def _tournament(
-    config: Config, priors: Mapping[str, Any], stood: Standing
+    config: Config, priors: Mapping[str, Any], stood: Standing, turn: int
 ) -> tuple[dict[int, Start], Lineage, Past, Board]:
     """The same where members are pods that load from a leaderboard of their seed."""
     assert config.population is not None
     starts: dict[int, Start] = {}
-    parents, past, board = {}, {}, {}
+    origins: dict[int, evolution.Entry] = {}
+    past, board = {}, {}
     for seed in range(config.seeds):
         pods = [run for run in sorted(stood.told) if run // config.members == seed]
         for run in pods:
@@ -358,17 +363,23 @@ def _tournament(
         scores = [evolution.score(past[run]) for run in pods]
         new = [
             evolution.Entry(
-                scores[m], m, dict(zip(priors, stood.told[run][2:].tolist(), strict=True)), stood.packed[run]
+                scores[m], m, stood.step, dict(zip(priors, stood.told[run][2:].tolist(), strict=True)),
+                stood.packed[run],
             ) for m, run in enumerate(pods)
         ]  # fmt: skip
         board[seed] = evolution.entered(stood.board.get(seed, []), new)
-        r = np.random.default_rng([config.seed + seed, stood.step])
+        r = np.random.default_rng([config.seed + seed, turn])
         for pod, place in evolution.loads(board[seed], scores, r).items():
             entry, run = board[seed][place], pods[pod]
             hyper = evolution.explored(config.population, priors, entry.hyper, r)
             starts[run] = Start(stood.step, stood.packed[run], entry.carry, hyper)
-            parents[run], past[run] = entry.member, (entry.score,)
-    return starts, {"parent": [parents.get(run) for run in sorted(stood.told)]}, past, board
+            origins[run], past[run] = entry, (entry.score,)
+    each = [origins.get(run) for run in sorted(stood.told)]
+    lineage: Lineage = {
+        "parent": [entry and entry.member for entry in each],
+        "parent_step": [entry and entry.step for entry in each],
+    }
+    return starts, lineage, past, board
 
 
 def _moment(
@@ -381,10 +392,10 @@ def _moment(
     answers = list(told.values())
 
     def snapshot() -> list:
-        return [
+        return _alike([
             [x for packed in (stood.packed[run], *carries) for x in arrays(packed)] + [row[None]]
             for run, carries, row in _places(config, stood)
-        ]
+        ])  # fmt: skip
 
     def evaluate(episodes: int) -> Episodes:
         played = [answer.episodes for answer in answers if answer.episodes is not None]
@@ -402,6 +413,18 @@ def _moment(
     )
 
 
+def _alike(trees: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The same, with texts (bytes of JSON, [1, length]) made as long as the longest by spaces, which say nothing."""
+
+    def one(parts: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        longest = max(x.shape[-1:] for x in parts)
+        if parts[0].dtype != np.uint8 or all(x.shape[-1:] == longest for x in parts):
+            return [*parts]
+        return [np.pad(x, ((0, 0), (0, longest[0] - x.shape[1])), constant_values=ord(" ")) for x in parts]
+
+    return [list(tree) for tree in zip(*map(one, zip(*trees, strict=True)), strict=True)]
+
+
 def _places(config: Config, stood: Standing) -> Iterator[tuple[int, list[Packed], np.ndarray]]:
     """Of each run: its number, what is on its places of the leaderboard, and `told` with what goes with these.
 
@@ -414,10 +437,10 @@ def _places(config: Config, stood: Standing) -> Iterator[tuple[int, list[Packed]
             continue
         seed, member = divmod(run, config.members)
         entries = stood.board.get(seed, [])[member * evolution.PLACES :][: evolution.PLACES]
-        free = evolution.Entry(np.nan, 0, dict.fromkeys(map(str, range(len(told) - 2)), np.nan), stood.packed[run])
+        free = evolution.Entry(np.nan, 0, 0, dict.fromkeys(map(str, range(len(told) - 2)), np.nan), stood.packed[run])
         entries = [*entries, *[free] * (evolution.PLACES - len(entries))]
         past = [np.nan] * (evolution.RECENT - len(stood.past.get(run, ()))) + [*stood.past.get(run, ())]
-        row = [*told, *past, *(x for e in entries for x in (e.score, e.member, *e.hyper.values()))]
+        row = [*told, *past, *(x for e in entries for x in (e.score, e.member, e.step, *e.hyper.values()))]
         yield run, [entry.carry for entry in entries], np.array(row, np.float64)
 
 
@@ -442,10 +465,11 @@ def _restored(
         past = told[k, own : own + evolution.RECENT]
         stood.past[run] = tuple(past[np.cumsum(~np.isnan(past)) > 0].tolist())
         entries = stood.board.setdefault(run // config.members, [])
-        for place, row in enumerate(told[k, own + evolution.RECENT :].reshape(evolution.PLACES, own)):
+        for place, row in enumerate(told[k, own + evolution.RECENT :].reshape(evolution.PLACES, 1 + own)):
             if np.isfinite(row[0]):
-                hyper = dict(zip(priors, row[2:].tolist(), strict=True))
-                entries.append(evolution.Entry(float(row[0]), int(row[1]), hyper, packed(k, 1 + place)))
+                hyper = dict(zip(priors, row[3:].tolist(), strict=True))
+                score, member, at = float(row[0]), int(row[1]), int(row[2])
+                entries.append(evolution.Entry(score, member, at, hyper, packed(k, 1 + place)))
     return stood
 
 

@@ -70,7 +70,7 @@ class Phase(NamedTuple):
 class Heirs(NamedTuple):
     """How members take over from others in a population that evolves."""
 
-    steps: list[int]  # after which they may
+    steps: list[int]  # at which they are due to
     # (carry, that of the member it takes over from, hyper-parameters) -> carry; without an axis of runs
     become: Callable[[Any, Any, Mapping[str, Any]], Any]
 

@@ -564,7 +564,7 @@ def test_each_member_learns_from_its_own_environments_alone_and_as_often():
     width = compiled.Way(1, 2)
     with ThreadPoolExecutor(2) as pool:
         carry = actors.Members(tuple(compiled.split(made.carry, width)))
-        made = made._replace(learner=actors.in_parts(made.learner, width, pool), carry=carry)
+        made = made._replace(learner=actors.in_parts({1: made.learner}, pool), carry=carry)
         begun = jax.device_get(carry.joined().state.params)
         for tick in made.train(320):
             last = tick

@@ -17,7 +17,8 @@ from frugalrl.config import configure
 from frugalrl.envs.autoreset import autoreset
 from frugalrl.envs.make import EnvOptions
 from frugalrl.memory import Ring, packing, uniform
-from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways
+from frugalrl.runtime import compiled
+from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways, widths
 from frugalrl.types import Box, Discrete, Env, Transition
 
 PLAN = Plan(num_envs=3, unroll=2, updates=4, warmup=5)
@@ -129,8 +130,29 @@ def test_every_way_covers_every_seed_once(seeds, cores):
         covered = [i for part in chunks(seeds, way.width) for i in range(seeds)[part]]
         assert covered == list(range(seeds))
         assert cores == 1 or way.threads == min(cores, -(-seeds // way.width))  # no core is left idle
+        assert widths(seeds, way) == {len(range(seeds)[part]) for part in chunks(seeds, way.width)}
     assert Way(1, min(seeds, cores)) in ways(seeds, cores)
     assert cores > 1 or Way(seeds, 1) in ways(seeds, cores)
+
+
+@pytest.mark.parametrize(("seeds", "width"), [(3, 1), (5, 3), (7, 4), (9, 3), (13, 7), (16, 8), (22, 8), (31, 8)])
+def test_there_is_a_way_in_chunks_also_where_they_do_not_divide_the_seeds(seeds, width):
+    assert max(ways(seeds, 2)) == Way(width, 2)
+
+
+def test_what_is_measured_is_in_memory_once_more_for_each_way():
+    """Of 16 seeds on two cores: what they hold, two chunks of eight, and two seeds that are alone."""
+    carry, copied = {"few": jnp.zeros(16), "many": jnp.zeros((16, 100), jnp.int32)}, []
+    for way in ways(16, 2):
+        parts = compiled.copied(carry, way)
+        copied += jax.tree.leaves(parts)
+        assert sum(map(compiled.seeds_of, parts)) == way.width * 2
+        held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(carry)}
+        assert held.isdisjoint(x.unsafe_buffer_pointer() for x in jax.tree.leaves(parts))
+    whole = sum(x.nbytes for x in jax.tree.leaves(carry))
+    assert 1 + sum(x.nbytes for x in copied) / whole == compiled.copies(16, ways(16, 2)) == 2.125
+    assert compiled.copies(16, [Way(16, 1)]) == 2  # nothing is measured
+    assert compiled.copies(16, [Way(16, 1, 4)]) == 1.25  # begun on the first device, and spread from there
 
 
 def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):

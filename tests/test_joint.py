@@ -117,13 +117,30 @@ def test_the_weight_of_novelty():
     assert float(dvd.weight("0.25", memory, 0.0)) == 0.25
 
 
-def test_fitness_is_of_whole_episodes():
+def test_fitness_counts_what_an_unfinished_episode_brought():
     reward = jnp.array([[1, 2, 4], [1, 2, 4], [1, 2, 4.0]]).repeat(2, 1)
     ended = jnp.zeros((3, 6), bool).at[0, 0].set(True).at[1, 0].set(True).at[2, 1].set(True).at[1, 2].set(True)
     none = jnp.zeros_like(ended)
     rollout = Transition((), (), reward, ended & (reward < 2), ended & (reward >= 2), (), (), none)
-    # three episodes of 1, 1 and 3; one of 4; and none, but 12 so far in each of two lanes
-    np.testing.assert_allclose(joint.fitness(rollout, 3), [5 / 3, 4, 12], rtol=1e-6)
+    # of four episodes half end at once, and the one that is seen after two steps brings 2 more; half of two that are
+    # seen after the first end with the second; and none has an end, but 12 so far in each of two lanes
+    np.testing.assert_allclose(joint.fitness(rollout, 3), [1 + 2 / 2, 2 + 2 + 2 / 2, 12], rtol=1e-6)
+
+
+def test_members_that_fall_later_or_less_often_are_fitter():
+    """Each in 200 steps worth 1: what it falls after."""
+    falls = [[10, 30, 40, 60, 70, 200], [*range(20, 201, 20)], [10], [101], [199], []]
+    ended = np.zeros((200, len(falls)), bool)
+    for lane, ends in enumerate(falls):
+        ended[[end - 1 for end in ends], lane] = True
+
+    def fitness(reward: float, ended: np.ndarray) -> np.ndarray:
+        rewards, none = jnp.full(ended.shape, reward), jnp.zeros(ended.shape, bool)
+        return np.asarray(joint.fitness(Transition((), (), rewards, ended, none, (), (), none), len(falls)))
+
+    found = fitness(1.0, ended)
+    np.testing.assert_allclose(found, [200 / 6, 20, 100, 101, 199, 200], rtol=1e-5)  # the first: a mean of whole ones
+    np.testing.assert_allclose(fitness(-2.0, ended), -2 * found, rtol=1e-5)  # where an end is what is sought
 
 
 @cache
@@ -192,14 +209,21 @@ def small_run(kind: str) -> compiled.Run:
 
 
 def mean_returns(items: Transition) -> list[float]:
-    """Of the episodes that ended in each member's two lanes, one by one."""
+    """Of the episodes in each member's two lanes, age by age."""
     found = []
     for m in range(MEMBERS):
-        whole = []
+        episodes, ended = [], items.terminated | items.truncated
         for lane in (2 * m, 2 * m + 1):
-            ends = np.flatnonzero((items.terminated | items.truncated)[:, lane]) + 1
-            whole += [float(part.sum()) for part in np.split(items.reward[:, lane], ends)[:-1]]
-        found.append(float(np.mean(whole)))
+            ends = np.flatnonzero(ended[:, lane]) + 1
+            episodes += [(part, True) for part in np.split(items.reward[:, lane], ends)]
+            episodes[-1] = (episodes[-1][0], False)
+        share, total = 1.0, 0.0
+        for age in range(len(ended)):
+            there = [(part[age], whole and len(part) == age + 1) for part, whole in episodes if len(part) > age]
+            if there:
+                total += share * float(np.mean([reward for reward, _ in there]))
+                share *= 1 - float(np.mean([end for _, end in there]))
+        found.append(total)
     return found
 
 
@@ -335,6 +359,7 @@ def test_a_resumed_population_is_the_one_that_was_not_stopped(kind, tmp_path, mo
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "bandits"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"kind": "dvd", "novelty": "nan"}, "--novelty must be bandit or schedule"),
         ("td3", "Pendulum-v1", {"precision": "bf16"}, "leave --precision"),
+        ("sac", "dm_control_pixels/cartpole-swingup-v0", {"kind": "dvd", "ready": 9}, "dvd is not for pictures"),
         ("td3", "InvertedPendulum-v5", {"actors": "int8"}, "--actors int8 is not for cem"),
         ("td3", "InvertedPendulum-v5", {"prune": 0.5}, "--prune is not for cem"),
         ("td3", "InvertedPendulum-v5", {"pull_period": 9}, "--pull-period is not for cem"),

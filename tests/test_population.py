@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from frugalrl.agents import dqn
 from frugalrl.config import configure
 from frugalrl.errors import UsageError
 from frugalrl.levers.population import evolution, search
-from frugalrl.monitor import members
+from frugalrl.levers.population.watch import Watch
+from frugalrl.monitor import machine, members
 from frugalrl.monitor.files import plain
 from frugalrl.runtime import compiled
 
@@ -86,7 +88,7 @@ def test_selection_replaces_the_worst_by_copies_of_the_best():
 
 def test_pods_load_what_is_better_from_the_leaderboard():
     def entry(score: float, member: int = 0) -> evolution.Entry:
-        return evolution.Entry(score, member, {}, None)
+        return evolution.Entry(score, member, 0, {}, None)
 
     assert evolution.score([1, 2, 3, 4, 5]) == 3.5
     assert evolution.score([1, np.nan]) == -np.inf
@@ -384,6 +386,54 @@ def test_a_population_that_does_not_fit_says_how_many_would(monkeypatch):
         jobs.compiled_job(beyond, lambda text: None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "search", "advice"),
+    [
+        ("grid", {"learning_rate": "log:1e-5:1e-2:40"}, r"\d+ would fit: give --search fewer values, or fewer --seeds"),
+        ("random", RANGES | {"n_step": "choice:1:3"}, r"\d+ would fit: give --search fewer values, or fewer --members"),
+    ],
+)
+def test_what_would_fit_is_said_as_it_can_be_asked_for(kind, search, advice, monkeypatch):
+    monkeypatch.setattr(jobs, "free_memory", lambda: 40_000_000)
+    members = {} if kind == "grid" else {"members": 64}
+    config = configure("dqn", "CartPole-v1", steps=50_000, population={"kind": kind, "search": search} | members)
+    with pytest.raises(UsageError, match=advice):
+        jobs.compiled_job(config, lambda text: None)
+
+
+def test_runs_begin_on_one_accelerator_and_its_memory_counts(monkeypatch):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 80, "bytes_in_use": 10})
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(devices=lambda: [device] * 4))
+    assert machine.free_memory() == 70
+
+
+def test_who_takes_over_does_not_depend_on_where_the_run_was_to_end():
+    """What a row has told stays true if the run goes on: iterations of 512 steps end at 20,480, not at 20,000."""
+    fitness, rates = np.arange(12.0), np.geomspace(1e-5, 1e-2, 12)
+    looks = []
+    for steps in (20_000, 40_000):
+        made = {"kind": "pbt", "members": 12, "search": {"learning_rate": "log:1e-5:1e-2"}, "ready": 5_000}
+        config = configure("ppo", "CartPole-v1", steps=steps, population=made)
+        agent, hyper = small_dqn(), dqn.Hyper(learning_rate=jnp.float32(rates))
+        watch = Watch(config, 12, agent, dqn.Hyper, {20_480}, {20_480: 20_000}, lambda contents: contents)
+        looks.append(watch.look(lambda state: fitness, 20_480, lambda hyper=hyper: hyper))
+    assert looks[0].moves == looks[1].moves
+    assert len(looks[0].moves) == 3
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_has_the_lineage_that_it_has_told(tmp_path):
+    """Selections are due between the ends of iterations, and the last at the end of the first sitting."""
+    many = {"members": 8, "search": {"learning_rate": RANGES["learning_rate"]}, "ready": 300}
+    first = frugalrl.pbt(
+        "ppo", "CartPole-v1", steps=600, hyper={"hidden": (16,), "num_envs": 2, "n_steps": 64}, out=tmp_path, **many
+    )
+    resumed = frugalrl.resume(tmp_path, steps=1200)
+    assert resumed is not None
+    assert timeless(resumed)[: len(first.rows)] == timeless(first)
+    assert followed(resumed.rows) == 6  # two of eight, three times
+
+
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, sys.argv[1])
@@ -443,6 +493,23 @@ def test_the_ancestry_of_the_best_goes_through_those_it_took_over_from():
     assert members.ancestry(line, 2) == [0, 2, 2, 2]
     assert members.ancestry(line, 1) == [0, 2, 1, 1]  # at 20 it took over from 2, which came of 0
     assert members.summary(search.Population("pbt", 3, {}), rows)["replaced"] == 3
+    for row in rows:
+        row["rate"] = row["step"] + row["member"]
+    # at 20 member 2 loads what member 1 has handed in at 10, before that took over from 2
+    rows[4]["parent"] = rows[5]["parent"] = None
+    rows[5] |= {"parent": 1, "parent_step": 10}
+    rows[1]["parent"] = 2
+    rows[2]["parent"] = None
+    (line,) = members.generations(rows).values()
+    assert members.ancestry(line, 1) == [2, 1, 1, 1]
+    assert members.ancestry(line, 2) == [1, None, 2, 2]
+    config = {"population": {"kind": "pbt", "search": {"rate": "uniform:0:50"}}}
+    chart = "".join(members.sections(config, rows))
+    assert "2 takes over from 1 at step 20, as that was at step 10<" in chart
+    assert "1 takes over from 2 at step 10<" in chart
+    assert "member 2, descended from 1" in chart  # and not from 2, whom member 1 has come of since
+
+    rows = [*generation(10, {2: 0}), *generation(20, {0: 1, 1: 2}), *generation(30, {}), *generation(40, {2: 0})]
     chart = "".join(members.sections({"population": {"kind": "pbt", "search": {}}}, rows))
     assert "2 takes over from 0 at step 10" in chart
     assert "2 takes over from 0 at step 40" not in chart  # nobody went on from there

@@ -5,17 +5,27 @@ All but the refusals need Ray, which only `make test-long` installs.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 import runs
 
-from frugalrl import cli, config
-from frugalrl.errors import UsageError
+import frugalrl
+from frugalrl import checkpoint, cli, config, spread, training
+from frugalrl.errors import BadFile, UsageError
+from frugalrl.levers.population import evolution, search
+from frugalrl.monitor import machine
+from frugalrl.runtime import cluster
 
 needs_ray = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.skipif(not find_spec("ray"), reason="no Ray")]
 # wide enough for programs of several members to give what those of one give, to the last bit
@@ -54,8 +64,136 @@ def test_what_members_train_in(monkeypatch, env, options, within):
     assert config.configure("dqn", env, **options).runtime == within
 
 
+class Here(cluster.Pool):
+    """Workers of a cluster that is this process; of each run one interval, the second, is lost with its worker."""
+
+    def __init__(self, module, settings, cpus, report):
+        super().__init__(module, settings, cpus, report)
+        self.service, self.asked, self.has = spread.serve(settings), dict[int, int](), set[int]()
+
+    def submit(self, task):
+        self.waiting.append(task)
+
+    def forget(self, run):
+        self.has.discard(run)
+        self.service.drop(run)
+
+    def poll(self, timeout):
+        task = self.waiting.pop(0)
+        self.asked[task.run] = self.asked.get(task.run, 0) + 1
+        if self.asked[task.run] == 3:
+            self.lost[task.run] = 1
+            self.forget(task.run)
+        order = task.question(task.run not in self.has)
+        self.has.add(task.run)
+        return [(task.run, self.service.answer(order))]
+
+
 @pytest.fixture
-def cluster(monkeypatch) -> Iterator[Any]:
+def here(monkeypatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: True)
+    monkeypatch.setattr(cluster, "Pool", Here)
+    monkeypatch.setattr(cluster, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "room", lambda cpus: 2)
+
+
+@pytest.mark.long
+def test_a_crew_in_actors_survives_a_lost_worker_and_is_resumed(here, tmp_path, monkeypatch):
+    """Its checkpoints have a text, of another length for each seed; and it is the run of this machine."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    hyper = {"hidden": (8,), "batch_size": 8, "learning_starts": 100, "train_freq": 8}
+    crew = {"members": 2, "ready": 40, "steps": 480, "seeds": 2, "hyper": hyper, "evaluations": 4}
+    first = frugalrl.cem("td3", "InvertedPendulum-v5", runtime="ray", out=tmp_path, **crew)
+    assert first.receipt["cluster"]["within"] == "actors"
+    assert first.receipt["cluster"]["lost_intervals"] == [1, 1]
+    assert first.receipt["cluster"]["cpu_seconds"] > 0
+    resumed = frugalrl.resume(tmp_path, steps=640)
+    assert resumed is not None
+    assert runs.timeless(resumed.rows)[: len(first.rows)] == runs.timeless(runs.rows(tmp_path))[: len(first.rows)]
+    assert [row["step"] for row in resumed.rows][-2:] == [640, 640]
+    local = frugalrl.cem("td3", "InvertedPendulum-v5", runtime="actors", **crew)
+    told = [
+        {(row["seed"], row["step"]): (row["episode_return"], row["fitness_mean"]) for row in result.rows}
+        for result in (first, local)
+    ]
+    assert told[0] == told[1]
+
+
+def test_checkpoints_of_runs_go_together_whatever_the_length_of_their_texts():
+    texts = [json.dumps({"pasts": list(range(n))}) for n in (3, 30)]
+    trees = [
+        [np.full((1, 2), k, np.float32), np.frombuffer(text.encode(), np.uint8)[None]] for k, text in enumerate(texts)
+    ]
+    alike = spread._alike(trees)
+    assert alike[0][1].shape == alike[1][1].shape
+    like = [jax.ShapeDtypeStruct((1, 2), "float32"), jax.ShapeDtypeStruct((1, -1), "uint8")]
+    for tree, text in zip(alike, texts, strict=True):
+        sent = checkpoint.packed(tree)
+        _, found = checkpoint.unpacked(sent, sent.new, like)
+        assert json.loads(bytes(np.asarray(found[0]))) == json.loads(text)
+    with pytest.raises(BadFile):
+        checkpoint.unpacked(sent, sent.new, [like[0], jax.ShapeDtypeStruct((1, 5), "uint8")])
+
+
+def test_what_a_worker_has_cost_is_told_once_and_with_its_children(monkeypatch):
+    """Two runs take turns, each of which costs a second, and so does what happens between."""
+    clock = iter([3.0, 5.0, 7.0, 9.0])
+    report = spread.Report(0, {}, None, None, {}, checkpoint.Packed([], [], {}), {}, 0.0)
+
+    class Live:
+        def __init__(self, *given):
+            self.moments = iter(())
+
+        def until(self, step, due):
+            return report
+
+    monkeypatch.setattr(spread, "Live", Live)
+    monkeypatch.setattr(spread, "family_seconds", lambda: next(clock))
+    service = spread.serve(config.configure("dqn", "CartPole-v1", seeds=2))
+    orders = [spread.Order(run, 1, 1, start) for start in (spread.Start(0, None), None) for run in (0, 1)]
+    assert [service.answer(order).cpu_seconds for order in orders] == [3.0, 2.0, 2.0, 2.0]
+
+
+def test_children_that_still_run_count():
+    before = machine.family_seconds()
+    busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        spent = machine.family_seconds() - before
+        child.communicate(b"\n")
+    assert spent > 0.45
+    assert machine.family_seconds() - before >= 0.45  # and once it has ended
+
+
+def test_a_tournament_tells_when_what_is_loaded_was_handed_in():
+    """The board of a seed is in the checkpoint of a run, with the steps of what is on it."""
+    made = {"kind": "pbt", "members": 2, "search": {"learning_rate": "log:1e-5:1e-2"}, "selection": "tournament"}
+    settings = config.configure("dqn", "CartPole-v1")
+    settings = settings._replace(population=config._population(settings, **made))
+    priors = search.priors("dqn", made["search"])
+    packed = {run: checkpoint.packed([np.full((1, 3), run, np.float32)]) for run in (0, 1)}
+    board = {0: [evolution.Entry(9.0, 1, 1000, {"learning_rate": 1e-3}, packed[1])]}
+    told = {run: np.array([2000, np.nan, 1e-4]) for run in (0, 1)}  # so that both load what there is
+    stood = spread.Standing(2000, packed, told, {0: (1.0,), 1: (2.0,)}, board)
+    starts, lineage, _, after = spread._taken_over(settings, priors, stood)
+    assert lineage == {"parent": [1, 1], "parent_step": [1000, 1000]}
+    assert starts.keys() == {0, 1}
+    assert [entry.step for entry in after[0]] == [1000]
+    blocks = packed[0].new | packed[1].new
+    trees = [
+        [x for each in (packed[run], *carries) for x in checkpoint.unpacked(each, blocks)] + [row[None]]
+        for run, carries, row in spread._places(settings, stood)
+    ]
+    saved = [np.concatenate(x) for x in zip(*trees, strict=True)]
+    again = spread._restored(settings, priors, training.Restore(2000, lambda shapes: saved), [0, 1], {})
+    assert again.board[0][0]._replace(carry=None) == board[0][0]._replace(carry=None)
+    assert again.past == stood.past
+    assert spread._taken_over(settings, priors, again)[1] == lineage
+
+
+@pytest.fixture
+def nodes(monkeypatch) -> Iterator[Any]:
     """A cluster on this machine, of a node that trains nothing and two with a processor each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -89,12 +227,12 @@ class TestOnACluster:
     pytestmark = needs_ray
 
     @pytest.mark.filterwarnings("ignore")  # of Ray's own
-    def test_a_node_that_is_killed_costs_an_interval_and_changes_nothing(self, cluster, tmp_path):
-        process = runs.start(*PBT, "--runtime", "ray", "--ray-address", cluster.address, "--out", tmp_path / "ray")
+    def test_a_node_that_is_killed_costs_an_interval_and_changes_nothing(self, nodes, tmp_path):
+        process = runs.start(*PBT, "--runtime", "ray", "--ray-address", nodes.address, "--out", tmp_path / "ray")
         runs.wait_for(lambda: process.poll() is not None or runs.has_rows(tmp_path / "ray", 3), 400)
         time.sleep(1)  # into the next interval
         assert process.poll() is None, process.communicate()
-        cluster.remove_node(cluster.nodes[1], allow_graceful=False)
+        nodes.remove_node(nodes.nodes[1], allow_graceful=False)
         ended = runs.finish(process, 600)
         assert ended.code == 0, ended.err
         receipt = runs.receipt(tmp_path / "ray")
@@ -105,12 +243,12 @@ class TestOnACluster:
         assert told(tmp_path / "ray") == told(tmp_path / "compiled")
 
     @pytest.mark.filterwarnings("ignore")  # of Ray's own
-    def test_an_actor_that_dies_with_its_node_is_replaced(self, cluster, tmp_path):
+    def test_an_actor_that_dies_with_its_node_is_replaced(self, nodes, tmp_path):
         words = ("train", "dqn", "CartPole-v1", "--steps", 30_000, "--hyper", "hidden=16", "learning_starts=500")
-        process = runs.start(*words, "--runtime", "ray", "--ray-address", cluster.address, "--out", tmp_path / "run")
+        process = runs.start(*words, "--runtime", "ray", "--ray-address", nodes.address, "--out", tmp_path / "run")
         runs.wait_for(lambda: process.poll() is not None or runs.has_rows(tmp_path / "run", 2), 400)
         assert process.poll() is None, process.communicate()
-        cluster.remove_node(cluster.nodes[1], allow_graceful=False)
+        nodes.remove_node(nodes.nodes[1], allow_graceful=False)
         ended = runs.finish(process, 600)
         assert ended.code == 0, ended.err
         receipt = runs.receipt(tmp_path / "run")

@@ -121,14 +121,15 @@ def _steps(line: Line, x: _Axis, y: _Axis, kind: str) -> str:
 def family(
     members: Sequence[int],
     steps: Sequence[int],
-    moves: Sequence[tuple[int, int, int]],
-    bold: Sequence[int],
+    moves: Sequence[tuple[int, int, int, int]],
+    bold: Sequence[int | None],
     name: str,
     title: str,
 ) -> str:
-    """A row for each member, in the colours of first ancestors, and a link for each move (step, member, new parent).
+    """A row for each member, in the colours of first ancestors, and a link for each move: (step, member, new parent,
+    the step at which that was as it is taken over).
 
-    `steps` are those of the evaluations; `bold` is the member to draw bold up to each of them, or empty.
+    `steps` are those of the evaluations; `bold` is the member to draw bold up to each of them, if any, or empty.
     """
     gap = max(9, min(26, 420 // max(1, len(members))))
     bottom = TOP + gap * len(members)
@@ -147,17 +148,17 @@ def family(
         for m in members
         if gap >= 12 or m % 5 == 0
     ]
-    path = dict(zip(steps, bold, strict=False))
+    path, roots = dict(zip(steps, bold, strict=False)), dict[int, dict[int, int]]()
     for before, step, after in zip((0, *steps), steps, (*steps[1:], -1), strict=False):
         for m in members:
             text = f"member {m}, descended from {root[m]}"
             marks.append(line((before, step), (m, m), path.get(step) == m, "", text))
-        old = dict(root)
-        for _, to, source in (move for move in moves if move[0] == step):
-            root[to] = old[source]
-            best = bool(path) and (path[step], path.get(after)) == (source, to)
+        roots[step] = dict(root)
+        for _, to, source, since in (move for move in moves if move[0] == step):
+            root[to] = roots[since][source]
             text = f"{to} takes over from {source} at step {step:,}"
-            marks.append(line((step, step), (source, to), best, "link", text))
+            text += f", as that was at step {since:,}" if since < step else ""
+            marks.append(line((since, step), (source, to), path.get(after) == to, "link", text))
     marks += [_label((LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, "environment steps"), _above("member")]
     alive = len(set(root.values()))
     description = (

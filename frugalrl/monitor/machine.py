@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,15 +140,15 @@ def hardware() -> dict[str, Any]:
 
 
 def free_memory() -> int | None:
-    """Bytes that a program can still have: of the accelerator if JAX uses one, else of the machine or of the container
-    that this process is in. None if this system does not tell.
+    """Bytes that a program can still have: of the first accelerator, on which runs begin, if JAX uses any, else of the
+    machine or of the container that this process is in. None if this system does not tell.
     """
     jax = sys.modules.get("jax")
     devices = jax.devices() if jax is not None and hasattr(jax, "devices") else []
     if devices and devices[0].platform != "cpu":
         told = devices[0].memory_stats() or {}
         one = told.get("bytes_limit")
-        return None if one is None else (one - told.get("bytes_in_use", 0)) * len(devices)
+        return None if one is None else one - told.get("bytes_in_use", 0)
     text = _colon_file("/proc/meminfo").get("MemAvailable")
     free = [] if text is None else [1024 * int(text.split()[0])]
     for folder, limit, used, files in CGROUPS:
@@ -209,6 +210,17 @@ def _cpu_seconds() -> float:
     """Of this process and of the children it has waited for."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
+
+
+def family_seconds() -> float:
+    """Processor seconds of this process and of its children so far; on Linux also of those that are still running."""
+    seconds = _cpu_seconds()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # of a thread that has just ended
+            for pid in file.read_text().split():
+                with suppress(ProcessLookupError):
+                    seconds += usage(int(pid)).cpu_seconds
+    return seconds
 
 
 def _high_water(process: str) -> int | None:

@@ -38,6 +38,11 @@ class Generation(NamedTuple):
         parent = self.rows.get(member, {}).get("parent")
         return parent if parent in self.rows else None
 
+    def origin(self, member: int) -> tuple[int, int] | None:
+        """The same, and the step at which it was as it is taken over: of a leaderboard one before this evaluation."""
+        row, parent = self.rows.get(member, {}), self.parent(member)
+        return None if parent is None else (parent, row.get("parent_step") or self.step)
+
 
 def generations(rows: Iterable[Row]) -> dict[int, list[Generation]]:
     """The evaluations of each seed, in order."""
@@ -108,12 +113,18 @@ def summary(population: Any, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def ancestry(line: Sequence[Generation], member: int) -> list[int]:
-    """Where the learner of `member` at the last evaluation was at each of them: the members it came through."""
-    through = [member]
+def ancestry(line: Sequence[Generation], member: int) -> list[int | None]:
+    """Where the learner of `member` at the last evaluation was at each of them: the members it came through, None while
+    it was on a leaderboard and nobody trained it.
+    """
+    through: list[int | None] = [member]
+    since = None  # the step at which it was handed in, where that is before
     for generation in reversed(line[:-1]):
-        parent = generation.parent(through[-1])
-        through.append(through[-1] if parent is None else parent)
+        if since is None:
+            member, since = generation.origin(member) or (member, generation.step)
+        through.append(member if generation.step == since else None)
+        if generation.step == since:
+            since = None
     return through[::-1]
 
 
@@ -188,9 +199,14 @@ def _table(
 
 
 def _schedule(seed: int, line: list[Generation], name: str, chosen: Mapping[int, int], logarithmic: bool) -> str:
-    def drawn(title: str, through: Sequence[int]) -> charts.Line:
-        """Of the member that each generation is looked at through, where it has a value that can be drawn."""
-        values = [(g.step, g.rows.get(m, {}).get(name)) for g, m in zip(line, through, strict=True)]
+    def drawn(title: str, through: Sequence[int | None]) -> charts.Line:
+        """Of the member that each generation is looked at through, where it has a value that can be drawn; of none
+        there, what was last.
+        """
+        values, last = [], None
+        for g, m in zip(line, through, strict=True):
+            last = last if m is None else g.rows.get(m, {}).get(name)
+            values.append((g.step, last))
         there = [(float(step), float(x)) for step, x in values if number(x) and (x > 0 or not logarithmic)]
         return charts.Line(title, [step for step, _ in there], [x for _, x in there])
 
@@ -209,13 +225,14 @@ def _schedule(seed: int, line: list[Generation], name: str, chosen: Mapping[int,
 
 def _tree(seed: int, line: list[Generation], chosen: int | None) -> str:
     members = sorted({member for generation in line for member in generation.rows})
-    moves = [(g.step, m, p) for g in line[:-1] for m in members if (p := g.parent(m)) is not None]
+    moves = [(g.step, m, *found) for g in line[:-1] for m in members if (found := g.origin(m))]
     steps = [g.step for g in line]
     bold = [] if chosen is None else ancestry(line, chosen)
     chart = charts.family(members, steps, moves, bold, f"family-{seed}", f"family tree of seed {seed}")
     caption = (
         f"Seed {seed}. A line for each member, in the colour of the first ancestor of what it has learned; where it "
-        "changes, the member took over from another. Bold: how the best member came to be."
+        "changes, the member took over from another, from a leaderboard as that was before. Bold: how the best member "
+        "came to be."
     )
     return page.figure(chart, caption)
 

@@ -272,7 +272,8 @@ def _precision(precision: Mapping[str, Any]) -> str:
     parts += [f"matrix products by {precision['products']}"] if precision.get("products") else []
     parts += [
         f"{words.number(sum(x or 0 for x in precision[name]))} updates {what}"
-        for name, what in COUNTED.items() if precision.get(name)
+        for name, what in COUNTED.items()
+        if precision.get(name)
     ]
     lost = precision.get("collapsed") or []
     parts += [f"the scale of the loss has collapsed in {sum(lost)} of {len(lost)} seeds"] if any(lost) else []

@@ -80,6 +80,7 @@ def keep_until(path: str | os.PathLike, step: int, runs: Container[tuple[int, in
     """
     path = Path(path)
     parsed = _parsed(path)
+
     def stays(row: dict[str, Any]) -> bool:
         others = runs is not None and run_of(row) not in runs  # type: ignore[operator]
         return row.get("step", 0) <= step or others

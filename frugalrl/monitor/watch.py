@@ -30,7 +30,18 @@ REFRESH = 5  # seconds after which a browser asks again
 SILENT = 60.0  # seconds without a word after which a run may have died
 HOST = "127.0.0.1"
 BARS = "▁▂▃▄▅▆▇█"
-APART = ("agent", "env", "seed", "member", "step", "episode_return", "wall_seconds", "episodes", "parent")
+APART = (
+    "agent",
+    "env",
+    "seed",
+    "member",
+    "step",
+    "episode_return",
+    "wall_seconds",
+    "episodes",
+    "parent",
+    "parent_step",
+)
 
 
 def figures(run: Run, now: live.Now | None) -> Iterator[tuple[str, str]]:

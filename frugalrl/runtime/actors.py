@@ -26,10 +26,11 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ from ..xla import module_path
 from . import link
 from .actor import Past, Slot, Spec, Timer, slab_size, slots
 from .actor_learner import light, shapes
-from .compiled import Succession, Way, cut_off, join, seeds_of, succeeded
+from .compiled import Succession, cut_off, join, seeds_of, succeeded
 from .compiled import learn as updates
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # or two cores fight
@@ -486,34 +487,39 @@ def learner(
     )
 
 
-def in_parts(made: Learner, way: Way, pool: Executor) -> Learner:
-    """The Learner of Members whose parts are of `way.width` members each; `made` is compiled for one of them."""
+def in_parts(made: Mapping[int, Learner], pool: Executor) -> Learner:
+    """The Learner of Members in parts; `made` is compiled for one of them, for each number of members that one has."""
+    init = next(iter(made.values())).init
 
-    def shares(items: Transition, count: int) -> list[Transition]:
-        lanes = items.reward.shape[1] // count
-        return [jax.tree.map(lambda x, k=k: x[:, k * lanes : (k + 1) * lanes], items) for k in range(count)]
+    def of(part: Any) -> Learner:
+        return made[seeds_of(part)]
+
+    def shares(items: Transition, parts: Sequence) -> list[Transition]:
+        sizes = [*map(seeds_of, parts)]
+        lanes, ends = items.reward.shape[1] // sum(sizes), [*accumulate(sizes, initial=0)]
+        return [jax.tree.map(lambda x, a=a, b=b: x[:, a * lanes : b * lanes], items) for a, b in pairwise(ends)]
 
     def together(parts: list) -> Any:
         return jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
 
     def add(carry: Members, items: Transition, stream) -> Members:
-        parts = zip(carry.parts, shares(items, len(carry.parts)), strict=True)
-        return Members(tuple(made.add(part, share, stream) for part, share in parts))
+        parts = zip(carry.parts, shares(items, carry.parts), strict=True)
+        return Members(tuple(of(part).add(part, share, stream) for part, share in parts))
 
     def learn(carry: Members, items: Transition, stream, gradient: list) -> tuple[Members, dict]:
         def one(part: Carry, share: Transition) -> tuple[Carry, dict]:
-            return jax.block_until_ready(made.learn(part, share, stream, gradient))
+            return jax.block_until_ready(of(part).learn(part, share, stream, gradient))
 
-        done = list(pool.map(one, carry.parts, shares(items, len(carry.parts))))
+        done = list(pool.map(one, carry.parts, shares(items, carry.parts)))
         return Members(tuple(part for part, _ in done)), together([metrics for _, metrics in done])
 
     def cut(carry: Members, stream) -> Members:
-        return Members(tuple(made.cut(part, stream) for part in carry.parts))
+        return Members(tuple(of(part).cut(part, stream) for part in carry.parts))
 
     return Learner(
-        made.init, add, learn, cut,
-        lambda states: together([made.ship(state) for state in states]),
-        lambda carry: together([made.probe(part) for part in carry.parts]),
+        init, add, learn, cut,
+        lambda states: together([of(state).ship(state) for state in states]),
+        lambda carry: together([of(part).probe(part) for part in carry.parts]),
     )  # fmt: skip
 
 

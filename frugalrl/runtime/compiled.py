@@ -9,7 +9,7 @@ The walk of an observation to a gradient comes here from `envs/`, to `collect`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
@@ -220,17 +220,34 @@ def ways(seeds: int, cores: int, devices: int = 1) -> list[Way]:
     not measured then, unless the seeds cannot be spread.
 
     On several cores that vmap leaves all but one idle (with 32 seeds of PPO it took 2.2 times as long as chunks on two
-    cores), and to compile it costs as much as each of the others. Widths divide the number of seeds: a remainder would
-    need a program of its own. `lax.map` over chunks is not among them: chunks on a single core do the same, and an
-    iteration count at a time costs one call.
+    cores), and to compile it costs as much as each of the others. Widths divide the number of seeds where one of half a
+    core's share or more does; else what remains has a program of its own. `lax.map` over chunks is not among them:
+    chunks on a single core do the same, and an iteration count at a time costs one call.
     """
     shares = max(d for d in range(1, devices + 1) if seeds % d == 0)
     if shares > 1:
         return [Way(seeds, 1, shares)]
     fair = min(CHUNK, -(-seeds // cores))
     even = max(w for w in range(1, fair + 1) if seeds % w == 0)
-    widths = {even, 1} | ({seeds} if cores == 1 else set())
+    widths = {even if 2 * even >= fair else fair, 1} | ({seeds} if cores == 1 else set())
     return sorted({Way(w, min(cores, -(-seeds // w))) for w in widths}, reverse=True)
+
+
+def widths(seeds: int, way: Way) -> set[int]:
+    """How many seeds are mapped together in the programs of a way."""
+    return {len(range(seeds)[part]) for part in chunks(seeds, way.width)}
+
+
+def copies(seeds: int, options: Sequence[Way]) -> float:
+    """How many times what `seeds` hold is in the memory of one device at once, if these ways are measured.
+
+    They begin together on one device, where the copies are that `fastest` makes; then the parts of one way are made of
+    them. Those that are spread over several devices need their share of it there.
+    """
+    if any(way.devices > 1 for way in options):
+        return 1 + 1 / min(way.devices for way in options)
+    measured = sum(min(seeds, way.width * way.threads) for way in options) / seeds if len(options) > 1 else 0.0
+    return 1 + max(1.0, measured)
 
 
 def chunks(seeds: int, width: int) -> list[slice]:
@@ -313,14 +330,13 @@ def fastest(
     again as the best is not measured further.
     """
     best: dict[Way, float] = {}
-    trials = {way: split(carry, way, way.threads) for way in options}
-    trials = jax.block_until_ready(jax.tree.map(jnp.copy, trials))
+    trials = {way: copied(carry, way) for way in options}
     with ThreadPoolExecutor(max(way.threads for way in options)) as pool:
         for attempt in range(4):  # in turns, so that a busy moment of the machine hits all of them
             for way in options:
                 if attempt > 1 and best[way] > 1.5 * min(best.values()):
                     continue
-                count = way.width * len(trials[way])
+                count = sum(map(seeds_of, trials[way]))
                 share = seconds / len(options) / 3 * 1e6
                 iterations = 1 if attempt == 0 else max(1, int(share / best[way] / count))
                 start = perf_counter()
@@ -330,6 +346,12 @@ def fastest(
                 # the first attempt warms up
                 best[way] = microseconds if attempt <= 1 else min(best[way], microseconds)
     return best
+
+
+def copied(carry: C, way: Way) -> list[C]:
+    """The parts that are advanced first, as copies: a program uses up what it is given."""
+    whole = way.width >= seeds_of(carry)  # else slices are copies already
+    return jax.block_until_ready(split(jax.tree.map(jnp.copy, carry) if whole else carry, way, way.threads))
 
 
 class Tick(NamedTuple):

@@ -72,6 +72,7 @@ class Entry(NamedTuple):
 
     score: float
     member: int  # whose it was
+    step: int  # when it was handed in
     hyper: dict[str, float]
     carry: Any  # what can be loaded
 
@@ -105,17 +106,18 @@ def turned(
     population: Population,
     priors: Mapping[str, Prior],
     seed: int,
-    step: int,
+    turn: int,
     fitness: np.ndarray,
     hypers: Mapping[str, np.ndarray],
 ) -> list[Move]:
-    """Who takes over from whom at a step, among the runs of all seeds from `seed` on, each of which has a population of
-    its own, one after the other; `fitness` is [runs], and so are the hyper-parameters.
+    """Who takes over from whom at a turn, among the runs of all seeds from `seed` on, each of which has a population of
+    its own, one after the other; `fitness` is [runs], and so are the hyper-parameters. `turn` is the step that the turn
+    was due at, which is the same wherever a run was to end.
     """
     size, moves = population.members, []
     for first in range(0, len(fitness), size):
         own = [{name: float(values[first + m]) for name, values in hypers.items()} for m in range(size)]
-        r = np.random.default_rng([seed + first // size, step])
+        r = np.random.default_rng([seed + first // size, turn])
         chosen = selected(fitness[first : first + size], own, population, priors, r)
         moves += [move._replace(to=first + move.to, source=first + move.source) for move in chosen]
     return moves

@@ -53,20 +53,27 @@ def joins(agent: Agent, hyper: Any) -> bool:
 
 
 def fitness(rollout: Transition, members: int) -> Any:
-    """The mean return, float32 [members], of the episodes that ended in a rollout [time, lanes, ...].
+    """The mean return of an episode, float32 [members], as a rollout [time, lanes, ...] of each member tells it.
 
-    It begins with new episodes; the lanes are divided evenly, the first of them are the first member's. For a member
-    without an end it is the mean of what its lanes have so far.
+    It begins with new episodes; the lanes are divided evenly, the first of them are the first member's. Its last
+    episodes may be unfinished, and count as what they are: episodes that are at least as long. What a step of an age
+    brings, a mean over the episodes that got to it, counts as much as episodes are likely to get to it, a share that
+    each end lowers among those that were as old (Kaplan and Meier 1958, and for what adds up on the way Lin et al.
+    1997). Where every episode has ended that is the mean of their returns; a member without an end has the mean of what
+    its lanes have so far. One that falls after 10 steps, each worth 1, and stands for the other 190, has 100: more than
+    one that always falls after 20, and less than one that never does.
     """
+    steps, lanes = rollout.reward.shape
     ended = rollout.terminated | rollout.truncated
-    before_an_end = jnp.cumsum(ended[::-1].astype(jnp.int32), 0)[::-1] > 0
-
-    def total(x: Any) -> Any:  # of each member
-        return x.astype(jnp.float32).sum(0).reshape(members, -1).sum(-1)
-
-    count, lanes = total(ended), rollout.reward.shape[1] // members
-    whole = total(jnp.where(before_an_end, rollout.reward, 0.0)) / jnp.maximum(count, 1.0)
-    return jnp.where(count > 0, whole, total(rollout.reward) / lanes)
+    time = jnp.arange(steps)[:, None]
+    begun = jnp.where(ended, time + 1, 0)  # when the next one begins
+    age = time - jnp.concatenate([jnp.zeros_like(begun[:1]), jax.lax.cummax(begun)[:-1]])
+    whose = jnp.broadcast_to(jnp.arange(lanes) // (lanes // members), age.shape)
+    values = jnp.stack([jnp.ones(age.shape), ended.astype(jnp.float32), rollout.reward.astype(jnp.float32)], -1)
+    count, ends, reward = jnp.moveaxis(jnp.zeros((members, steps, 3)).at[whose, age].add(values), -1, 0)
+    count = jnp.maximum(count, 1.0)
+    gets_there = jnp.cumprod(1 - ends / count, 1)
+    return jnp.sum(reward / count * jnp.concatenate([jnp.ones((members, 1)), gets_there[:, :-1]], 1), 1)
 
 
 def joint(agent: Agent, rule: Rule) -> Agent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,18 +27,18 @@ class Watch:
     """Follows a population: how fit its members are, with what hyper-parameters, and who takes over from whom.
 
     All of it follows from the carry at a step, so that a resumed run decides as the one that was not stopped. `count`
-    runs are looked at at the steps `looks`; at those of them that are `turns`, members take over from others. `config`
-    has the Static of these runs; `kind` is the agent's Hyper; `sever` ends the streams of a memory, as
-    `evolution.successor` has it.
+    runs are looked at at the steps `looks`; at those of them that are `turns`, members take over from others: each with
+    the step that it was due at, which runs of other lengths have in common. `config` has the Static of these runs;
+    `kind` is the agent's Hyper; `sever` ends the streams of a memory, as `evolution.successor` has it.
     """
 
     def __init__(
-        self, config: Config, count: int, agent: Agent, kind: type, looks: set[int], turns: set[int],
+        self, config: Config, count: int, agent: Agent, kind: type, looks: set[int], turns: Mapping[int, int],
         sever: Callable[[Any], Any],
     ):  # fmt: skip
         assert config.population is not None
         self.population, self.config, self.count = config.population, config, count
-        self.kind, self.looks, self.turns = kind, looks, turns if config.population.evolves else set()
+        self.kind, self.looks, self.turns = kind, looks, turns if config.population.evolves else {}
         self.priors = search.priors(config.agent, self.population.search)
         fields = kind._fields  # type: ignore[attr-defined]
         self.varied = [name for name in self.priors if name in fields]
@@ -58,8 +58,7 @@ class Watch:
         return self.last
 
     def _moves(self, step: int, scores: np.ndarray, own: dict[str, np.ndarray]) -> list[evolution.Move]:
-        seed, end = self.config.seed, self.config.steps
-        return evolution.turned(self.population, self.priors, seed, min(step, end), scores, own)
+        return evolution.turned(self.population, self.priors, self.config.seed, self.turns[step], scores, own)
 
     def metrics(self, fitness: Fitness, step: int, state: Callable[[], Any]) -> dict[str, Any]:
         """What a row tells of the members; `parent` is the member that one takes over from after it."""
