@@ -98,6 +98,7 @@ def here(monkeypatch) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_crew_in_actors_survives_a_lost_worker_and_is_resumed(here, tmp_path, monkeypatch):
     """Its checkpoints have a text, of another length for each seed; and it is the run of this machine."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
