@@ -180,10 +180,11 @@ def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
         monkeypatch.setattr(jobs.compiled, "cores", lambda cores=cores: cores)
         assert jobs.as_before(width, 4, [Way(2, 2), Way(1, 2)], said.append) == found
     assert jobs.as_before(1, 4, [Way(4, 1)], said.append) == [Way(1, 2)]
+    assert jobs.as_before(3, 4, [Way(4, 1)], said.append) == [Way(3, 2)]  # and one that is left
     assert said == []
-    assert jobs.as_before(3, 4, [Way(4, 1)], said.append) == [Way(4, 1)]
+    assert jobs.as_before(5, 4, [Way(4, 1)], said.append) == [Way(4, 1)]
     assert jobs.as_before(2, 4, [Way(4, 1, 4)], said.append) == [Way(4, 1, 4)]
-    assert [line[:33] for line in said] == ["batching: 3 runs shared a program", "batching: 2 runs shared a program"]
+    assert [line[:33] for line in said] == ["batching: 5 runs shared a program", "batching: 2 runs shared a program"]
 
     ways = [Way(2, 1)]
     monkeypatch.setattr(jobs, "remembered_way", lambda *what: ways[-1])

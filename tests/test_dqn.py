@@ -114,6 +114,15 @@ def test_rescaled_observations_are_learned_from_as_if_they_came_so():
     assert bits(agent.init(KEY, HYPER)) == bits(plain.init(KEY, HYPER))
 
 
+def test_other_bounds_take_the_place_of_those_of_the_environment():
+    """On both sides of 0, also of a number that has none."""
+    one, two = Static(hidden=(16,), rescale_obs=True, obs_bounds=(2.0, 4.0, 8.0, 0.5)), Static(hidden=(16,))
+    scaled, plain = (assemble(static, BOUNDED, Discrete(2)) for static in (one, two))
+    state, obs = random_state(scaled), jnp.float32([0.3, -1.0, 4.0, 7.0])
+    seen = obs / jnp.float32([2.0, 4.0, 8.0, 0.5])
+    close(scaled.dist(scaled.policy(state), obs).values, plain.dist(plain.policy(state), seen).values, atol=1e-5)
+
+
 def test_rescaling_is_beneath_all_other_parts():
     """Of all that is learned the first layer of the network takes the observation, and not that of an embedding."""
     everything = {"dueling": True, "noisy": True, "atoms": 5, "distribution": "implicit", "hidden": (16,)}
@@ -159,7 +168,7 @@ SWITCHES = {  # a choice in Static -> the parts it may change, and must
 
 
 def test_every_choice_is_in_the_table():
-    assert SWITCHES.keys() == set(Static._fields)
+    assert SWITCHES.keys() | {"obs_bounds"} == set(Static._fields)  # which alone is refused
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -170,6 +179,8 @@ def test_a_switch_changes_its_parts_and_no_other(name):
 
 
 IN_CONTEXT = {  # what does something beside another switch only
+    # other numbers in the same programs: what they do is shown above
+    "obs_bounds": ({"rescale_obs": True}, (2.0, 4.0, 8.0, 0.5), set()),
     "noisy_std": ({"noisy": True}, 0.1, {"init"}),
     "frozen_noise": ({"noisy": True}, True, {"init", "policy", "grad", "apply"}),
     "distribution": ({"atoms": 51}, "quantile", {"policy", "dist", "grad"}),
@@ -338,6 +349,9 @@ def test_choices_that_do_not_exist_are_refused_by_name():
         (Static(optimizer="sgd"), OBS, Discrete(2), "optimizer='sgd' does not exist; there are: adam, rmsprop"),
         (Static(), OBS, Box((2,)), "discrete actions"),
         (Static(rescale_obs=True), Box((10, 10, 4)), Discrete(2), "rescale_obs=true is for observations that are vec"),
+        (Static(obs_bounds=(1.0,)), OBS, Discrete(2), "obs_bounds are what rescale_obs=true goes by, which is off"),
+        (Static(rescale_obs=True, obs_bounds=(1.0,)), BOUNDED, Discrete(2), "obs_bounds must be 4 numbers above 0"),
+        (Static(rescale_obs=True, obs_bounds=(1.0, 2.0, 0.0, 1.0)), BOUNDED, Discrete(2), "4 numbers above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             assemble(static, obs, actions)
