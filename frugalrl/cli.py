@@ -241,8 +241,6 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     command = "" if population is None else f"{a.command}-"
-    catalog.recipe(a.agent)  # or the folder would have a name that is none
-    catalog.registration(a.env)
     named = Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}"
     go = partial(
         training.train,

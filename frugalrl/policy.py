@@ -122,7 +122,10 @@ def _box(fields: dict) -> Box:
 
 def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
     """Read a policy folder. Raises BadFile where there is none or it is damaged."""
-    settle(folder)
+    try:
+        settle(folder)
+    except OSError as error:
+        raise BadFile(f"{folder} holds newer files that cannot be put in place ({error.strerror or error})") from None
     path = folder / "policy.json"
     found = read_json(path, KIND)
     if found is None:

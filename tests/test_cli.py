@@ -18,6 +18,7 @@ import pytest
 from runs import TINY, checkpoints, command, has_rows, receipt, rows, timeless
 
 from frugalrl import catalog, checkpoint, cli, config, errors, jobs, policy, training
+from frugalrl.monitor import files
 
 CARTPOLE = ("train", "dqn", "CartPole-v1")
 
@@ -707,6 +708,17 @@ def test_an_out_that_cannot_be_written_is_refused(place, wrong, tmp_path):
     assert "--out" in wrong(*CARTPOLE, *TINY, "--out", out)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_policy_whose_newer_files_cannot_be_put_in_place_is_refused(run, wrong, monkeypatch):
+    (run / "policy" / files.READY).mkdir()
+    (run / "policy" / files.READY / "policy.json").write_text("{}")
+
+    def refused(*names):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.os, "replace", refused)
+    assert "newer files that cannot be put in place (Permission denied)" in wrong("eval", run)
 
 
 def test_a_name_that_is_too_long_for_a_folder_is_unknown(wrong, tmp_path, monkeypatch):

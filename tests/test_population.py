@@ -508,6 +508,8 @@ def test_the_ancestry_of_the_best_goes_through_those_it_took_over_from():
     assert "2 takes over from 1 at step 20, as that was at step 10<" in chart
     assert "1 takes over from 2 at step 10<" in chart
     assert "member 2, descended from 1" in chart  # and not from 2, whom member 1 has come of since
+    rows[5]["parent_step"] = 7  # a file may say a step that was none
+    assert "2 takes over from 1 at step 20, as that was at step 7<" in "".join(members.sections(config, rows))
 
     rows = [*generation(10, {2: 0}), *generation(20, {0: 1, 1: 2}), *generation(30, {}), *generation(40, {2: 0})]
     chart = "".join(members.sections({"population": {"kind": "pbt", "search": {}}}, rows))

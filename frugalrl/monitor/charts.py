@@ -155,7 +155,7 @@ def family(
             marks.append(line((before, step), (m, m), path.get(step) == m, "", text))
         roots[step] = dict(root)
         for _, to, source, since in (move for move in moves if move[0] == step):
-            root[to] = roots[since][source]
+            root[to] = roots.get(since, roots[step])[source]  # a file may say a step that was none
             text = f"{to} takes over from {source} at step {step:,}"
             text += f", as that was at step {since:,}" if since < step else ""
             marks.append(line((since, step), (source, to), path.get(after) == to, "link", text))

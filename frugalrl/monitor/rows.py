@@ -20,7 +20,7 @@ from .files import loads, plain, replace
 
 Row = Mapping[str, Any]
 KIND = {
-    **dict.fromkeys(("seed", "member", "step", "parent"), kinds.whole),
+    **dict.fromkeys(("seed", "member", "step", "parent", "parent_step"), kinds.whole),
     **dict.fromkeys(("episode_return", "episode_length", "wall_seconds", "fitness"), kinds.number),
     ...: kinds.plain,
 }

@@ -31,17 +31,8 @@ SILENT = 60.0  # seconds without a word after which a run may have died
 HOST = "127.0.0.1"
 BARS = "▁▂▃▄▅▆▇█"
 APART = (
-    "agent",
-    "env",
-    "seed",
-    "member",
-    "step",
-    "episode_return",
-    "wall_seconds",
-    "episodes",
-    "parent",
-    "parent_step",
-)
+    "agent", "env", "seed", "member", "step", "episode_return", "wall_seconds", "episodes", "parent", "parent_step",
+)  # fmt: skip
 
 
 def figures(run: Run, now: live.Now | None) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ of the optimiser's statistics, kept with the shared parameters (the paper's "Sha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     agent: Agent
     memory: Memory  # of one stream, dealing in rollouts
     hyper: Any  # gives the state its shapes
-    compiler: dict[str, Any] = {}  # noqa: RUF012  (options, never changed)
+    compiler: Mapping[str, Any] = {}  # options of
 
 
 class Learning(NamedTuple):

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     dqn: Rate  # also of agents made of it, and of M-DQN
     rainbow: Rate  # also with quantiles
     quantile: Rate  # of QR-DQN, IQN and M-IQN
-    env_options: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    env_options: Mapping[str, Any] = {}
 
 
 _MLP = {
