@@ -376,6 +376,7 @@ class Ledger:
                 "processes": self.plan.actors,
                 "lockstep": self.plan.lockstep,
                 "restarts": sum(fleet.restarts for fleet in self.fleets),
+                "lost_unrolls": sum(fleet.lost_unrolls for fleet in self.fleets),
                 "waiting_seconds": acting.get("waiting", 0.0),
                 "learner_waiting_seconds": own.get("waiting", 0.0),
                 "step_seconds": sum(acting.get(kind, 0.0) for kind in ("environment", "inference", "other")),

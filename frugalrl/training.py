@@ -42,7 +42,7 @@ ASIDE = ".replaced"  # where it goes first
 # what a receipt counts over all sittings of a run
 SUMS = (
     *("compile_seconds", "evaluation_seconds", "checkpoint_seconds", "refreshes", "restarts"),
-    *("waiting_seconds", "learner_waiting_seconds", *receipt.ACTING, *receipt.TIMES),
+    *("lost_unrolls", "waiting_seconds", "learner_waiting_seconds", *receipt.ACTING, *receipt.TIMES),
 )
 FIRST = ("first_update_seconds", "fallback")  # of these it keeps the first
 LISTS = ("switches", "compressed_returns", "faults")  # and of these all

@@ -467,8 +467,9 @@ def test_a_killed_actor_is_replaced_and_its_stream_is_cut():
             os.kill(fleets[0].processes[tick.spans[0][0]].pid, signal.SIGKILL)
         last = tick
     assert fleets[0].restarts == 1
+    assert fleets[0].lost_unrolls == 1  # the one that it was filling; nothing of those at the end, which nobody needs
     assert len(said) == 1
-    assert "died and was started anew, its unfinished unrolls are lost: exit code -9" in said[0]
+    assert "died and was started anew, its unfinished unroll is lost: exit code -9" in said[0]
     assert last.step == 2400
     t = windows(made, last.carry, 200)
     assert len(np.unique(t.obs[..., 0])) == 6  # of two actors, and of the one that came later
@@ -504,6 +505,7 @@ def test_a_stuck_environment_is_told_of_and_does_not_keep_the_run_from_being_sto
     ticks.close()
     assert time.monotonic() - began < 3 + actors.GRACE + 2
     assert [line[:40] for line in said] == [f"actor {i} has delivered nothing for 0 s: its"[:40] for i in (0, 1)]
+    assert fleets[0].lost_unrolls == 2  # those that each was at
     assert not any(running(p.pid) for p in fleets[0].processes)
     assert not fleets[0].wire.folder.exists()
 
@@ -518,6 +520,7 @@ def test_a_learner_that_does_not_look_for_a_while_blames_nobody(monkeypatch):
     assert next(ticks).step
     assert said == []
     ticks.close()
+    assert fleets[0].lost_unrolls >= 2  # that were filled
 
 
 @pytest.mark.parametrize("engine", ["numpy", "litert"])
@@ -693,7 +696,7 @@ def test_the_receipt_tells_what_the_actors_did(tmp_path, monkeypatch):
     made = receipt(out)
     assert made["actors"]["mode"] == "int8"
     assert made["actors"]["processes"] == 2
-    assert made["actors"]["restarts"] == 0
+    assert made["actors"]["restarts"] == made["actors"]["lost_unrolls"] == 0
     assert made["actors"]["refreshes"] >= 2
     assert made["actors"]["packet_bytes"] > 0
     assert all(made["time_split"][name] is not None for name in ("environment", "inference", "transport", "learner"))

@@ -74,8 +74,12 @@ def test_a_signal_in_the_middle_saves_the_run_and_resume_finishes_it(runtime, si
     saved, before = int(checkpoints(out)[-1].stem), rows(out)
     assert not receipt(out)["finished"]
     assert receipt(out)["steps"] == saved < int(STEPS)
+    lost = receipt(out)["actors"]["lost_unrolls"] if runtime == "actors" else 0
+    assert lost <= 4  # two slots of each actor
     assert cli.main(["resume", str(out), "--quiet"]) == 0
     assert receipt(out)["finished"]
+    if runtime == "actors":
+        assert receipt(out)["actors"]["lost_unrolls"] == lost
     steps = [row["step"] for row in rows(out)]
     assert steps == sorted(set(steps))
     assert len(steps) == 10

@@ -39,7 +39,7 @@ KIND = {  # of a receipt: all that something is worked out from
     "time_split": {...: number},
     "actors": {
         **dict.fromkeys((*ACTORS[3:], *ACTING, "waiting_seconds", "learner_waiting_seconds"), number),
-        **dict.fromkeys(("agreement", "harm", "staleness", "staleness_max", "restarts"), number),
+        **dict.fromkeys(("agreement", "harm", "staleness", "staleness_max", "restarts", "lost_unrolls"), number),
         "mode": string, "engine": string, "fallback": {"step": whole},
         "switches": [({},)], "measured": [({},)], "compressed_returns": [number],
     },

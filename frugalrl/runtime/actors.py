@@ -168,13 +168,15 @@ class Fleet:
         self.plan, self.seed, self.report, self.past = plan, seed, report, past
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self.seconds: dict[str, float] = {}
-        self.refreshes, self.restarts = 0, 0
+        self.refreshes, self.restarts, self.lost_unrolls = 0, 0, 0
         self.cpu_seconds = 0.0  # of actors that are no children of this process
         self.births, self.silent_deaths = [0] * plan.actors, [0] * plan.actors
         self.errors: list[dict | None] = [None] * plan.actors  # what an actor said before it died
         self.held: list[tuple[int, int, int]] = []  # slots of actors that wait: actor, birth, slot
-        # slots that each actor was given; of those it has filled, as its listener counts, and when that was last
+        # slots that each actor was given; of those it has filled, as its listener counts, and when that was last; and
+        # those of them that the Learner has
         self.given, self.filled, self.since = [0] * plan.actors, [0] * plan.actors, [0.0] * plan.actors
+        self.received = [0] * plan.actors
         self.lines: list[Line] = []
         self.spec = spec._replace(slots=plan.slots, packet=link.fields(packet), registration=registration(spec.env_id))
         self.wire = (wired or processes)(self.spec, plan)
@@ -196,6 +198,7 @@ class Fleet:
             spec = spec._replace(seed=(self.seed[0], i), past=self.past(i))
         self.births[i] += 1
         self.given[i], self.filled[i], self.since[i] = self.plan.slots, 0, perf_counter()
+        self.received[i] = 0
         line = self.wire.start(spec, partial(self._hear, i, self.births[i]))
         for slot in range(self.plan.slots):
             line.send(slot)
@@ -224,6 +227,7 @@ class Fleet:
             self.errors[i] = message
             return None  # the end of its output follows, and the restart with it
         self.silent_deaths[i] = 0
+        self.received[i] += 1
         for kind, seconds in message["seconds"].items():
             self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self.refreshes += message["refreshes"]
@@ -263,10 +267,19 @@ class Fleet:
             details = said["details"] if said else ""
             raise ActorFailed(f"actor {i} failed {PATIENCE} times in a row before its first unroll: {reason}", details)
         self.restarts += 1
-        lost = "goes on where it was" if self.past else "its unfinished unrolls are lost"
+        self.lose(i)
+        lost = "goes on where it was" if self.past else "its unfinished unroll is lost"
         self.report(f"actor {i} died and was started anew, {lost}: {reason}")
         self.lines[i] = self._start(i)
         return i
+
+    def lose(self, i: int) -> None:
+        """Count the unrolls of an actor that are filled, or being filled, and of which nothing will be learned.
+
+        It fills one slot at a time. In lockstep unrolls are played again, and nothing is lost.
+        """
+        if self.past is None:
+            self.lost_unrolls += self.filled[i] - self.received[i] + (self.given[i] > self.filled[i])
 
     def close(self) -> None:
         """Hang up, which ends the actors; whoever does not end is killed."""
@@ -671,4 +684,6 @@ def train(
     except EngineFailed as error:
         raise Unfit(f"the engine failed: {error}", carry) from error
     finally:
+        for i in range(plan.actors if step < steps else 0):
+            fleet.lose(i)
         fleet.close()
