@@ -33,9 +33,9 @@ QUICK = {"seeds": 2, "scale": 0.05, "budget": 1.0}  # minutes
 def told(found: report.Found) -> Iterator[rows.Row]:
     """A row for the study, for each arm of a task that has runs, and for each answer."""
     there = found.settings
-    common = {"study": found.study.name, "seeds": there["seeds"], "scale": there["scale"]}
+    common, seeds = {"study": found.study.name, "scale": there["scale"]}, there["seeds"]
     yield rows.row(
-        NAME, kind="study", **common, claim=found.study.claim, runs=len(found.rows), of=found.expected,
+        NAME, kind="study", **common, seeds=seeds, claim=found.study.claim, runs=len(found.rows), of=found.expected,
         envs=there["envs"], tasks=found.tasks,
     )  # fmt: skip
     for task in found.tasks:
@@ -44,7 +44,8 @@ def told(found: report.Found) -> Iterator[rows.Row]:
             if runs:
                 bits = sorted({n for row in runs for n, _ in row.get("rounded", ())})
                 yield rows.row(
-                    NAME, kind="arm", **common, task=task, arm=arm, train=runs[0]["command"], steps=runs[0]["steps"],
+                    NAME, kind="arm", **common, seeds=seeds[task], task=task, arm=arm,
+                    train=runs[0]["command"], steps=runs[0]["steps"],
                     final_return=_interval(returns(runs)), rounded={n: _interval(returns(runs, n)) for n in bits},
                     **{name: each for name in FAILURES if any(each := [row.get(name) for row in runs])},
                     **{name: _spread(costs(runs, name)) for name in COSTS}, policy_share=policies([runs]),
@@ -52,9 +53,11 @@ def told(found: report.Found) -> Iterator[rows.Row]:
                 )  # fmt: skip
     for finding, task, answer in report.answers(found):
         yield rows.row(
-            NAME, kind="finding", **common, question=finding.question, task=task, together=finding.together,
-            ours=finding.ours, base=finding.base, **answer._asdict(),
+            NAME, kind="finding", **common, seeds=seeds.get(task), question=finding.question, task=task,
+            together=finding.together, ours=finding.ours, base=finding.base, **answer._asdict(),
         )  # fmt: skip
+    for text, verdict, counts in report.claims(found):
+        yield rows.row(NAME, kind="claim", **common, claim=text, together=True, verdict=verdict, questions=counts)
 
 
 def others(kept: list[rows.Row], tasks: list[str]) -> list[rows.Row]:

@@ -104,6 +104,25 @@ def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = 20
     return Interval(point, *_bounds(np.mean(replicates, axis=0), level))
 
 
+def chance(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = 10_000) -> float:
+    """How likely an `improvement` at least as far from a half is where it makes no difference whose run it is.
+
+    A permutation test: the runs of each task are dealt out anew to both sides (Fisher 1935; what
+    `scipy.stats.permutation_test` does, here of several tasks at once). The interval of `improvement` is too short for
+    a handful of runs, and none at all for those that do not overlap: of three runs each, dealt out anew, one in ten
+    stands as far apart. A NaN gives NaN.
+    """
+    _check(resamples, 0.95)
+    rng, moved, found = np.random.default_rng(seed), np.zeros(resamples), 0.0
+    for x, y in zip(_tasks(ours), _tasks(theirs), strict=True):
+        dealt = rng.permuted(np.tile(np.concatenate([x, y]), (resamples, 1)), axis=-1)
+        moved += _wins(dealt[:, : len(x)], dealt[:, len(x) :]) - 0.5
+        found += _wins(x, y) - 0.5
+    if np.isnan(found):
+        return float("nan")
+    return float((1 + np.sum(abs(moved) >= abs(found) - 1e-9)) / (1 + resamples))
+
+
 def profile(
     scores: Scores, thresholds: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> list[Interval]:

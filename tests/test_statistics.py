@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from frugalrl.statistics import Interval, area, bootstrap, difference, improvement, iqm, profile
+from frugalrl.statistics import Interval, area, bootstrap, chance, difference, improvement, iqm, profile
 
 
 @pytest.mark.parametrize("runs", [*range(1, 14), 100])
@@ -174,6 +174,30 @@ def test_improvement_is_sure_of_what_never_overlaps_and_of_nothing_where_all_is_
         improvement([[1.0], [2.0]], [1.0])
 
 
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 6), (10, 10)])
+def test_the_chance_of_a_difference_is_scipys_permutation_test(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    ours, theirs = (rng.normal(k, 1.0, n) for k, n in enumerate(sizes))
+
+    def wins(x, y, axis):
+        return np.mean(np.moveaxis(x, axis, -1)[..., :, None] > np.moveaxis(y, axis, -1)[..., None, :], (-2, -1)) - 0.5
+
+    exact = stats.permutation_test((ours, theirs), wins, vectorized=True, n_resamples=20_000, rng=rng).pvalue
+    assert chance(ours, theirs) == pytest.approx(exact, abs=0.015)
+    assert chance(theirs, ours) == pytest.approx(exact, abs=0.015)
+
+
+def test_the_chance_of_a_difference_is_stratified_by_task():
+    """Three runs each that do not overlap are one arrangement in ten, of either sign; on two tasks one in 200."""
+    high, low = [3.0, 4.0, 5.0], [0.0, 1.0, 2.0]
+    assert chance(high, low) == pytest.approx(0.1, abs=0.01)
+    assert chance([high, high], [low, low]) == pytest.approx(2 / 400, abs=0.003)
+    assert chance([high, low], [low, high]) == pytest.approx(1.0)
+    apart = [[0.0, 1.0, 2.0], [100.0, 101.0, 102.0]]  # tasks are never mixed
+    assert chance(apart, apart) == pytest.approx(1.0)
+    assert math.isnan(chance([float("nan"), 1.0], [0.0, 1.0]))
+
+
 def test_the_profile_is_the_share_of_runs_above_each_threshold():
     scores, thresholds = tasks_of(7, 6, 6), [-1.0, 2.0, 5.5, 100.0]
     found = profile(scores, thresholds)
@@ -196,7 +220,7 @@ def test_the_area_under_a_curve_is_its_mean_height():
             area(*wrong)
 
 
-@pytest.mark.parametrize("compare", [difference, improvement])
+@pytest.mark.parametrize("compare", [difference, improvement, chance])
 def test_comparisons_are_keyed_and_leave_the_global_generator_alone(compare):
     ours, theirs = [3.0, 1.0, 4.0, 1.5], [9.0, 2.0, 6.0]
     before = np.random.get_state()[1].copy()  # type: ignore[index]

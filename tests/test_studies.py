@@ -19,7 +19,7 @@ from test_monitor import Page
 from frugalrl import catalog, cli, policy, training
 from frugalrl.config import is_run
 from frugalrl.config import write as write_config
-from frugalrl.errors import UsageError
+from frugalrl.errors import BadFile, UsageError
 from frugalrl.monitor import receipt
 from frugalrl.monitor import report as monitor_report
 from frugalrl.monitor import rows as row_file
@@ -29,7 +29,7 @@ from frugalrl.studies import findings, report
 from frugalrl.studies import folder as folders
 from frugalrl.studies import running as running_studies
 from frugalrl.studies.running import study
-from frugalrl.studies.study import NOT, REPRODUCED, UNDECIDED, Finding, Study, plan, runs, words
+from frugalrl.studies.study import NOT, REPRODUCED, UNDECIDED, Answer, Finding, Study, plan, runs, words
 from frugalrl.types import Box, Discrete, Linear
 
 TINY = {"hidden": (16,), "batch_size": 32}
@@ -167,11 +167,9 @@ def test_an_arm_of_rainbow_differs_in_its_component_alone():
         assert changed(configs["QRainbow"], configs["Rainbow"]) == {"distribution"}
         others = {"atoms", "distribution", "n_step", "munchausen", "learning_rate", "train_freq"} | alpha
         for arm in ("QR-DQN", "IQN", "M-DQN", "M-IQN"):
-            assert changed(configs[arm], configs["DQN"]) <= others | {
-                "munchausen_tau",
-                "munchausen_alpha",
-                "munchausen_clip",
-            }
+            bonus = {"munchausen_tau", "munchausen_alpha", "munchausen_clip"} if arm.startswith("M-") else set()
+            lander = {"target_update_interval"} if task == "LunarLander-v3" and "IQN" in arm else set()
+            assert changed(configs[arm], configs["DQN"]) <= others | bonus | lander
         both = changed(configs["Rainbow"], configs["DQN"])
         six = {"double", "prioritized", "dueling", "n_step", "atoms", "noisy"}
         assert six <= both <= six | alpha | seldom | {"learning_rate", "train_freq"}
@@ -187,6 +185,40 @@ def test_an_arm_of_optimizers_differs_in_its_optimizer_and_loss_alone():
     assert changed(configs["Adam + MSE"], plan(catalog.study("rainbow")).configs[first.env]["DQN"]) == {
         "loss", "prioritized_replay_alpha"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("env", "like"), [("MinAtar/Breakout-v1", "MinAtar/Breakout-v0"), ("ALE/Pong-v5", None)])
+def test_arms_are_as_different_in_environments_that_the_study_has_not(env, like):
+    """Of an Atari game: at Dopamine's settings for all of them."""
+    for name in ("rainbow", "optimizers"):
+        about = catalog.study(name)
+        found = plan(about, envs=[env]).configs[env]
+        if like is not None:
+            same = plan(about, envs=[like]).configs[like]
+            assert {arm: config._replace(env=like) for arm, config in found.items()} == same
+            continue
+        atari = {"batch_size": 32, "buffer_size": 1_000_000, "learning_starts": 20_000, "target_update_interval": 8_000}
+        adam = {"learning_rate": 6.25e-5, "optimizer_eps": 1.5e-4, "train_freq": 4}
+        for arm, config in found.items():
+            rms = {"learning_rate": 2.5e-4, "optimizer_eps": 1e-5} if arm.startswith("RMSProp") else {}
+            assert (adam | atari | rms).items() <= config.hyper.items()
+        assert {config.steps for config in found.values()} == {10_000_000}
+
+
+def test_arms_have_what_dqn_has_where_nobody_says_more():
+    rainbow = plan(catalog.study("rainbow"), envs=["fake_env:Walk-v0"]).configs["fake_env:Walk-v0"]
+    own = training.configured("dqn", "fake_env:Walk-v0")
+    assert rainbow.keys() >= {"DQN", "Rainbow", "+ noisy", "- noisy"}
+    same = ("learning_rate", "train_freq", "batch_size", "hidden", "num_envs", "buffer_size", "gamma")
+    assert {config.steps for config in rainbow.values()} == {own.steps}
+    assert all(config.hyper[name] == own.hyper[name] for config in rainbow.values() for name in same)
+
+
+def test_arms_that_would_be_the_same_run_are_refused():
+    twins = SMALL._replace(arms={**SMALL.arms, "slow too": SMALL.arms["slow"]})
+    with pytest.raises(UsageError, match="slow and slow too are the same run on CartPole: leave one of them out"):
+        plan(twins)
+    assert [*plan(twins, arms=["slow", "quick"]).configs["CartPole"]] == ["slow", "quick"]
 
 
 def test_an_arm_may_have_what_is_its_own_on_a_task():
@@ -222,6 +254,14 @@ def test_seeds_share_a_program_where_they_can_and_else_take_turns():
         ("slow", 0), ("quick", 0), ("quick", 1), ("slow", 1), ("slow", 2), ("quick", 2)
     ]  # fmt: skip
     assert {task for task, *_ in found[2:]} == {"Acrobot"}
+
+
+def test_seeds_of_a_study_that_asks_for_it_train_together_everywhere():
+    """And an arm has its turn on every task before the next one begins."""
+    found = [(run.arm, run.task, [*run.seeds]) for run in runs(plan(SMALL._replace(batched=True)))]
+    assert found == [(arm, task, [0, 1, 2]) for arm in ("slow", "quick") for task in ("CartPole", "Acrobot")]
+    assert catalog.study("rainbow").batched
+    assert catalog.study("optimizers").batched
 
 
 def test_every_task_has_a_seed_before_any_has_two():
@@ -385,7 +425,7 @@ def test_other_settings_are_refused_in_one_line_and_change_nothing(tmp_path, cap
             go(tmp_path, **options)
     assert cli.main(["study", "small", "--seeds", "3", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "holds a study of other seeds (2 there, 3 asked for)" in said
+    assert "holds a study of other seeds (2 of CartPole there, 3 asked for)" in said
     assert said.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -408,6 +448,27 @@ def test_a_study_may_be_run_part_by_part(tmp_path, capsys):
     whole = report.load(tmp_path)
     assert (whole.expected, len(whole.rows)) == (12, 12)
     assert told(tmp_path) == f"frugal study small --seeds 3 --out {tmp_path}"
+
+
+def test_a_study_may_have_more_seeds_of_some_tasks(tmp_path):
+    go(tmp_path, envs=("CartPole",), seeds=4)
+    go(tmp_path, envs=("Acrobot",), seeds=1)
+    found = report.load(tmp_path)
+    assert (found.expected, len(found.rows)) == (10, 10)
+    lines = [
+        f"frugal study small --seeds {n} --env {env} --out {tmp_path}" for n, env in ((4, "CartPole"), (1, "Acrobot"))
+    ]
+    assert told(tmp_path) == " && ".join(lines)
+    with pytest.raises(UsageError, match=r"other seeds \(4 of CartPole there, 1 asked for\)"):
+        go(tmp_path, seeds=1)
+    old = json.loads((tmp_path / "study.json").read_text())
+    for seeds, right in ((3, True), ({"CartPole": 4}, False), ({"CartPole": 4, "Acrobot": "1"}, False), ("4", False)):
+        (tmp_path / "study.json").write_text(json.dumps(old | {"seeds": seeds}))
+        if right:  # of all tasks, as it was written at first
+            assert report.load(tmp_path).settings["seeds"] == {"CartPole": 3, "Acrobot": 3}
+        else:
+            with pytest.raises(BadFile, match="damaged"):
+                report.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -584,6 +645,27 @@ def test_better_is_decided_over_all_tasks():
     assert "0.5 [0.5, 0.5]" in mixed.found
 
 
+def test_three_runs_that_do_not_overlap_may_do_so_by_chance():
+    """One in ten, dealt out anew, is as far apart; on two tasks at once hardly any."""
+    high, low = some(HIGH[:3]), some(LOW[:3])
+    one = findings.better()([high], [low])
+    assert (one.verdict, one.found) == (UNDECIDED, "better with probability 1 [1, 1]")
+    assert findings.better()([high, high], [low, low]).verdict == REPRODUCED
+
+
+def test_a_run_that_failed_is_worse_than_all_others():
+    failed, some_failed = curved([None] * 4), curved([*HIGH[:3], None])
+    for run in (*failed, some_failed[-1]):
+        run["final_return"] = None
+    for test in (findings.learns_better(), findings.better()):
+        base = [row | {"final_return": row["area"]} for row in curved(LOW)]
+        assert test([failed], [base]).verdict == NOT
+        assert test([base], [failed]).verdict == REPRODUCED
+        assert test([failed], [failed]).found.endswith("0.5 [0.5, 0.5]")
+    assert findings.learns_better()([some_failed], [curved(LOW)]).found.startswith("a higher mean of the curve with")
+    assert "0.75" in findings.learns_better()([some_failed], [curved(LOW)]).found
+
+
 def curved(areas, **more) -> list[dict]:
     return [row | {"area": area} for row, area in zip(some([0.0] * len(areas), **more), areas, strict=True)]
 
@@ -597,28 +679,51 @@ def test_curves_are_compared_by_their_mean():
 
 
 def test_one_published_curve_is_like_ours_if_it_could_be_one_of_them():
-    ours = [curved([90.0, 110.0, 100.0])]
-    verdicts = [findings.like(theirs)(ours, ours).verdict for theirs in (89.0, 91.0, 111.0)]
-    assert verdicts == [NOT, REPRODUCED, NOT]
-    assert findings.like(91.0)([curved([90.0, 110.0])], []).verdict == UNDECIDED
+    def like(returns, after=0, seeds=(-10.0, 0.0, 10.0)):
+        ours = [
+            [
+                row | {"curve": [[k, 100.0 + x] for k in (1, 2, 3, 4)]}
+                for row, x in zip(curved(seeds), seeds, strict=True)
+            ]
+        ]
+        return findings.like([*zip((1, 2, 3, 4), returns, strict=True)], after)(ours, ours)
+
+    assert [like([x] * 4).verdict for x in (89.0, 91.0, 111.0)] == [NOT, REPRODUCED, NOT]
+    dips = [140.0, 100.0, 50.0, 60.0]
+    assert like(dips).found == "a mean of the curve of 90 to 110, theirs 83.33"
+    assert like([190.0, 110.0, 50.0, 60.0]).verdict == REPRODUCED  # as a whole
+    assert like([190.0, 110.0, 50.0, 60.0], after=3) == Answer(NOT, "a mean of the curve of 90 to 110, theirs 55")
+    assert like([91.0] * 4, seeds=(-10.0, 10.0)).verdict == UNDECIDED
+    other = [[row | {"curve": [[1, 100.0], [2, 100.0]]} for row in curved([0.0] * 3)]]
+    assert findings.like([(1, 100.0), (4, 100.0)])(other, other).verdict == UNDECIDED
 
 
 def test_one_task_on_which_it_hurts_is_enough_not_to_help_everywhere():
-    high, low, wide = ([curved(x, task=t) for t in "abc"] for x in (HIGH, LOW, WIDE))
-    test = findings.not_everywhere()
+    high, low, wide = ([curved(x, task=t) for t in "abc"] for x in ([*HIGH, 12.5], [*LOW, 3.5], [*WIDE, 8.0]))
+    test = findings.not_everywhere(of=3)
     answer = test([high[0], low[1], wide[2]], [low[0], high[1], high[2]])
     assert answer.verdict == REPRODUCED
     assert answer.found == "worse on b; better on a"
     assert test(high, low).verdict == NOT
-    assert test(high[:1], low[:1]).verdict == UNDECIDED  # one task is not everywhere
+    assert test(high[:2], low[:2]).verdict == UNDECIDED  # two of three tasks are not everywhere
     assert test([*high[:2], wide[2]], [*low[:2], high[2]]).verdict == UNDECIDED
+
+
+def test_of_many_tasks_one_may_look_worse_by_chance():
+    """Four runs that do not overlap are one arrangement in 35: among nine tasks that says little, of one it does."""
+    high, low = ([curved(x, task=t) for t in "abcdefghi"] for x in (HIGH, LOW))
+    test = findings.not_everywhere(of=9)
+    assert test([low[0], *high[1:]], [high[0], *high[1:]]).verdict == UNDECIDED
+    assert test(low[:1], high[:1]).verdict == REPRODUCED
 
 
 def at_bits(**by_bits) -> list[dict]:
     """Rows with returns at numbers of bits, b8=[...] say."""
-    each = zip(*by_bits.values(), strict=True)
+    each, count = zip(*by_bits.values(), strict=True), len(next(iter(by_bits.values())))
     names = [int(name[1:]) for name in by_bits]
-    return [row | {"rounded": [*zip(names, one, strict=True)]} for row, one in zip(some([0.0] * 3), each, strict=True)]
+    return [
+        row | {"rounded": [*zip(names, one, strict=True)]} for row, one in zip(some([0.0] * count), each, strict=True)
+    ]
 
 
 def test_what_rounding_costs_is_told_run_by_run():
@@ -635,7 +740,7 @@ def test_what_rounding_costs_is_told_run_by_run():
 
 
 def test_returns_at_so_many_bits_can_be_compared():
-    ours, base = at_bits(b3=HIGH[:3]), at_bits(b3=LOW[:3], b32=[99.0] * 3)
+    ours, base = at_bits(b3=HIGH), at_bits(b3=LOW, b32=[99.0] * 4)
     assert findings.better(bits=3)([ours], [base]).verdict == REPRODUCED
     assert findings.better(bits=3)([base], [ours]).verdict == NOT
     assert findings.better(bits=4)([ours], [base]).verdict == UNDECIDED  # nobody has looked
@@ -674,10 +779,60 @@ def test_questions_are_asked_of_their_tasks_and_together_of_those_that_ran(tmp_p
     assert [(question, task) for question, task, _ in found] == [
         ("Faster?", "CartPole"), ("Faster?", "Acrobot"), ("Better?", "1 of 2 tasks"), ("Of one?", "Acrobot")
     ]  # fmt: skip
-    assert found[2][2].verdict == REPRODUCED
+    assert found[2][2].found == "better with probability 1 [1, 1]"
     assert found[3][2].found == "not run yet"
     go(tmp_path)
     assert [task for finding, task, _ in report.answers(report.load(tmp_path)) if finding.together] == ["all tasks"]
+
+
+def test_a_task_that_has_only_begun_undoes_no_verdict(tmp_path, monkeypatch):
+    tasks = {name: {"env": "CartPole-v1", "hyper": {"tau": tau}} for name, tau in (("a", 0.1), ("b", 0.2), ("c", 0.3))}
+    monkeypatch.setattr(catalog, "study", lambda name: SMALL._replace(tasks=tasks))
+    go(tmp_path)
+    kept = rows(tmp_path)
+
+    def verdict(seeds: int) -> tuple[str, str]:
+        """With so many runs of the third task."""
+        found = [row for row in kept if row["task"] != "c" or row["seed"] < seeds]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        of_all = [
+            (task, answer.verdict)
+            for finding, task, answer in report.answers(report.load(tmp_path))
+            if finding.together
+        ]
+        return of_all[0]
+
+    assert [verdict(n) for n in (0, 1, 2)] == [("2 of 3 tasks", REPRODUCED)] * 3
+    assert verdict(3) == ("all tasks", REPRODUCED)
+
+
+def test_a_claim_is_reproduced_where_all_of_its_questions_are(tmp_path, monkeypatch):
+    def asked(number: str, ours: str, base: str) -> Finding:
+        return Finding(f"{number}. Better?", ours, base, findings.better(), together=True)
+
+    right, wrong = asked("1", "quick", "slow"), asked("2", "slow", "quick")
+    about = SMALL._replace(
+        findings=(right, wrong, asked("2", "quick", "slow")), claims={"1": "A.", "2": "B.", "3": "C."}
+    )
+    monkeypatch.setattr(catalog, "study", lambda name: about)
+    go(tmp_path)
+    found = report.load(tmp_path)
+    assert [(text, verdict) for text, verdict, _ in report.claims(found)] == [
+        ("1. A.", REPRODUCED), ("2. B.", NOT), ("3. C.", UNDECIDED)
+    ]  # fmt: skip
+    assert next(report.told(found)) == "reproduced: 1. A. (of its questions 1 reproduced)"
+    shown = Page((tmp_path / "report.html").read_text()).text
+    assert "2. B. 1 reproduced, 1 not reproduced not reproduced" in " ".join(shown.split())
+
+
+def test_tasks_that_arms_share_are_shown_together(tmp_path, monkeypatch):
+    """A task with a single arm leaves nothing out."""
+    tasks = {**SMALL.tasks, "alone": {"env": "CartPole-v1", "arms": ("slow",)}}
+    monkeypatch.setattr(catalog, "study", lambda name: SMALL._replace(tasks=tasks))
+    go(tmp_path)
+    shown = Page((tmp_path / "report.html").read_text()).text
+    assert "Tasks: CartPole, Acrobot." in shown
+    assert "Performance profiles" in shown
 
 
 def test_figures_have_the_arms_that_the_study_says(tmp_path, monkeypatch):

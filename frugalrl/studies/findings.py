@@ -1,7 +1,8 @@
 """What answers a question of a study: numbers of two arms with their interval, and the verdict that it gives.
 
 A claim is reproduced where the whole interval is on its side, not reproduced where the whole is on the other, and
-undecided between. Fewer than `ENOUGH` runs of a task decide nothing: an interval of two is the gap between them.
+undecided between. Fewer than `ENOUGH` runs of a task decide nothing: an interval of two is the gap between them. Who
+learns better has to be unlikely by chance, too, which takes four runs of each arm, or several tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..statistics import Interval
 from .study import NOT, REPRODUCED, UNDECIDED, Answer, Row, Runs
 
 ENOUGH = 3  # runs of each arm and task
+UNLIKELY = 0.05  # what a permutation test may give, at most, if arms are to differ
 Test = Callable[[Runs, Runs], Answer]
 Tasks = Sequence[Sequence]  # what was measured on each task: runs of an arm, or shares of pairs of them
 
@@ -74,8 +76,7 @@ def better(at_least: float = 0.5, bits: int | None = None) -> Test:
     """
 
     def test(ours: Runs, base: Runs) -> Answer:
-        found = statistics.improvement([returns(each, bits) for each in ours], [returns(each, bits) for each in base])
-        verdict = decided(found, ours, base, least=at_least)
+        found, verdict = _won(ours, base, lambda runs: returns(runs, bits), at_least)
         return Answer(verdict, f"better with probability {words.interval(found)}")
 
     return test
@@ -85,58 +86,100 @@ def learns_better() -> Test:
     """Whether a run of ours has more often than not a higher return than one of base, over all of its evaluations."""
 
     def test(ours: Runs, base: Runs) -> Answer:
-        found = _area_improvement(ours, base)
-        said = f"a higher mean of the curve with probability {words.interval(found)}"
-        return Answer(decided(found, ours, base, least=0.5), said)
+        found, verdict = _won(ours, base, _areas)
+        return Answer(verdict, f"a higher mean of the curve with probability {words.interval(found)}")
 
     return test
 
 
-def like(theirs: float) -> Test:
-    """Whether the mean of one published curve lies among those of our runs, which are of the same steps."""
+def like(theirs: Sequence[tuple[int, float]], after: int = 0) -> Test:
+    """Whether the mean of one published curve, (step, return), from step `after` on, lies among those of our runs.
+
+    A curve that is like n of ours is outside of them with a probability of 2 / (n + 1).
+    """
+
+    def mean(curve: Sequence[Sequence[float]]) -> float:
+        return statistics.area(*zip(*(point for point in curve if point[0] >= after), strict=True))
 
     def test(ours: Runs, base: Runs) -> Answer:
-        areas = np.array([value for each in ours for value in values(each, "area")])
-        if not _enough(ours) or np.isnan(areas).any():
-            return Answer(UNDECIDED, "a run that has failed, or too few runs")
-        among = areas.min() <= theirs <= areas.max()
-        said = f"a mean of the curve of {areas.min():.4g} to {areas.max():.4g}, theirs {theirs:.4g}"
-        return Answer(REPRODUCED if among else NOT, said)
+        curves = [row["curve"] for each in ours for row in each]
+        if not _enough(ours) or any(curve[-1][0] != theirs[-1][0] or None in dict(curve).values() for curve in curves):
+            return Answer(UNDECIDED, "a run that has failed, of other steps, or too few runs")
+        means = [mean(curve) for curve in curves]
+        said = f"a mean of the curve of {min(means):.4g} to {max(means):.4g}, theirs {mean(theirs):.4g}"
+        return Answer(REPRODUCED if min(means) <= mean(theirs) <= max(means) else NOT, said)
 
     return test
 
 
-def not_everywhere() -> Test:
-    """Whether there is a task on which ours learns worse than base, and so helps not on all of them; one task alone
-    cannot deny it.
+def not_everywhere(of: int) -> Test:
+    """Whether there is a task on which ours learns worse than base, and so helps not on all of them, which are `of`.
+
+    Asked of several tasks, chance must be the less likely on each (Holm 1979). That it helps everywhere denies it.
     """
 
     def test(ours: Runs, base: Runs) -> Answer:
         each = {b[0]["task"]: ([a], [b]) for a, b in zip(ours, base, strict=True)}
-        verdicts = {task: decided(_area_improvement(*runs), *runs, least=0.5) for task, runs in each.items()}
-        worse, helped = ([task for task, one in verdicts.items() if one == verdict] for verdict in (NOT, REPRODUCED))
+        found = {task: _won(*runs, _areas) for task, runs in each.items()}
+        chances = {task: statistics.chance(*_ranked(*runs, _areas)) for task, runs in each.items()}
+        worse = [task for task, (_, verdict) in found.items() if verdict == NOT]
+        order = sorted(worse, key=chances.__getitem__)
+        sure = {*takewhile(lambda task: chances[task] * (len(each) - order.index(task)) <= UNLIKELY, order)}
+        worse = [task for task in worse if task in sure]
+        helped = [task for task, (_, verdict) in found.items() if verdict == REPRODUCED]
         said = f"worse on {', '.join(worse) or 'none'}; better on {', '.join(helped) or 'none'}"
         if worse:
             return Answer(REPRODUCED, said)
-        return Answer(NOT if len(helped) == len(verdicts) > 1 else UNDECIDED, said)
+        return Answer(NOT if len(helped) == len(each) >= of else UNDECIDED, said)
 
     return test
 
 
-def _area_improvement(ours: Runs, base: Runs) -> Interval:
-    return statistics.improvement([values(each, "area") for each in ours], [values(each, "area") for each in base])
+Scores = Callable[[Sequence[Row]], list[float]]  # of the runs of an arm and task
+
+
+def _won(ours: Runs, base: Runs, of: Scores, least: float = 0.5) -> tuple[Interval, str]:
+    """How probable it is that a run of ours is the better one, with its interval, and what that says."""
+    scores = _ranked(ours, base, of)
+    found = statistics.improvement(*scores)
+    verdict = decided(found, ours, base, least=least)
+    if verdict != UNDECIDED and not statistics.chance(*scores) <= UNLIKELY:
+        verdict = UNDECIDED
+    return found, verdict
+
+
+def _ranked(ours: Runs, base: Runs, of: Scores) -> tuple[list, list]:
+    """Scores of ours and of base, by task; a run that has failed is worse than all others, and as bad as another."""
+    scores: tuple[list, list] = ([], [])
+    for pair in zip(ours, base, strict=True):
+        known = [x for runs in pair for x in of(runs) if not np.isnan(x)]
+        for runs, made in zip(pair, scores, strict=True):
+            made.append(
+                [min(known, default=0.0) - 1 if _failed(row) else x for row, x in zip(runs, of(runs), strict=True)]
+            )
+    return scores
+
+
+def _failed(row: Row) -> bool:
+    """Whether it has returns that are not finite numbers."""
+    return row["final_return"] is None or row.get("area", 0.0) is None
+
+
+def _areas(runs: Sequence[Row]) -> list[float]:
+    return values(runs, "area")
 
 
 def equal_return() -> Test:
     """Whether nothing was lost: the intervals of both returns overlap, or ours is the higher one.
 
     Where they overlap, but our return itself is below the interval of base, too few seeds can tell: undecided. Of ours,
-    half that diverged on a task are a loss.
+    half that diverged on a task are a loss. What may be lost all the same is told: the interval of the difference.
     """
 
     def test(ours: Runs, base: Runs) -> Answer:
         mine, theirs = (statistics.bootstrap([returns(each) for each in runs]) for runs in (ours, base))
-        said = f"return {words.interval(mine)} against {words.interval(theirs)}"
+        gap = statistics.difference([returns(each) for each in ours], [returns(each) for each in base])
+        said = f"return {words.interval(mine)} against {words.interval(theirs)}, a difference of {words.interval(gap)}"
         lost = [sum(bool(row.get("diverged")) for row in each) for each in ours]
         if _enough(ours, base) and any(2 * n >= len(each) for n, each in zip(lost, ours, strict=True)):
             return Answer(NOT, said, f"{sum(lost)} runs have diverged")

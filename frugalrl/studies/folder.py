@@ -26,6 +26,10 @@ def check(folder: Path, made: Plan) -> None:
     for name, value in made.settings().items():
         if name == "arguments":
             same, what = _agree(there[name], value), ""
+        elif name == "seeds":
+            others = [(task, n) for task, n in value.items() if there[name].get(task, n) != n]
+            same = not others
+            what = "".join(f" ({there[name][task]} of {task} there, {n} asked for)" for task, n in others[:1])
         else:
             same = name in GROWS or there.get(name) == value
             what = f" ({_brief(there.get(name))} there, {_brief(value)} asked for)"
@@ -44,14 +48,15 @@ def _agree(there: dict[str, Any], more: dict[str, Any]) -> bool:
 
 
 def joined(there: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a folder that holds `there`, when `more` is run in it too: tasks and arms of both."""
+    """The settings of a folder that holds `there`, when `more` is run in it too: tasks, with their seeds, and arms."""
     if there is None:
         return more
     was, now = there["arguments"], more["arguments"]
     grown = {name: [*dict.fromkeys((*there[name], *more[name]))] for name in GROWS if there.get(name) and more[name]}
     # where one of them has no list it has them all
     tasks = {task: was.get(task, {}) | now.get(task, {}) for task in was | now}
-    return more | {name: grown.get(name, []) for name in GROWS} | {"arguments": tasks}
+    both = {"arguments": tasks, "seeds": there["seeds"] | more["seeds"]}
+    return more | {name: grown.get(name, []) for name in GROWS} | both
 
 
 def settings(folder: Path) -> dict[str, Any] | None:
@@ -60,7 +65,14 @@ def settings(folder: Path) -> dict[str, Any] | None:
         found = files.read_json(folder / "study.json")
         if found is not None and (found["format"] != FORMAT or not {"study", "seeds", "arguments"} <= found.keys()):
             raise ValueError("it was written by another version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if found is not None:
+            seeds = found["seeds"]
+            if isinstance(seeds, int):  # at first a study had as many of each task
+                seeds = dict.fromkeys(found["arguments"], seeds)
+            if seeds.keys() != found["arguments"].keys() or not all(n >= 1 for n in seeds.values()):
+                raise ValueError("its seeds are not those of its tasks")
+            found |= {"seeds": seeds}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{folder / 'study.json'} is damaged or not usable here ({error}); use another folder") from None
     return found
 
@@ -74,12 +86,16 @@ def read(folder: Path) -> list[Row]:
 
 
 def command(there: dict[str, Any], folder: Path) -> str:
-    """The command line that makes a study of these settings, or goes on with it."""
-    said = ["frugal", "study", there["study"], "--seeds", str(there["seeds"])]
-    said += ["--scale", f"{there['scale']!r}"] if there["scale"] != 1 else []
-    said += ["--env", *there["envs"]] if there["envs"] else []
-    said += ["--arms", *there["arms"]] if there.get("arms") else []
-    return shlex.join([*said, "--out", str(folder)])
+    """The command line that makes a study of these settings, or goes on with it; one for each number of seeds."""
+    lines, counts = [], [*dict.fromkeys(there["seeds"].values())]
+    for n in counts:
+        envs = there["envs"] if len(counts) == 1 else [task for task, own in there["seeds"].items() if own == n]
+        said = ["frugal", "study", there["study"], "--seeds", str(n)]
+        said += ["--scale", f"{there['scale']!r}"] if there["scale"] != 1 else []
+        said += ["--env", *envs] if envs else []
+        said += ["--arms", *there["arms"]] if there.get("arms") else []
+        lines.append(shlex.join([*said, "--out", str(folder)]))
+    return " && ".join(lines)
 
 
 def place(folder: Path, run: Run) -> Path:

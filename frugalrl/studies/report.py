@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from .. import catalog, statistics
 from ..errors import BadFile
 from ..monitor import charts, page, words
 from ..monitor.files import replace
-from .findings import costs, returns, values
+from .findings import ENOUGH, costs, returns, values
 from .folder import command, read, settings
-from .study import REPRODUCED, UNDECIDED, Answer, Finding, Row, Study
+from .study import NOT, REPRODUCED, UNDECIDED, Answer, Finding, Row, Study
 
 POINTS = 41  # of a performance profile
 MOST_BITS = 16  # of the figure: beyond that nothing happens
@@ -55,7 +55,7 @@ class Found(NamedTuple):
     @property
     def expected(self) -> int:
         """Seeds of all arms and tasks."""
-        return sum(map(len, self.settings["arguments"].values())) * self.settings["seeds"]
+        return sum(len(arms) * self.settings["seeds"][task] for task, arms in self.settings["arguments"].items())
 
 
 def load(folder: Path) -> Found:
@@ -80,6 +80,8 @@ def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
         arms, asked = {finding.ours, finding.base}, finding.tasks or {*study.tasks, *found.tasks}
         able = [task for task in found.tasks if task in asked and arms <= arguments[task].keys()]
         there = [task for task in able if all(found.runs(task, arm) for arm in arms)]
+        if finding.together:  # a task whose runs are still coming makes no verdict that stood before undecided
+            there = [task for task in there if all(len(found.runs(task, arm)) >= ENOUGH for arm in arms)] or there
         whole = {task for task, own in study.tasks.items() if task in asked and arms <= {*own.get("arms", study.arms)}}
         count = len(whole.union(able))
         for tasks in [there] if finding.together and able else [[task] for task in able]:
@@ -90,11 +92,31 @@ def answers(found: Found) -> Iterator[tuple[Finding, str, Answer]]:
             yield finding, every if finding.together else tasks[0], answer
 
 
+def claims(found: Found) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Of each numbered claim of the study: its text, the verdict, and how many of its questions have which one.
+
+    It is reproduced where all of them are, and not where one is not.
+    """
+    for number, text in found.study.claims.items():
+        verdicts = [
+            answer.verdict for finding, _, answer in answers(found) if finding.question.startswith(f"{number}. ")
+        ]
+        counts = {verdict: verdicts.count(verdict) for verdict in (REPRODUCED, NOT, UNDECIDED)}
+        last = next((verdict for verdict in (NOT, UNDECIDED) if counts[verdict]), REPRODUCED if verdicts else UNDECIDED)
+        yield f"{number}. {text}", last, counts
+
+
 def told(found: Found) -> Iterator[str]:
-    """The findings as lines of text."""
+    """The claims and findings as lines of text."""
+    for text, verdict, counts in claims(found):
+        yield f"{verdict}: {text} (of its questions {_counted(counts)})"
     for finding, task, answer in answers(found):
         note = f" ({answer.note})" if answer.note else ""
         yield f"{answer.verdict}: {finding.question} {task}, {finding.ours} / {finding.base}: {answer.found}{note}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) or "none asked"
 
 
 def _body(found: Found) -> list[str]:
@@ -105,6 +127,7 @@ def _body(found: Found) -> list[str]:
     return [
         page.header(f"Study {found.study.name}", "", " &middot; ".join(filter(None, (state, versions)))),
         f"<p>{escape(found.study.claim)}</p>",
+        *_claims(found),
         page.section("Findings", _findings(found)),
         *(_task(found, i, task) for i, task in enumerate(found.tasks)),
         _together(found),
@@ -121,6 +144,16 @@ def _machine(rows: Sequence[Row]) -> str:
     return ", ".join(sorted({f"{row['hardware']['cpu']}, {row['hardware']['cores']} cores" for row in rows}))
 
 
+def _claims(found: Found) -> Iterator[str]:
+    if found.study.claims:
+        cells = [[escape(text), _counted(counts), _mark(verdict)] for text, verdict, counts in claims(found)]
+        yield page.section("Claims", page.table(("claim", "of its questions", "verdict"), cells))
+
+
+def _mark(verdict: str) -> str:
+    return f'<span class="mark {"good" if verdict == REPRODUCED else "warn"}">{verdict}</span>'
+
+
 def _findings(found: Found) -> str:
     head = ("question", "task", "arms", "found", "verdict")
     cells = [
@@ -129,7 +162,7 @@ def _findings(found: Found) -> str:
             escape(task),
             escape(f"{finding.ours} / {finding.base}"),
             "".join(f'<div class="note">{escape(text)}</div>' for text in (answer.found, answer.note) if text),
-            f'<span class="mark {"good" if answer.verdict == REPRODUCED else "warn"}">{answer.verdict}</span>',
+            _mark(answer.verdict),
         ]
         for finding, task, answer in answers(found)
     ]
@@ -149,18 +182,15 @@ def _task(found: Found, i: int, task: str) -> str:
 def _curves(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
     """The figures of the study, but for those of which another shows all that has been run so far."""
     known = {arm: charts.curve(lines) for arm, there in runs.items() if (lines := _lines(there))}
-    drawn: list[set[str]] = []
-    for n, (name, arms) in enumerate((found.study.figures or {"": found.study.arms}).items()):
-        shown = {arm: known[arm] for arm in arms if arm in known and known[arm].x}
-        curves = [(index % page.COLOURS, arm, curve) for index, (arm, curve) in enumerate(shown.items())]
-        if curves and not any({*shown} <= others for others in drawn):
-            drawn.append({*shown})
-            chart = charts.compared(curves, f"curves-{i}-{n}", "return")
-            caption = (
-                f"{name}{': return' if name else 'Return'} of greedy episodes on {task}, interquartile mean over seeds "
-                "with its 95 % bootstrap interval."
-            )
-            yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
+    known = {arm: curve for arm, curve in known.items() if curve.x}
+    for n, (name, arms) in enumerate(_figures(found, known)):
+        curves = [(index % page.COLOURS, arm, known[arm]) for index, arm in enumerate(arms)]
+        chart = charts.compared(curves, f"curves-{i}-{n}", "return")
+        caption = (
+            f"{name}{': return' if name else 'Return'} of greedy episodes on {task}, interquartile mean over seeds "
+            "with its 95 % bootstrap interval."
+        )
+        yield page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in curves))
 
 
 def _bits(found: Found, i: int, task: str, runs: Mapping[str, list[Row]]) -> Iterator[str]:
@@ -245,11 +275,16 @@ def _acted(runs: Iterable[Row]) -> str:
 
 
 def _together(found: Found) -> str:
-    """Over all tasks: the statistics of Agarwal et al. 2021, of returns from the worst run of a task to its best."""
-    arms = [arm for arm in found.arms if all(found.runs(task, arm) for task in found.tasks)]
-    if len(found.tasks) < 2 or len(arms) < 2:
+    """Over tasks that arms share: the statistics of Agarwal et al. 2021, of returns from a task's worst to its best.
+
+    A task of less than two arms with runs has nothing to compare.
+    """
+    ran = {task: {arm for arm in found.arms if found.runs(task, arm)} for task in found.tasks}
+    tasks = [task for task in found.tasks if len(ran[task]) > 1]
+    arms = [arm for arm in found.arms if all(arm in ran[task] for task in tasks)]
+    if len(tasks) < 2 or len(arms) < 2:
         return ""
-    scores = {arm: [_normalised(found, task, arm) for task in found.tasks] for arm in arms}
+    scores = {arm: [_normalised(found, task, arm) for task in tasks] for arm in arms}
     first, thresholds = arms[0], np.linspace(0, 1, POINTS).tolist()
     head = ("arm", "interquartile mean", "median", "mean", f"better than {first} with probability")
     cells = [
@@ -260,17 +295,29 @@ def _together(found: Found) -> str:
         ]
         for arm, of in scores.items()
     ]
-    profiles = [
-        (_colour(found, arm), arm, charts.Curve(thresholds, statistics.profile(of, thresholds)))
-        for arm, of in scores.items()
-    ]
-    chart = charts.compared(profiles, "profiles", "share of runs above", "normalised final return")
-    caption = (
-        "Performance profiles. Final returns of a task go from 0, its worst run of all arms, to 1, its best; "
-        "a run without a finite return counts as the worst."
-    )
-    legend = page.legend((index, arm) for index, arm, _ in profiles)
-    return page.section("All tasks", page.table(head, cells, numbers=range(1, 5)), page.figure(chart, caption, legend))
+    shown = [f"Tasks: {', '.join(tasks)}.", page.table(head, cells, numbers=range(1, 5))]
+    for n, (name, those) in enumerate(_figures(found, arms)):
+        profiles = [
+            (index % page.COLOURS, arm, charts.Curve(thresholds, statistics.profile(scores[arm], thresholds)))
+            for index, arm in enumerate(those)
+        ]
+        chart = charts.compared(profiles, f"profiles-{n}", "share of runs above", "normalised final return")
+        caption = (
+            f"{f'{name}: performance' if name else 'Performance'} profiles. Final returns of a task go from 0, its "
+            "worst run of all arms, to 1, its best; a run without a finite return counts as the worst."
+        )
+        shown.append(page.figure(chart, caption, page.legend((index, arm) for index, arm, _ in profiles)))
+    return page.section("All tasks", *shown)
+
+
+def _figures(found: Found, there: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """The figures of the study with those of their arms that are there, but for one that another shows whole."""
+    drawn: list[set[str]] = []
+    for name, arms in (found.study.figures or {"": tuple(found.study.arms)}).items():
+        shown = [arm for arm in arms if arm in there]
+        if shown and not any({*shown} <= others for others in drawn):
+            drawn.append({*shown})
+            yield name, shown
 
 
 def _normalised(found: Found, task: str, arm: str) -> list[float]:

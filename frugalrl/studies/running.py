@@ -1,8 +1,8 @@
 """Runs a study: each run in a process of its own, one row for each seed that has finished, and nothing done twice.
 
 A folder of a study holds study.json (its settings), rows.jsonl, report.html, and a run folder for each run, from which
-one that was stopped goes on. A process of its own, so that no run finds the programs of an earlier one compiled and its
-receipt counts what it would cost alone.
+one that was stopped goes on. A process of its own, so that a receipt counts what a run costs alone, its memory too;
+only what an earlier run has compiled is not compiled again.
 """
 
 from __future__ import annotations

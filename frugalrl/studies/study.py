@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from .. import training
@@ -57,10 +58,13 @@ class Study(NamedTuple):
     seeds: int = 5
     figures: Mapping[str, tuple[str, ...]] = {}  # of curves: name -> arms; none for one of all arms
     bits: tuple[int, ...] = ()  # to which the weights of a finished run are rounded, to see what it returns then
+    claims: Mapping[str, str] = {}  # what questions that begin with "1. " are about: number -> claim
+    batched: bool = False  # seeds train together on host environments too: quicker, but no times seed by seed
+    other: Callable[[str], Arguments] = lambda env: {"env": env}  # the task of an environment that no task is of
 
 
 class Run(NamedTuple):
-    """One training: a seed, or in the `compiled` runtime all of them in one program."""
+    """One training: a seed, or all of them side by side, as always in the `compiled` runtime."""
 
     task: str
     arm: str
@@ -84,7 +88,8 @@ class Plan(NamedTuple):
         """What study.json holds, and what decides every number."""
         return plain(
             {
-                "format": FORMAT, "study": self.study.name, "seeds": self.seeds, "scale": self.scale,
+                "format": FORMAT, "study": self.study.name, "seeds": dict.fromkeys(self.arguments, self.seeds),
+                "scale": self.scale,
                 "envs": self.envs, "arms": self.arms, "arguments": self.arguments,
                 **({"bits": self.study.bits} if self.study.bits else {}),
             }
@@ -97,8 +102,8 @@ def plan(
     """Fill in the settings of a study and check every run of it. Raises UsageError; writes nothing.
 
     `scale` shortens training, the steps before learning starts along with the rest. Of `envs`, those that the study has
-    (ids or names of tasks) restrict it to them; others take the place of its tasks, at their own defaults. `arms`, if
-    there are any, are those of its arms that are run.
+    (ids or names of tasks) restrict it to them; others take the place of its tasks, as `Study.other` has them. `arms`,
+    if there are any, are those of its arms that are run. Two that would be the same run on a task are refused.
     """
     seeds = study.seeds if seeds is None else seeds
     if seeds < 1:
@@ -109,7 +114,7 @@ def plan(
         if arm not in study.arms:
             raise UsageError(f"--arms {arm!r} does not exist: {nearest(arm, study.arms, 'there are')}")
     arguments, configs = {}, {}
-    for task, about in chosen(study.tasks, envs).items():
+    for task, about in chosen(study, envs).items():
         made, about = {}, dict(about)
         own = about.pop("arms", tuple(study.arms))
         for arm, there in (own if isinstance(own, Mapping) else {arm: {} for arm in own}).items():
@@ -119,6 +124,9 @@ def plan(
                 made[arm] = scaled(merged(study.base, about, study.arms[arm], there), scale)
             except UsageError as error:
                 raise UsageError(f"study {study.name}, arm {arm} on {task}: {error}") from None
+        for (arm, (_, one)), (other, (_, two)) in combinations(made.items(), 2):
+            if one == two:
+                raise UsageError(f"{arm} and {other} are the same run on {task}: leave one of them out by --arms")
         if made:
             arguments[task] = {arm: found for arm, (found, _) in made.items()}
             configs[task] = {arm: found for arm, (_, found) in made.items()}
@@ -127,14 +135,14 @@ def plan(
     return Plan(study, seeds, float(scale), tuple(envs), tuple(arms), arguments, configs)
 
 
-def chosen(tasks: Mapping[str, Arguments], envs: Sequence[str]) -> dict[str, Arguments]:
+def chosen(study: Study, envs: Sequence[str]) -> dict[str, Arguments]:
     """The tasks that `envs` ask for; all if that is empty."""
     if not envs:
-        return dict(tasks)
+        return dict(study.tasks)
     found: dict[str, Arguments] = {}
     for env in envs:
-        own = {name: about for name, about in tasks.items() if env in (name, about["env"])}
-        found |= own or {env: {"env": env}}
+        own = {name: about for name, about in study.tasks.items() if env in (name, about["env"])}
+        found |= own or {env: study.other(env)}
     return found
 
 
@@ -161,18 +169,25 @@ def scaled(arguments: dict[str, Any], scale: float) -> tuple[dict[str, Any], Con
 
 
 def runs(made: Plan) -> Iterator[Run]:
-    """The runs in their order: seed by seed, so that a study that is stopped early has something of every task.
+    """The runs in their order, so that a study that is stopped early has something of every task.
 
-    Which arm comes first alternates, as machines change over a day.
+    First those of all seeds at once, arm by arm; then seed by seed, where the first arm alternates, as machines change
+    over a day.
     """
+
+    def together(config: Config) -> bool:
+        return made.study.batched or config.runtime == "compiled"
+
+    for arm in made.study.arms:
+        for task, configs in made.configs.items():
+            if arm in configs and together(configs[arm]):
+                yield Run(task, arm, range(made.seeds), made.arguments[task][arm], configs[arm])
     for seed in range(made.seeds):
         for task, arms in made.arguments.items():
             configs = made.configs[task]
             for arm in arms if seed % 2 == 0 else reversed(arms):
-                if configs[arm].runtime != "compiled":
+                if not together(configs[arm]):
                     yield Run(task, arm, range(seed, seed + 1), arms[arm], configs[arm])
-                elif seed == 0:
-                    yield Run(task, arm, range(made.seeds), arms[arm], configs[arm])
 
 
 def words(arguments: Arguments) -> list[str]:
