@@ -5,7 +5,8 @@
 Each case trains for so long, with evaluations and checkpoints as always, and a replay that is full after the first
 seconds. Sampled is the memory that each process has to itself, and its share of what several have (Pss, Linux only). A
 row has the median of each tenth of the time, for the run and for all of its actors, and how much more the last tenth
-has than the third: what is compiled, filled and begun belongs to the first ones.
+has than the third: what is compiled, filled and begun belongs to the first ones. It has too for what share of the time
+training waited for checkpoints.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def soaked(words: list[str], minutes: float) -> rows.Row:
     return rows.row(
         NAME, minutes=minutes, steps=made["steps"], seeds=made["seeds"], evaluations=evaluations,
         refreshes=(made["actors"] or {}).get("refreshes"), samples=len(samples), faults=made["faults"],
-        run_megabytes=run, actors_megabytes=actors,
+        checkpoint_share=made["checkpoint_seconds"] / made["wall_seconds"], run_megabytes=run, actors_megabytes=actors,
         run_growth=run[-1] - run[SETTLED], actors_growth=actors[-1] - actors[SETTLED],
     )  # fmt: skip
 
@@ -79,7 +80,8 @@ def soaked(words: list[str], minutes: float) -> rows.Row:
 def line(row: rows.Row) -> str:
     return (
         f"{row['case']:9} {row['steps']:,} steps in {row['minutes']:g} minutes: run {row['run_megabytes'][-1]:.0f} MB "
-        f"({row['run_growth']:+.1f}), actors {row['actors_megabytes'][-1]:.0f} MB ({row['actors_growth']:+.1f})"
+        f"({row['run_growth']:+.1f}), actors {row['actors_megabytes'][-1]:.0f} MB ({row['actors_growth']:+.1f}), "
+        f"checkpoints {row['checkpoint_share']:.2%} of the time"
     )
 
 
