@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test test-long check bench gpu docs install lock
+.PHONY: demo test test-long check bench gpu docs install lock audit
 
 demo: .venv/has-demo
 	$(BIN)/frugal train dqn LunarLander-v3 --actors int8 --out runs/demo --force
@@ -40,6 +40,11 @@ EXTRAS_gpu := dev,cuda
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$(EXTRAS_$*)]'
 	@touch $@
+
+audit:  # what is known to be wrong with the locked versions; asks PyPI
+	@test -x .venv/audit/bin/pip || $(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 lock:  # after a change of dependencies; needs uv
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \

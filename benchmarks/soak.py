@@ -94,6 +94,7 @@ def main() -> None:
     kept = {each["case"]: each for each in rows.read(path)}
     for case in args.only:
         kept[case] = soaked(CASES[case], 0.5 if args.quick else args.minutes) | {"case": case}
+        rows.write(path, kept.values())
     rows.finish(NAME, args, list(kept.values()), line)
 
 
