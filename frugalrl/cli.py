@@ -21,7 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded;
 
 from . import __version__, catalog, config
 from .envs.make import EnvOptions, options_for
-from .errors import BadFile, RunFailed, Stopped, Taken, UsageError
+from .errors import BadFile, RunFailed, Stopped, Taken, UsageError, call
 from .signals import EndAtOnce
 
 
@@ -283,7 +283,7 @@ def resume(a: argparse.Namespace) -> None:
 
     result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
     if result is None:
-        print(f"{a.run} is finished; to go on: frugal resume {a.run} --steps N")
+        print(f"{a.run} is finished; to go on: {call('resume', a.run)} --steps N")
         return
     _finished(result, a.quiet)
 
@@ -295,11 +295,11 @@ def _finished(result, quiet: bool) -> None:
         return
     receipt.show(result.receipt, sys.stdout)
     hidden = Path(sys.argv[0]).name == "frugal" and not shutil.which("frugal")  # its environment is not activated
-    me = sys.argv[0] if hidden else "frugal"
+    me = partial(call, program=sys.argv[0] if hidden else "frugal")
     print(
         f"\nreport: {result.folder / 'report.html'}\nnext:\n"
-        f"  {me} eval {result.folder}\n  {me} export {result.folder} --format onnx\n"
-        f"  {me} resume {result.folder} --steps {2 * result.receipt['steps']}"
+        f"  {me('eval', result.folder)}\n  {me('export', result.folder, '--format', 'onnx')}\n"
+        f"  {me('resume', result.folder, '--steps', 2 * result.receipt['steps'])}"
     )
 
 
@@ -575,7 +575,7 @@ def _command(words: Sequence[str]) -> int:
 
 def _say(what: object, code: int) -> int:
     """One line on standard error."""
-    print(f"frugal: {' '.join(str(what).split())}", file=sys.stderr)
+    print(f"frugal: {' '.join(map(str.strip, str(what).splitlines()))}", file=sys.stderr)
     return code
 
 

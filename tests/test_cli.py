@@ -74,11 +74,12 @@ def test_a_run_leaves_what_the_contract_promises(finished):
 
 
 def test_training_says_what_it_reached_and_what_to_do_next(tmp_path, capfd):
-    assert cli.main([*CARTPOLE, *TINY, "--out", str(tmp_path / "a")]) == 0
+    out = tmp_path / "my  run é"
+    assert cli.main([*CARTPOLE, *TINY, "--out", str(out)]) == 0
     said = capfd.readouterr()
     assert "compiling" in said.err
     assert "dqn on CartPole-v1, 1 seed, compiled" in said.out
-    for words in (f"frugal eval {tmp_path / 'a'}", "frugal export", f"frugal resume {tmp_path / 'a'} --steps 6000"):
+    for words in (f"frugal eval '{out}'", "frugal export", f"frugal resume '{out}' --steps 6000"):
         assert words in said.out
 
 
@@ -376,16 +377,20 @@ def test_options_that_are_the_defaults_leave_the_twin():
 
 
 def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
-    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(tmp_path / "a")]
+    out = tmp_path / "my  run é"
+    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(out)]
     assert cli.main(words) == 0
     said = capfd.readouterr()
     assert said.err.count("\n") == 1
-    assert f"frugal resume {tmp_path / 'a'}" in said.err
-    assert len(checkpoints(tmp_path / "a")) == 1
-    assert not receipt(tmp_path / "a")["finished"]
-    assert "The run did not finish" in (tmp_path / "a" / "report.html").read_text()
-    assert not (tmp_path / "a" / "progress.json").exists()
-    assert cli.main(["eval", str(tmp_path / "a"), "--episodes", "1"]) == 0
+    assert f"frugal resume '{out}'" in said.err
+    assert len(checkpoints(out)) == 1
+    assert not receipt(out)["finished"]
+    assert "The run did not finish" in (out / "report.html").read_text()
+    assert not (out / "progress.json").exists()
+    assert cli.main(["eval", str(out), "--episodes", "1"]) == 0
+    shutil.rmtree(out / "policy")
+    assert cli.main(["eval", str(out)]) == 2
+    assert f"no policy yet; go on with: frugal resume '{out}'" in capfd.readouterr().err
 
 
 def test_a_run_says_how_long_it_takes_and_outlives_its_dashboard(tmp_path, capfd, monkeypatch):

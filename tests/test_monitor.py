@@ -898,6 +898,7 @@ def test_what_cannot_be_compared_is_refused(folders, said, tmp_path):
 
 
 def test_a_run_is_watched_until_it_ends(tmp_path):
+    tmp_path /= "a run"
     fill(tmp_path, finished=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"agent": "d\x1b[2Jqn\nno line"}))
@@ -913,7 +914,7 @@ def test_a_run_is_watched_until_it_ends(tmp_path):
     assert stream.getvalue().startswith("d?[2Jqn?no line on")
     for text in ("running", "1,000 of 4,000 of all seeds, 25 %", "1 min 00 s", "1,015 [1,000, 1,030]", "▁▅█"):
         assert text in first
-    for text in ("finished", "10 s", f"frugal eval {tmp_path}", "18 s"):
+    for text in ("finished", "10 s", f"frugal eval '{tmp_path}'", "18 s"):
         assert text in last
     assert "\x1b" not in stream.getvalue()
     assert live.read(tmp_path) is None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frugalrl.errors import UsageError
+from frugalrl.errors import UsageError, call
 from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 from . import charts, page, receipt, words
@@ -86,7 +85,7 @@ def write(sides: Sequence[Side], path: Path, price: float | None = None) -> None
         _costs_section(sides, price),
         _splits(sides),
         _configurations(sides),
-        page.section("Each by itself", page.commands(f"frugal report {shlex.quote(str(s.run.folder))}" for s in sides)),
+        page.section("Each by itself", page.commands(call("report", s.run.folder) for s in sides)),
         "<footer>Written by FrugalRL from the run folders. Intervals are 95 % percentile bootstrap over seeds, and the "
         "same every time.</footer>",
     ]

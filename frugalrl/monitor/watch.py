@@ -16,7 +16,7 @@ from typing import TextIO
 
 import numpy as np
 
-from frugalrl.errors import BadFile, UsageError
+from frugalrl.errors import BadFile, UsageError, call
 
 from . import live, words
 from .charts import curve
@@ -187,7 +187,7 @@ def _text(run: Run, now: live.Now | None, address: str | None, stream: TextIO) -
     if address:
         lines.append(f"  {'page':<12}  {address}")
     if now is None and run.receipt:
-        lines.append(f"  {'next':<12}  frugal {'eval' if run.finished else 'resume'} {run.folder}")
+        lines.append(f"  {'next':<12}  {call('eval' if run.finished else 'resume', run.folder)}")
     return [printable(line) for line in (title, *lines)]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import BadFile, UsageError
+from ..errors import BadFile, UsageError, call
 from ..monitor import files, rows
 from .study import FORMAT, Plan, Row, Run
 
@@ -75,11 +74,11 @@ def read(folder: Path) -> list[Row]:
 
 def command(there: dict[str, Any], folder: Path) -> str:
     """The command line that makes a study of these settings, or goes on with it."""
-    said = ["frugal", "study", there["study"], "--seeds", str(there["seeds"])]
+    said = ["study", there["study"], "--seeds", str(there["seeds"])]
     said += ["--scale", f"{there['scale']!r}"] if there["scale"] != 1 else []
     said += ["--env", *there["envs"]] if there["envs"] else []
     said += ["--arms", *there["arms"]] if there.get("arms") else []
-    return shlex.join([*said, "--out", str(folder)])
+    return call(*said, "--out", folder)
 
 
 def place(folder: Path, run: Run) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from .. import catalog, config, policy
-from ..errors import UsageError
+from ..errors import UsageError, call
 from ..monitor import receipt, rows
 from ..monitor.files import replace
 from ..signals import Stop
@@ -177,7 +176,7 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
             **{name: told(name, seed) for name in ("skipped_updates", "broken_updates")},
             "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
             "actors": actors,
-            "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),
+            "command": call("train", *words(run.arguments), "--seed", seed),
             "versions": found["versions"], "hardware": found["hardware"],
         }  # fmt: skip
 
