@@ -461,7 +461,13 @@ def test_a_policy_is_pushed_with_its_card(run, wrong, monkeypatch, capfd):
 
 def test_agents_envs_and_bench_list_what_there_is(capfd):
     assert cli.main(["agents"]) == 0
-    assert "--hyper learning_rate=0.001" in capfd.readouterr().out
+    every = capfd.readouterr().out
+    assert "--hyper learning_rate=0.001" in every
+    assert cli.main(["agents", "ppo"]) == 0
+    only = capfd.readouterr().out
+    assert only.startswith("ppo: ")
+    assert only in every
+    assert only.count("\n") < 30
     assert cli.main(["envs"]) == 0
     assert "CartPole-v1" in capfd.readouterr().out
     assert cli.main(["bench"]) == 0
@@ -517,6 +523,8 @@ PBT, RATE = ("pbt", "dqn", "CartPole-v1"), "learning_rate=log:1e-5:1e-2"
 WRONG_CALLS = {
     "agent": (("train", "dqm", "CartPole-v1"), "did you mean dqn?"),
     "environment": (("train", "dqn", "CartPol-v1"), "did you mean CartPole-v1?"),
+    "agent and environment swapped": (("train", "CartPole-v1", "dqn"), "agent comes first, then the environment: dqn"),
+    "agent to list": (("agents", "dqm"), "did you mean dqn?"),
     "case of the environment": (("train", "dqn", "cartpole-V1"), "did you mean CartPole-v1?"),
     "version that is not there": (("train", "dqn", "LunarLander-v99"), "did you mean LunarLander-v3?"),
     "version that is gone": (("train", "dqn", "LunarLander-v2"), "did you mean LunarLander-v3?"),
@@ -548,6 +556,9 @@ WRONG_CALLS = {
     "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),
     "log that is not installed": ((*CARTPOLE, "--log", "trackio"), "pip install 'frugalrl[trackio]'"),
     "hyper name": ((*CARTPOLE, "--hyper", "learningrate=1"), "did you mean learning_rate?"),
+    "hyper name of others": ((*CARTPOLE, "--hyper", "start_e=1"), "did you mean exploration_initial_eps?"),
+    "batch of ppo": (("train", "ppo", "CartPole-v1", "--hyper", "batch_size=64"), "did you mean num_minibatches?"),
+    "unlike any hyper name": ((*CARTPOLE, "--hyper", "zzz=1"), "v_max, v_min\n"),
     "hyper word": ((*CARTPOLE, "--hyper", "learning_rate=abc"), "write for example learning_rate="),
     "hyper nan": ((*CARTPOLE, "--hyper", "learning_rate=nan"), "finite"),
     "hyper inf": ((*CARTPOLE, "--hyper", "batch_size=inf"), "write for example batch_size="),
@@ -582,7 +593,9 @@ WRONG_CALLS = {
     "ratio": ((*CARTPOLE, "--hyper", "num_envs=3", "train_freq=4"), "use num_envs=1"),
     "negative steps": ((*CARTPOLE, "--steps", "-5"), "--steps must be from 1"),
     "no steps": ((*CARTPOLE, "--steps", "0"), "--steps must be from 1"),
-    "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: invalid int value: 'abc'"),
+    "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: must be a whole number, got 'abc'"),
+    "fraction of steps": ((*CARTPOLE, "--steps", "1.5"), "--steps: must be a whole number, got '1.5'"),
+    "steps in powers of ten": ((*CARTPOLE, "--steps", "1e10"), "--steps must be from 1 to 2147483647, got 10000000000"),
     "too many steps": ((*CARTPOLE, "--steps", "3000000000"), "--steps must be from 1 to 2147483647"),
     "too few steps": ((*CARTPOLE, "--steps", "100"), "ends before learning starts"),
     "too many seeds": ((*CARTPOLE, "--seeds", "2000000000"), "--seeds must be from 1 to 100000"),
@@ -595,6 +608,11 @@ WRONG_CALLS = {
     "missing words": (("train", "dqn"), "required: ENV"),
     "one word too many": ((*CARTPOLE, "now"), "unexpected argument 'now'"),
     "option": ((*CARTPOLE, "--stepz", "5"), "unknown option --stepz: did you mean --steps?"),
+    "hyper as an option": ((*CARTPOLE, "--learning-rate=1e-3"), "use --hyper learning_rate=..."),
+    "hyper of others as an option": ((*CARTPOLE, "--n-envs", "4"), "--n-envs: use --hyper num_envs=..."),
+    "option of other libraries": ((*CARTPOLE, "--eval-freq", "9"), "did you mean --evaluations?"),
+    "unlike any option": ((*CARTPOLE, "--device", "cpu"), "options are: --actors, --budget, "),
+    "unlike any command": (("help",), "commands are: agents, bench, "),
     "shortened option": ((*CARTPOLE, "--step", "5"), "unknown option --step: did you mean --steps?"),
     "address of nothing": ((*CARTPOLE, "--ray-address", "here"), "needs --runtime ray"),
     "lockstep on Ray": ((*CARTPOLE, "--lockstep", "--runtime", "ray"), "use --runtime actors, or leave it out"),
@@ -654,7 +672,7 @@ WRONG_CALLS = {
     "many eval bits": (("eval", "nowhere", "--bits", "33"), "--bits must be from 2 to 32, got 33"),
     "qat": ((*CARTPOLE, "--qat", "1"), "--qat must be from 2 to 16 bits, got 1"),
     "much qat": ((*CARTPOLE, "--qat", "17"), "--qat must be from 2 to 16 bits, got 17"),
-    "qat of part of a bit": ((*CARTPOLE, "--qat", "3.5"), "--qat: invalid int value"),
+    "qat of part of a bit": ((*CARTPOLE, "--qat", "3.5"), "--qat: must be a whole number"),
     "qat and other actors": ((*CARTPOLE, "--qat", "4", "--actors", "int8"), "use --actors fp32, or --actors int8 with"),
     "qat and a student": ((*CARTPOLE, "--qat", "8", "--actors", "half+int8"), "--qat 8 does not go with --actors half"),
     "qat and auto": ((*CARTPOLE, "--qat", "8", "--actors", "auto"), "--qat 8 does not go with --actors auto"),
@@ -862,7 +880,7 @@ def test_a_config_that_makes_no_sense_is_refused(change, run, wrong):
     [
         (("dqn", "Acrobot-v1", "--pull-period", "0"), "--pull-period must be from 1 to 2147483647, got 0"),
         (("dqn", "Acrobot-v1", "--pull-period", "-30"), "--pull-period must be from 1 to"),
-        (("dqn", "Acrobot-v1", "--pull-period", "1.5"), "--pull-period: invalid int value"),
+        (("dqn", "Acrobot-v1", "--pull-period", "1.5"), "--pull-period: must be a whole number"),
         (("dqn", "Acrobot-v1", "--pull-period", "30", "--runtime", "compiled"), "needs actor processes: use --runtime"),
         (("ppo", "Acrobot-v1", "--pull-period", "30"), "is not for ppo, whose actors wait for the newest policy"),
         (("a3c", "Acrobot-v1", "--pull-period", "30"), "is not for a3c, whose actor-learners take the newest policy"),
