@@ -323,7 +323,7 @@ def evaluate(a: argparse.Namespace) -> None:
     import numpy as np
 
     from . import policy, video
-    from .evaluate import HELD_OUT, episode_cap
+    from .evaluate import HELD_OUT, check_video, episode_cap
     from .statistics import bootstrap
 
     if a.episodes < 1:
@@ -340,6 +340,8 @@ def evaluate(a: argparse.Namespace) -> None:
     if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     film = None if a.video is None else video.writer(a.video)
+    if film is not None:
+        check_video(actor.card.env, options)
     cap = episode_cap(actor.card.env, options)
     if cap is not None:
         print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")

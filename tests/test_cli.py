@@ -976,6 +976,12 @@ def test_a_video_says_what_it_needs(name, module, run, wrong, monkeypatch):
     assert not (run / name).exists()
 
 
+def test_a_video_of_what_cannot_be_drawn_is_refused(run, wrong, monkeypatch):
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.metadata", {"render_modes": ["human"]})
+    assert "CartPole-v1 draws no pictures" in wrong("eval", run, "--video", run / "x.gif")
+    assert not (run / "x.gif").exists()
+
+
 @pytest.mark.parametrize(
     "writer", ["frugalrl.checkpoint._sync", "frugalrl.training.write", "frugalrl.monitor.report.report"]
 )
