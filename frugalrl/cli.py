@@ -22,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded;
 from . import __version__, catalog, config
 from .envs.make import EnvOptions, options_for
 from .errors import BadFile, RunFailed, Stopped, Taken, UsageError, call
+from .monitor.files import name_of
 from .signals import EndAtOnce
 
 
@@ -257,7 +258,7 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     command = "" if population is None else f"{a.command}-"
-    named = Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}"
+    named = Path("runs") / name_of(f"{command}{a.agent}-{a.env}")
     go = partial(
         training.train,
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,

@@ -280,6 +280,8 @@ def test_a_name_that_is_taken_meanwhile_is_numbered(tmp_path, monkeypatch, wrong
     monkeypatch.setattr(training, "train", train)
     assert "enough" in wrong(*CARTPOLE)
     assert tried == ["dqn-CartPole-v1", "dqn-CartPole-v1-2"]
+    assert "enough" in wrong("train", "dqn", "my_module:ALE/Pong-v5")
+    assert tried[2] == "dqn-my_module-ALE-Pong-v5"  # Windows takes no colon
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)  # where there are runs
     assert "environment" in wrong("train", "dqn", "x" * 300)

@@ -84,17 +84,12 @@ def command(there: dict[str, Any], folder: Path) -> str:
 def place(folder: Path, run: Run) -> Path:
     """The run folder."""
     about = run.arm if len(run.seeds) > 1 or run.config.runtime == "compiled" else f"{run.arm}-seed-{run.seeds[0]}"
-    return folder / _plain(run.task) / _plain(about)
+    return folder / files.name_of(run.task) / files.name_of(about)
 
 
 def held(folder: Path) -> AbstractContextManager[IO]:
     """Keep other processes out of a folder, until this one and what it has started have ended. Raises UsageError."""
     return files.held(folder, f"another process works on the study in {folder}: wait for it, or end it")
-
-
-def _plain(name: str) -> str:
-    """A name that can be a folder's."""
-    return "".join(c if c.isalnum() or c in "-+._=" else "-" for c in name)
 
 
 def _brief(value: Any) -> str:

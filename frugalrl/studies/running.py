@@ -102,12 +102,15 @@ def study(
 
 
 def child(words: list[str], stop: Stop, lock: IO) -> int:
-    """`frugal WORDS` in a process of its own, which holds the lock too and is asked to stop when we are."""
+    """`frugal WORDS` in a process of its own, which holds the lock too and is asked to stop when we are.
+
+    Windows has neither: no lock to hold, and a process that is asked to stop there ends without saving.
+    """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "frugalrl.cli", *words],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(module_path())},
-        pass_fds=(lock.fileno(),),
+        pass_fds=() if sys.platform == "win32" else (lock.fileno(),),
     )
     asked = False
     try:
