@@ -331,7 +331,9 @@ def registration(env_id: str) -> Any:
         name = env_id.rpartition(":")[2]
         raise UsageError(f"unknown environment {env_id!r}: {nearest(name, known, 'some are')}") from None
     except Exception as error:  # a module that does not import may raise anything
-        raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}") from None
+        lost = isinstance(error, ModuleNotFoundError) and error.name == env_id.partition(":")[0].partition(".")[0]
+        how = "; run this in the folder that holds that module, or put that on PYTHONPATH" if lost else ""
+        raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}{how}") from None
 
 
 def family_of(env_id: str) -> Family | None:

@@ -105,6 +105,10 @@ class Result(NamedTuple):
     rows: list[dict[str, Any]]
     folder: Path | None
 
+    def __repr__(self) -> str:
+        reached = words.interval(receipt.returns(self.receipt))
+        return f"<{receipt.title(self.receipt)}: return {reached}, folder {self.folder}>"
+
     @property
     def returns(self) -> dict[str, Any]:
         """Greedy return on held-out seeds: `iqm`, `low`, `high`, `per_seed`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def test_train_tells_what_it_reached(result):
     assert returns["low"] <= returns["iqm"] <= returns["high"]
     assert result.receipt["finished"]
     assert result.folder is None
+    assert re.fullmatch(r"<dqn on CartPole-v1, 2 seeds, compiled: return .{5,40}, folder None>", repr(result))
+    assert set(frugalrl.__all__) < set(dir(frugalrl))
     # one for each tenth of the steps; the first when learning starts, since nothing changes before
     assert [row["step"] for row in result.rows if row["seed"] == 1] == [504, *range(600, 3001, 300)]
 

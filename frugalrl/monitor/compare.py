@@ -202,7 +202,8 @@ def _splits(sides: Sequence[Side]) -> str:
 
 def _differing(sides: Sequence[Side]) -> list[list[str]]:
     """What the runs' configurations have different: its name, and the value of each run."""
-    configs = [dict(flat(side.run.config)) for side in sides]
+    # first_steps says how schedules go on after a resumption, and nothing that was chosen
+    configs = [{name: x for name, x in flat(side.run.config) if name != "first_steps"} for side in sides]
     names = dict.fromkeys(name for config in configs for name in config)
     values = {name: [config.get(name, "") for config in configs] for name in names}
     return [[name, *of] for name, of in values.items() if len(set(of)) > 1]
