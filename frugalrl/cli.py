@@ -241,6 +241,9 @@ def _joint(p: argparse.ArgumentParser) -> None:
         "--ready", type=_whole, metavar="STEPS",
         help="steps of each environment in a generation (default: an episode)",
     )  # fmt: skip
+    for action in p._actions:
+        if action.dest in ("actors", "prune", "prune_at", "qat", "pull_period", "lockstep", "precision"):
+            action.help = argparse.SUPPRESS  # the run's own check says why not
 
 
 def _price(p: argparse.ArgumentParser) -> None:
@@ -544,11 +547,6 @@ COMMANDS = {
     "export": export, "study": study, "report": report, "compare": compare, "watch": watch, "push": push,
     "bench": bench, "agents": agents, "envs": envs, "studies": studies, "doctor": doctor,
 }  # fmt: skip
-
-
-def _known_command(argv: Sequence[str]) -> None:
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise UsageError(f"unknown command {argv[0]!r}: {catalog.nearest(argv[0], COMMANDS, 'commands are')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -512,6 +512,15 @@ def test_outside_of_a_checkout_there_is_nothing_to_bench(tmp_path, monkeypatch, 
     assert "clone the repository" in wrong("bench", "policy_call", "--quick")
 
 
+def test_help_offers_what_can_be_had(capfd):
+    said = {}
+    for name in ("train", "cem", "dvd"):
+        assert cli.main([name, "--help"]) == 0
+        said[name] = set(re.findall(r"--[\w-]+", capfd.readouterr().out))
+    refused = {"--actors", "--prune", "--prune-at", "--qat", "--pull-period", "--lockstep", "--precision"}
+    assert said["train"] - said["cem"] == said["train"] - said["dvd"] == refused
+
+
 def test_help_names_every_command(capfd):
     assert cli.main(["--help"]) == 0
     said = capfd.readouterr().out
@@ -532,7 +541,7 @@ WRONG_CALLS = {
     "version that is gone": (("train", "dqn", "LunarLander-v2"), "did you mean LunarLander-v3?"),
     "namespace": (("train", "dqn", "Nowhere/CartPole-v1"), "did you mean CartPole-v1?"),
     "no environment": (("train", "dqn", ""), "unknown environment ''"),
-    "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
+    "module": (("train", "dqn", "nosuchmodule:Env-v0"), "'nosuchmodule'; run this in the folder that holds"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
     "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
