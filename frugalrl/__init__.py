@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from .training import cem, dvd, pbt, resume, sweep, train
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     # looked up on first use: an actor process imports this package too, and must not pay for the rest of it
     if name == "load":

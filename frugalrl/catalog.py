@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -271,12 +271,33 @@ FAMILIES = (
 STUDIES = ("accerl", "actorq", "optimizers", "precision", "quarl", "rainbow")  # modules of `studies`
 
 
-def nearest(word: str, known, kind: str) -> str:
+# what Stable-Baselines3 and CleanRL call it -> its name here; docs/migration.md has the same
+ALIASES = {
+    "total_timesteps": "steps", "eval_freq": "evaluations", "n_envs": "num_envs", "net_arch": "hidden",
+    "lr": "learning_rate", "num_steps": "n_steps", "update_epochs": "n_epochs", "batch_size": "num_minibatches",
+    "clip_coef": "clip_range", "train_frequency": "train_freq", "target_network_frequency": "target_update_interval",
+    "start_e": "exploration_initial_eps", "end_e": "exploration_final_eps", "policy_frequency": "policy_delay",
+    "policy_noise": "target_policy_noise", "noise_clip": "target_noise_clip",
+}  # fmt: skip
+
+
+def meant(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` is but for case and hyphens, or that other libraries call so."""
+    folded, plain = {_folded(name): name for name in known}, _folded(word)
+    return folded.get(plain) or folded.get(ALIASES.get(plain, plain))
+
+
+def nearest(word: str, known: Collection[str], kind: str) -> str:
     """The end of an error line: the nearest right spelling, else what there is."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    folded = {k.lower(): k for k in known}
-    hit = folded.get(word.lower()) or (close[0] if close else None)
-    return f"did you mean {hit}?" if hit else f"{kind}: {', '.join(sorted(known)[:12])}"
+    folded = {_folded(name): name for name in known}
+    close = [folded[name] for name in difflib.get_close_matches(_folded(word), folded, n=1, cutoff=0.65)]
+    hit = meant(word, known) or next(iter(close), None)
+    shown = sorted(known) if len(known) <= 40 else [*sorted(known)[:12], "..."]
+    return f"did you mean {hit}?" if hit else f"{kind}: {', '.join(shown)}"
+
+
+def _folded(name: str) -> str:
+    return name.lower().lstrip("-").replace("-", "_")
 
 
 def study(name: str) -> Any:
@@ -310,7 +331,9 @@ def registration(env_id: str) -> Any:
         name = env_id.rpartition(":")[2]
         raise UsageError(f"unknown environment {env_id!r}: {nearest(name, known, 'some are')}") from None
     except Exception as error:  # a module that does not import may raise anything
-        raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}") from None
+        lost = isinstance(error, ModuleNotFoundError) and error.name == env_id.partition(":")[0].partition(".")[0]
+        how = "; run this in the folder that holds that module, or put that on PYTHONPATH" if lost else ""
+        raise UsageError(f"environment {env_id!r} cannot be found: {one_line(error)}{how}") from None
 
 
 def family_of(env_id: str) -> Family | None:
@@ -411,7 +434,7 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
             parts = value.split(",") if isinstance(value, str) else list(value)
             if not default:  # none, or real numbers
                 return tuple(float(x) for x in parts if x != "")
-            result = tuple(_whole(x) for x in parts)
+            result = tuple(integer(x) for x in parts)
             if not result or min(result) < 1:
                 raise ValueError
             return result
@@ -419,7 +442,7 @@ def _as(default: Any, option: str, name: str, value: Any, whole: bool) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if isinstance(default, str):
             return str(value)
-        return _whole(value) if whole else float(value)
+        return integer(value) if whole else float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         example = ",".join(map(str, default or (2.5, 1.0))) if isinstance(default, tuple) else default
         raise UsageError(
@@ -472,7 +495,8 @@ def _json(name: str, value: Any) -> Any:
         return value
 
 
-def _whole(value: Any) -> int:
+def integer(value: Any) -> int:
+    """An int from a number or what reads as one, 1e5 too. Raises ValueError, TypeError or OverflowError."""
     number = float(value)
     if number != int(number) or isinstance(value, bool):
         raise ValueError

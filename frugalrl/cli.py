@@ -21,7 +21,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded;
 
 from . import __version__, catalog, config
 from .envs.make import EnvOptions, options_for
-from .errors import BadFile, RunFailed, Stopped, Taken, UsageError
+from .errors import BadFile, RunFailed, Stopped, Taken, UsageError, call
+from .monitor.files import name_of
 from .signals import EndAtOnce
 
 
@@ -38,8 +39,12 @@ class Parser(argparse.ArgumentParser):
         found, rest = self.parse_known_args(args, namespace)
         for word in rest:
             if word.startswith("-"):
+                word, agent = word.partition("=")[0], getattr(found, "agent", None)
+                own = catalog.hyper_fields(catalog.recipe(agent)) if agent in catalog.AGENTS else ()
                 known = [o for action in self._every_action(found) for o in action.option_strings]
-                raise UsageError(f"unknown option {word}: {catalog.nearest(word, known, 'options are')}")
+                name = catalog.meant(word, own)
+                hint = f"use --hyper {name}=..." if name else catalog.nearest(word, known, "options are")
+                raise UsageError(f"unknown option {word}: {hint}")
             raise UsageError(f"unexpected argument {word!r}: see frugal --help")
         return found
 
@@ -47,6 +52,13 @@ class Parser(argparse.ArgumentParser):
         parsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         chosen = parsers[0].choices.get(getattr(found, "command", None) or "") if parsers else None
         return chosen._actions if chosen is not None else self._actions
+
+
+def _whole(text: str) -> int:
+    try:
+        return catalog.integer(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
 
 
 def parser() -> Parser:
@@ -59,9 +71,11 @@ def parser() -> Parser:
     p = commands.add_parser("pbt", help="population-based training: the worst members take over from the best")
     _training(p)
     _search(p)
-    p.add_argument("--members", type=int, required=True, metavar="N", help="how many train side by side, of each seed")
     p.add_argument(
-        "--ready", type=int, metavar="STEPS",
+        "--members", type=_whole, required=True, metavar="N", help="how many train side by side, of each seed"
+    )
+    p.add_argument(
+        "--ready", type=_whole, metavar="STEPS",
         help="environment steps of each member between two selections (default a twentieth of --steps)",
     )  # fmt: skip
     p.add_argument(
@@ -104,19 +118,19 @@ def parser() -> Parser:
     p = commands.add_parser("sweep", help="random search or a grid: members that differ in hyper-parameters")
     _training(p)
     _search(p)
-    p.add_argument("--members", type=int, metavar="N", help="how many to draw; a grid has as many as it has points")
+    p.add_argument("--members", type=_whole, metavar="N", help="how many to draw; a grid has as many as it has points")
     p.add_argument("--grid", action="store_true", help="every combination, of ranges log:LOW:HIGH:POINTS")
 
     p = commands.add_parser("resume", help="go on with a run from its last checkpoint")
     p.add_argument("run", type=Path, metavar="RUN")
-    p.add_argument("--steps", type=int, help="go on to this many steps of each seed")
+    p.add_argument("--steps", type=_whole, help="go on to this many steps of each seed")
     _running(p)
 
     p = commands.add_parser("eval", help="play a trained policy on the real environment")
     p.add_argument("run", type=Path, metavar="RUN")
-    p.add_argument("--episodes", type=int, default=100, metavar="N", help="of each seed (default 100)")
-    p.add_argument("--seed", type=int, metavar="S", help="of the first episode (default: the held-out seeds)")
-    p.add_argument("--bits", type=int, metavar="N", help="round its weights to so many bits before, 2 to 32")
+    p.add_argument("--episodes", type=_whole, default=100, metavar="N", help="of each seed (default 100)")
+    p.add_argument("--seed", type=_whole, metavar="S", help="of the first episode (default: the held-out seeds)")
+    p.add_argument("--bits", type=_whole, metavar="N", help="round its weights to so many bits before, 2 to 32")
     p.add_argument("--video", type=Path, metavar="FILE", help="write the first episode as a .gif or an .mp4")
 
     p = commands.add_parser("export", help="write a policy for another program, and FILE.md, its model card")
@@ -127,13 +141,13 @@ def parser() -> Parser:
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/policy.onnx or RUN/policy.tflite")
     p.add_argument(
-        "--episodes", type=int, default=10, metavar="N",
+        "--episodes", type=_whole, default=10, metavar="N",
         help="greedy episodes for the model card, of the file and of the full policy (default 10; 0 for none)",
     )  # fmt: skip
 
     p = commands.add_parser("study", help="test a claim: arms, tasks and seeds; the same command goes on with it")
     p.add_argument("name", metavar="NAME", help="see `frugal studies`")
-    p.add_argument("--seeds", type=int, metavar="N", help="of each arm and task (default: what the study says)")
+    p.add_argument("--seeds", type=_whole, metavar="N", help="of each arm and task (default: what the study says)")
     p.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the steps of its trainings (default 1)")
     p.add_argument("--env", nargs="+", default=[], action="extend", metavar="ENV", help="only these, or others instead")
     p.add_argument("--arms", nargs="+", default=[], action="extend", metavar="ARM", help="only these; more can follow")
@@ -150,7 +164,7 @@ def parser() -> Parser:
     p = commands.add_parser("watch", help="look at a run while it goes on, here or in a browser")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--web", action="store_true", help="serve its page too, to this machine alone, until Ctrl-C")
-    p.add_argument("--port", type=int, metavar="N", help="of the page (default: a free one)")
+    p.add_argument("--port", type=_whole, metavar="N", help="of the page (default: a free one)")
     p = commands.add_parser("push", help="upload a policy with its card and receipt to the Hugging Face Hub")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("repo", metavar="REPO", help="USER/NAME; made if it is not there")
@@ -159,7 +173,8 @@ def parser() -> Parser:
     p.add_argument("name", nargs="?", metavar="NAME")
     p.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the benchmark's own: --help names them")
     commands.add_parser("studies", help="the studies there are, with their claims")
-    commands.add_parser("agents", help="the agents there are, with their hyper-parameters")
+    p = commands.add_parser("agents", help="the agents there are, with their hyper-parameters")
+    p.add_argument("name", nargs="?", metavar="NAME", help="only this one")
     commands.add_parser("envs", help="the environments there are, and how to install the rest")
     commands.add_parser("doctor", help="what this machine has, and what was measured on it")
     return top
@@ -169,9 +184,11 @@ def _training(p: argparse.ArgumentParser) -> None:
     """What `train` takes, and all that train."""
     p.add_argument("agent", metavar="AGENT", help="see `frugal agents`")
     p.add_argument("env", metavar="ENV", help="a Gymnasium id; see `frugal envs`")
-    p.add_argument("--steps", type=int, help="environment steps of each seed (default: what this pair needs to learn)")
-    p.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default 1)")
-    p.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
+    p.add_argument(
+        "--steps", type=_whole, help="environment steps of each seed (default: what this pair needs to learn)"
+    )
+    p.add_argument("--seeds", type=_whole, default=1, metavar="N", help="how many seeds (default 1)")
+    p.add_argument("--seed", type=_whole, default=0, metavar="S", help="the first of them (default 0)")
     p.add_argument("--runtime", default="auto", metavar="R", help="auto, compiled, actors or ray (default auto)")
     p.add_argument("--ray-address", metavar="A", help="of a Ray cluster, host:port (default: this machine is one)")
     p.add_argument("--hyper", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="hyper-parameters")
@@ -188,11 +205,11 @@ def _training(p: argparse.ArgumentParser) -> None:
         help="shares of the training after which units go, as large a part of them each time (default 0.1)",
     )  # fmt: skip
     p.add_argument(
-        "--qat", type=int, metavar="BITS",
+        "--qat", type=_whole, metavar="BITS",
         help="quantisation-aware training: weights that act have so many bits, 2 to 16 (default: full ones)",
     )  # fmt: skip
     p.add_argument(
-        "--pull-period", type=int, metavar="N",
+        "--pull-period", type=_whole, metavar="N",
         help="steps of each environment after which an actor looks for a new policy (default: as fast as it changes)",
     )  # fmt: skip
     p.add_argument(
@@ -204,7 +221,7 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/AGENT-ENV, numbered)")
     p.add_argument("--force", action="store_true", help="replace the run folder")
     p.add_argument(
-        "--evaluations", type=int, default=config.EVALUATIONS, metavar="N",
+        "--evaluations", type=_whole, default=config.EVALUATIONS, metavar="N",
         help="how many there are on the way, the final one among them (default 10)",
     )  # fmt: skip
     p.add_argument("--log", default="none", metavar="L", help="tensorboard, wandb, trackio or none (default none)")
@@ -219,11 +236,14 @@ def _search(p: argparse.ArgumentParser) -> None:
 
 
 def _joint(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--members", type=int, required=True, metavar="N", help="how many actors a seed has")
+    p.add_argument("--members", type=_whole, required=True, metavar="N", help="how many actors a seed has")
     p.add_argument(
-        "--ready", type=int, metavar="STEPS",
+        "--ready", type=_whole, metavar="STEPS",
         help="steps of each environment in a generation (default: an episode)",
     )  # fmt: skip
+    for action in p._actions:
+        if action.dest in ("actors", "prune", "prune_at", "qat", "pull_period", "lockstep", "precision"):
+            action.help = argparse.SUPPRESS  # the run's own check says why not
 
 
 def _price(p: argparse.ArgumentParser) -> None:
@@ -241,7 +261,7 @@ def train(a: argparse.Namespace, population: dict[str, Any] | None = None) -> No
     hyper = _pairs(a.hyper)
     options = _pairs(a.env_option, "--env-option", "frame_stack=4")
     command = "" if population is None else f"{a.command}-"
-    named = Path("runs") / f"{command}{a.agent}-{a.env.replace('/', '-')}"
+    named = Path("runs") / name_of(f"{command}{a.agent}-{a.env}")
     go = partial(
         training.train,
         a.agent, a.env, steps=a.steps, seeds=a.seeds, seed=a.seed, runtime=a.runtime, hyper=hyper, env_options=options,
@@ -283,7 +303,7 @@ def resume(a: argparse.Namespace) -> None:
 
     result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
     if result is None:
-        print(f"{a.run} is finished; to go on: frugal resume {a.run} --steps N")
+        print(f"{a.run} is finished; to go on: {call('resume', a.run)} --steps N")
         return
     _finished(result, a.quiet)
 
@@ -295,11 +315,11 @@ def _finished(result, quiet: bool) -> None:
         return
     receipt.show(result.receipt, sys.stdout)
     hidden = Path(sys.argv[0]).name == "frugal" and not shutil.which("frugal")  # its environment is not activated
-    me = sys.argv[0] if hidden else "frugal"
+    me = partial(call, program=sys.argv[0] if hidden else "frugal")
     print(
         f"\nreport: {result.folder / 'report.html'}\nnext:\n"
-        f"  {me} eval {result.folder}\n  {me} export {result.folder} --format onnx\n"
-        f"  {me} resume {result.folder} --steps {2 * result.receipt['steps']}"
+        f"  {me('eval', result.folder)}\n  {me('export', result.folder, '--format', 'onnx')}\n"
+        f"  {me('resume', result.folder, '--steps', 2 * result.receipt['steps'])}"
     )
 
 
@@ -307,7 +327,7 @@ def evaluate(a: argparse.Namespace) -> None:
     import numpy as np
 
     from . import policy, video
-    from .evaluate import HELD_OUT, episode_cap
+    from .evaluate import HELD_OUT, check_video, episode_cap
     from .statistics import bootstrap
 
     if a.episodes < 1:
@@ -324,6 +344,8 @@ def evaluate(a: argparse.Namespace) -> None:
     if obs.shape != actor.card.obs.shape or type(actions) is not type(actor.card.actions):
         raise BadFile(f"the policy in {a.run} does not fit {actor.card.env}: it was trained on another version of it")
     film = None if a.video is None else video.writer(a.video)
+    if film is not None:
+        check_video(actor.card.env, options)
     cap = episode_cap(actor.card.env, options)
     if cap is not None:
         print(f"{actor.card.env} has no time limit: episodes are cut off after {cap:,} steps")
@@ -445,9 +467,10 @@ def _check_price(price: float | None) -> None:
 
 
 def agents(a: argparse.Namespace) -> None:
-    for name, recipe in catalog.AGENTS.items():
-        print(f"{name}: {recipe.summary}")
-        for field, value in catalog.hyper_fields(catalog.recipe(name)).items():
+    for name in catalog.AGENTS if a.name is None else [a.name]:
+        recipe = catalog.recipe(name)
+        print(f"{name}: {catalog.AGENTS[name].summary}")
+        for field, value in catalog.hyper_fields(recipe).items():
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
             print(f"  --hyper {field}={shown}")
 
@@ -526,11 +549,6 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _known_command(argv: Sequence[str]) -> None:
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise UsageError(f"unknown command {argv[0]!r}: {catalog.nearest(argv[0], COMMANDS, 'commands are')}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 2 for a wrong call, 130 for Ctrl-C, 143 for SIGTERM, 1 for a failed run.
 
@@ -575,7 +593,7 @@ def _command(words: Sequence[str]) -> int:
 
 def _say(what: object, code: int) -> int:
     """One line on standard error."""
-    print(f"frugal: {' '.join(str(what).split())}", file=sys.stderr)
+    print(f"frugal: {' '.join(map(str.strip, str(what).splitlines()))}", file=sys.stderr)
     return code
 
 

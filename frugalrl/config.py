@@ -145,6 +145,8 @@ def configure(
     for name, value in (("agent", agent), ("environment", env)):
         if not isinstance(value, str):
             raise UsageError(f"the {name} is given by its name, got {value!r}")
+    if agent not in catalog.AGENTS and env in catalog.AGENTS:
+        raise UsageError(f"the agent comes first, then the environment: {env} {agent}")
     default_steps, defaults = catalog.defaults(agent, env)
     # the defaults too: config.json is read back like this, and must be the same run
     chosen = catalog.parse_hyper(agent, defaults | dict(hyper or {}))
@@ -152,7 +154,9 @@ def configure(
     steps = default_steps if steps is None else steps
     if correct == "auto":
         correct = catalog.recipe(agent).corrector
-    steps, seeds, seed = _whole("--steps", steps), _whole("--seeds", seeds), _whole("--seed", seed)
+    steps, seeds, seed = whole("--steps", steps), whole("--seeds", seeds), whole("--seed", seed)
+    qat, pull_period = (x if x is None else whole(o, x) for o, x in (("--qat", qat), ("--pull-period", pull_period)))
+    evaluations = whole("--evaluations", evaluations)
     config = Config(
         agent, env, steps, seeds, seed, runtime, actors, correct, precision, chosen, steps, log, options, prune,
         tuple(prune_at), pull_period, qat, evaluations=evaluations, lockstep=lockstep, ray_address=ray_address,
@@ -206,7 +210,7 @@ def _population(
     if members is None:
         raise UsageError("--members N is needed: how many members the population has")
     if ready is not None:
-        ready = _whole("--ready", ready)
+        ready = whole("--ready", ready)
     elif kind in searches.JOINT:
         limit = options_for(config.env, config.env_options).time_limit
         ready = limit or catalog.registration(config.env).max_episode_steps
@@ -215,7 +219,7 @@ def _population(
     else:
         ready = max(1, config.steps // 20) if kind == "pbt" else 0
     return Population(
-        kind, _whole("--members", members), written, ready, truncation, explore, copy, selection, variance,
+        kind, whole("--members", members), written, ready, truncation, explore, copy, selection, variance,
         str(novelty),
     )  # fmt: skip
 
@@ -262,6 +266,11 @@ def check(config: Config) -> None:
             f"--steps {config.steps} ends before learning starts at {starts}: more steps, or "
             f"--hyper learning_starts={config.steps // 10}"
         )
+
+
+def whole(option: str, value: Any) -> int:
+    """`value` as an int, which 1e5 is too. Raises UsageError for another number or kind."""
+    return _whole(option, int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _whole(option: str, value: Any) -> int:

@@ -18,7 +18,7 @@ from .levers.compress import engines
 from .levers.precision import products
 from .levers.precision.choice import Product, choose, remember
 from .monitor import words
-from .monitor.machine import Meter, hardware, versions
+from .monitor.machine import Meter, cores, free_here, hardware, versions
 from .networks import Layers, mlp
 from .types import Box
 
@@ -93,11 +93,6 @@ def verdict(problems: list[str], timings: Timings) -> str:
     )
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return hardware()["cores"]
-
-
 def one_thread_a_program() -> None:
     """Let XLA's CPU programs run on the thread that calls them; only before JAX has computed anything.
 
@@ -158,7 +153,7 @@ def int8_support(sets: list[str]) -> str:
 
 
 def _memory(problems: list[str]) -> Iterator[Entry]:
-    available = _available_memory()
+    available = free_here()
     free = "" if available is None else f", {words.size(available)} available"
     yield "memory", f"{words.size(hardware()['memory_bytes'])}{free}"
     shared = Path("/dev/shm")
@@ -170,14 +165,6 @@ def _memory(problems: list[str]) -> Iterator[Entry]:
     yield "shared memory", f"{words.size(left)} free for what actors and learner exchange"
     if left < SMALL_SHARED_MEMORY:
         problems.append(f"only {words.size(left)} of shared memory (in Docker: --shm-size=1g)")
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _energy() -> Iterator[Entry]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+
+def call(*words: object, program: str = "frugal") -> str:
+    """The command line of these words, for a shell: a path may hold spaces."""
+    return shlex.join([program, *map(str, words)])
 
 
 class UsageError(ValueError):
@@ -33,7 +39,7 @@ class RunFailed(RuntimeError):
     """A run broke off; what it had is in `folder`, unless that is None."""
 
     def __init__(self, reason: str, folder: Path | None):
-        kept = f"; go on from the last checkpoint with: frugal resume {folder}" if folder else ""
+        kept = f"; go on from the last checkpoint with: {call('resume', folder)}" if folder else ""
         super().__init__(f"{reason}{kept}")
         self.folder = folder
 
@@ -50,7 +56,7 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, step: int | None, folder: Path | None):
         where = "before it began" if step is None else f"at step {step:,}"
-        kept = f"; saved, go on with: frugal resume {folder}" if folder else ""
+        kept = f"; saved, go on with: {call('resume', folder)}" if folder else ""
         super().__init__(f"stopped {where}{kept}")
         self.signum, self.step, self.folder = signum, step, folder
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .envs.make import EnvOptions, find, has_time_limit, make
+from .errors import UsageError
 from .types import Agent, Env
 
 HELD_OUT = 1_000_003  # episode i of an evaluation is reset with this plus i; training draws its seeds elsewhere
@@ -24,6 +25,15 @@ def episode_cap(env_id: str, options: EnvOptions | None = None) -> int | None:
     """Steps after which an evaluation cuts an episode off: of an environment without a time limit, else None."""
     limited = has_time_limit(find(env_id)) or (options is not None and options.time_limit is not None)
     return None if limited else MAX_STEPS
+
+
+def check_video(env_id: str, options: EnvOptions | None = None) -> None:
+    """Raises UsageError if an environment draws no pictures, and what `make` raises."""
+    env = make(env_id, options)
+    modes = env.metadata.get("render_modes") or ()
+    env.close()
+    if "rgb_array" not in modes:
+        raise UsageError(f"{env_id} draws no pictures (its metadata has no render mode rgb_array): leave --video out")
 
 
 def on_gymnasium(

@@ -17,7 +17,7 @@ import numpy as np
 from . import catalog, distributions, networks
 from .distributions import draw
 from .envs.make import check_module, options_for
-from .errors import BadFile, RunFailed, UsageError, one_line
+from .errors import BadFile, RunFailed, UsageError, call, one_line
 from .evaluate import HELD_OUT, Episodes, on_gymnasium
 from .monitor.files import NEW, READY, read_json, settle, together
 from .monitor.kinds import check, number, string, whole
@@ -130,7 +130,7 @@ def read(folder: Path) -> tuple[Card, list[tuple[Linear, ...]]]:
     found = read_json(path, KIND)
     if found is None:
         if (folder / "config.json").exists():
-            raise BadFile(f"{folder} holds no policy yet; go on with: frugal resume {folder}")
+            raise BadFile(f"{folder} holds no policy yet; go on with: {call('resume', folder)}")
         raise BadFile(f"{folder} holds no policy (no policy.json); give the folder of a `frugal train`")
     check_module(found["env"], path)
     try:

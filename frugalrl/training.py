@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from . import catalog
-from .config import Config, check, configure, is_run, whole_generations
+from .config import Config, check, configure, is_run, whole, whole_generations
 from .config import read as read_config
 from .config import write as write_config
 from .envs.make import options_for
@@ -104,6 +104,10 @@ class Result(NamedTuple):
     receipt: dict[str, Any]
     rows: list[dict[str, Any]]
     folder: Path | None
+
+    def __repr__(self) -> str:
+        reached = words.interval(receipt.returns(self.receipt))
+        return f"<{receipt.title(self.receipt)}: return {reached}, folder {self.folder}>"
 
     @property
     def returns(self) -> dict[str, Any]:
@@ -258,6 +262,7 @@ def _left(folder: Folder, steps: int | None) -> tuple[Config, dict[str, Any]] | 
     assert folder.path is not None
     config = read_config(folder.path)
     if steps is not None:
+        steps = whole("--steps", steps)
         if steps < config.steps:
             raise UsageError(f"--steps {steps} is less than the run's {config.steps}; give at least that")
         config = whole_generations(config._replace(steps=steps))
@@ -325,8 +330,9 @@ def configured(agent: str, env: str, **options: Any) -> Config:
     known = [name for name in inspect.signature(configure).parameters if name not in ("agent", "env")]
     for name in options:
         if name not in known:
-            if name in catalog.hyper_fields(catalog.recipe(agent)):
-                raise UsageError(f"{name} is a hyper-parameter: give it as hyper={{{name!r}: {options[name]!r}}}")
+            if own := catalog.meant(name, catalog.hyper_fields(catalog.recipe(agent))):
+                value = repr(options[name]) if own == name else "..."
+                raise UsageError(f"{name} is a hyper-parameter: give it as hyper={{{own!r}: {value}}}")
             raise UsageError(f"train has no option {name!r}: {catalog.nearest(name, known, 'options are')}")
     return configure(agent, env, **options)
 

@@ -74,11 +74,12 @@ def test_a_run_leaves_what_the_contract_promises(finished):
 
 
 def test_training_says_what_it_reached_and_what_to_do_next(tmp_path, capfd):
-    assert cli.main([*CARTPOLE, *TINY, "--out", str(tmp_path / "a")]) == 0
+    out = tmp_path / "my  run é"
+    assert cli.main([*CARTPOLE, *TINY, "--out", str(out)]) == 0
     said = capfd.readouterr()
     assert "compiling" in said.err
     assert "dqn on CartPole-v1, 1 seed, compiled" in said.out
-    for words in (f"frugal eval {tmp_path / 'a'}", "frugal export", f"frugal resume {tmp_path / 'a'} --steps 6000"):
+    for words in (f"frugal eval '{out}'", "frugal export", f"frugal resume '{out}' --steps 6000"):
         assert words in said.out
 
 
@@ -279,6 +280,8 @@ def test_a_name_that_is_taken_meanwhile_is_numbered(tmp_path, monkeypatch, wrong
     monkeypatch.setattr(training, "train", train)
     assert "enough" in wrong(*CARTPOLE)
     assert tried == ["dqn-CartPole-v1", "dqn-CartPole-v1-2"]
+    assert "enough" in wrong("train", "dqn", "my_module:ALE/Pong-v5")
+    assert tried[2] == "dqn-my_module-ALE-Pong-v5"  # Windows takes no colon
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)  # where there are runs
     assert "environment" in wrong("train", "dqn", "x" * 300)
@@ -376,16 +379,20 @@ def test_options_that_are_the_defaults_leave_the_twin():
 
 
 def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
-    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(tmp_path / "a")]
+    out = tmp_path / "my  run é"
+    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(out)]
     assert cli.main(words) == 0
     said = capfd.readouterr()
     assert said.err.count("\n") == 1
-    assert f"frugal resume {tmp_path / 'a'}" in said.err
-    assert len(checkpoints(tmp_path / "a")) == 1
-    assert not receipt(tmp_path / "a")["finished"]
-    assert "The run did not finish" in (tmp_path / "a" / "report.html").read_text()
-    assert not (tmp_path / "a" / "progress.json").exists()
-    assert cli.main(["eval", str(tmp_path / "a"), "--episodes", "1"]) == 0
+    assert f"frugal resume '{out}'" in said.err
+    assert len(checkpoints(out)) == 1
+    assert not receipt(out)["finished"]
+    assert "The run did not finish" in (out / "report.html").read_text()
+    assert not (out / "progress.json").exists()
+    assert cli.main(["eval", str(out), "--episodes", "1"]) == 0
+    shutil.rmtree(out / "policy")
+    assert cli.main(["eval", str(out)]) == 2
+    assert f"no policy yet; go on with: frugal resume '{out}'" in capfd.readouterr().err
 
 
 def test_a_run_says_how_long_it_takes_and_outlives_its_dashboard(tmp_path, capfd, monkeypatch):
@@ -456,7 +463,13 @@ def test_a_policy_is_pushed_with_its_card(run, wrong, monkeypatch, capfd):
 
 def test_agents_envs_and_bench_list_what_there_is(capfd):
     assert cli.main(["agents"]) == 0
-    assert "--hyper learning_rate=0.001" in capfd.readouterr().out
+    every = capfd.readouterr().out
+    assert "--hyper learning_rate=0.001" in every
+    assert cli.main(["agents", "ppo"]) == 0
+    only = capfd.readouterr().out
+    assert only.startswith("ppo: ")
+    assert only in every
+    assert only.count("\n") < 30
     assert cli.main(["envs"]) == 0
     assert "CartPole-v1" in capfd.readouterr().out
     assert cli.main(["bench"]) == 0
@@ -499,6 +512,15 @@ def test_outside_of_a_checkout_there_is_nothing_to_bench(tmp_path, monkeypatch, 
     assert "clone the repository" in wrong("bench", "policy_call", "--quick")
 
 
+def test_help_offers_what_can_be_had(capfd):
+    said = {}
+    for name in ("train", "cem", "dvd"):
+        assert cli.main([name, "--help"]) == 0
+        said[name] = set(re.findall(r"--[\w-]+", capfd.readouterr().out))
+    refused = {"--actors", "--prune", "--prune-at", "--qat", "--pull-period", "--lockstep", "--precision"}
+    assert said["train"] - said["cem"] == said["train"] - said["dvd"] == refused
+
+
 def test_help_names_every_command(capfd):
     assert cli.main(["--help"]) == 0
     said = capfd.readouterr().out
@@ -512,12 +534,14 @@ PBT, RATE = ("pbt", "dqn", "CartPole-v1"), "learning_rate=log:1e-5:1e-2"
 WRONG_CALLS = {
     "agent": (("train", "dqm", "CartPole-v1"), "did you mean dqn?"),
     "environment": (("train", "dqn", "CartPol-v1"), "did you mean CartPole-v1?"),
+    "agent and environment swapped": (("train", "CartPole-v1", "dqn"), "agent comes first, then the environment: dqn"),
+    "agent to list": (("agents", "dqm"), "did you mean dqn?"),
     "case of the environment": (("train", "dqn", "cartpole-V1"), "did you mean CartPole-v1?"),
     "version that is not there": (("train", "dqn", "LunarLander-v99"), "did you mean LunarLander-v3?"),
     "version that is gone": (("train", "dqn", "LunarLander-v2"), "did you mean LunarLander-v3?"),
     "namespace": (("train", "dqn", "Nowhere/CartPole-v1"), "did you mean CartPole-v1?"),
     "no environment": (("train", "dqn", ""), "unknown environment ''"),
-    "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
+    "module": (("train", "dqn", "nosuchmodule:Env-v0"), "'nosuchmodule'; run this in the folder that holds"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
     "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
@@ -543,6 +567,9 @@ WRONG_CALLS = {
     "log": ((*CARTPOLE, "--log", "tensorbord"), "did you mean tensorboard?"),
     "log that is not installed": ((*CARTPOLE, "--log", "trackio"), "pip install 'frugalrl[trackio]'"),
     "hyper name": ((*CARTPOLE, "--hyper", "learningrate=1"), "did you mean learning_rate?"),
+    "hyper name of others": ((*CARTPOLE, "--hyper", "start_e=1"), "did you mean exploration_initial_eps?"),
+    "batch of ppo": (("train", "ppo", "CartPole-v1", "--hyper", "batch_size=64"), "did you mean num_minibatches?"),
+    "unlike any hyper name": ((*CARTPOLE, "--hyper", "zzz=1"), "v_max, v_min\n"),
     "hyper word": ((*CARTPOLE, "--hyper", "learning_rate=abc"), "write for example learning_rate="),
     "hyper nan": ((*CARTPOLE, "--hyper", "learning_rate=nan"), "finite"),
     "hyper inf": ((*CARTPOLE, "--hyper", "batch_size=inf"), "write for example batch_size="),
@@ -577,7 +604,9 @@ WRONG_CALLS = {
     "ratio": ((*CARTPOLE, "--hyper", "num_envs=3", "train_freq=4"), "use num_envs=1"),
     "negative steps": ((*CARTPOLE, "--steps", "-5"), "--steps must be from 1"),
     "no steps": ((*CARTPOLE, "--steps", "0"), "--steps must be from 1"),
-    "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: invalid int value: 'abc'"),
+    "word for steps": ((*CARTPOLE, "--steps", "abc"), "argument --steps: must be a whole number, got 'abc'"),
+    "fraction of steps": ((*CARTPOLE, "--steps", "1.5"), "--steps: must be a whole number, got '1.5'"),
+    "steps in powers of ten": ((*CARTPOLE, "--steps", "1e10"), "--steps must be from 1 to 2147483647, got 10000000000"),
     "too many steps": ((*CARTPOLE, "--steps", "3000000000"), "--steps must be from 1 to 2147483647"),
     "too few steps": ((*CARTPOLE, "--steps", "100"), "ends before learning starts"),
     "too many seeds": ((*CARTPOLE, "--seeds", "2000000000"), "--seeds must be from 1 to 100000"),
@@ -590,6 +619,11 @@ WRONG_CALLS = {
     "missing words": (("train", "dqn"), "required: ENV"),
     "one word too many": ((*CARTPOLE, "now"), "unexpected argument 'now'"),
     "option": ((*CARTPOLE, "--stepz", "5"), "unknown option --stepz: did you mean --steps?"),
+    "hyper as an option": ((*CARTPOLE, "--learning-rate=1e-3"), "use --hyper learning_rate=..."),
+    "hyper of others as an option": ((*CARTPOLE, "--n-envs", "4"), "--n-envs: use --hyper num_envs=..."),
+    "option of other libraries": ((*CARTPOLE, "--eval-freq", "9"), "did you mean --evaluations?"),
+    "unlike any option": ((*CARTPOLE, "--device", "cpu"), "options are: --actors, --budget, "),
+    "unlike any command": (("help",), "commands are: agents, bench, "),
     "shortened option": ((*CARTPOLE, "--step", "5"), "unknown option --step: did you mean --steps?"),
     "address of nothing": ((*CARTPOLE, "--ray-address", "here"), "needs --runtime ray"),
     "lockstep on Ray": ((*CARTPOLE, "--lockstep", "--runtime", "ray"), "use --runtime actors, or leave it out"),
@@ -649,7 +683,7 @@ WRONG_CALLS = {
     "many eval bits": (("eval", "nowhere", "--bits", "33"), "--bits must be from 2 to 32, got 33"),
     "qat": ((*CARTPOLE, "--qat", "1"), "--qat must be from 2 to 16 bits, got 1"),
     "much qat": ((*CARTPOLE, "--qat", "17"), "--qat must be from 2 to 16 bits, got 17"),
-    "qat of part of a bit": ((*CARTPOLE, "--qat", "3.5"), "--qat: invalid int value"),
+    "qat of part of a bit": ((*CARTPOLE, "--qat", "3.5"), "--qat: must be a whole number"),
     "qat and other actors": ((*CARTPOLE, "--qat", "4", "--actors", "int8"), "use --actors fp32, or --actors int8 with"),
     "qat and a student": ((*CARTPOLE, "--qat", "8", "--actors", "half+int8"), "--qat 8 does not go with --actors half"),
     "qat and auto": ((*CARTPOLE, "--qat", "8", "--actors", "auto"), "--qat 8 does not go with --actors auto"),
@@ -857,7 +891,7 @@ def test_a_config_that_makes_no_sense_is_refused(change, run, wrong):
     [
         (("dqn", "Acrobot-v1", "--pull-period", "0"), "--pull-period must be from 1 to 2147483647, got 0"),
         (("dqn", "Acrobot-v1", "--pull-period", "-30"), "--pull-period must be from 1 to"),
-        (("dqn", "Acrobot-v1", "--pull-period", "1.5"), "--pull-period: invalid int value"),
+        (("dqn", "Acrobot-v1", "--pull-period", "1.5"), "--pull-period: must be a whole number"),
         (("dqn", "Acrobot-v1", "--pull-period", "30", "--runtime", "compiled"), "needs actor processes: use --runtime"),
         (("ppo", "Acrobot-v1", "--pull-period", "30"), "is not for ppo, whose actors wait for the newest policy"),
         (("a3c", "Acrobot-v1", "--pull-period", "30"), "is not for a3c, whose actor-learners take the newest policy"),
@@ -951,6 +985,12 @@ def test_a_video_says_what_it_needs(name, module, run, wrong, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     assert "pip install 'frugalrl[video]'" in wrong("eval", run, "--video", run / name)
     assert not (run / name).exists()
+
+
+def test_a_video_of_what_cannot_be_drawn_is_refused(run, wrong, monkeypatch):
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.metadata", {"render_modes": ["human"]})
+    assert "CartPole-v1 draws no pictures" in wrong("eval", run, "--video", run / "x.gif")
+    assert not (run / "x.gif").exists()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def test_the_site_has_every_page_and_no_other():
     assert len(PAGES) > 10
 
 
+def test_names_of_other_libraries_are_those_that_a_wrong_call_is_told():
+    table = [line.split("|")[1:-1] for line in text_of("migration.md").splitlines() if line.startswith("| `")]
+    names = [[re.findall(r"`(\w+)(?:=[^`]*)?`", cell) for cell in row] for row in table]
+    told = {other: mine for mine, *others in names for cell in others for other in cell if other not in mine}
+    assert told.keys() == catalog.ALIASES.keys()
+    assert all(name in told[other] for other, name in catalog.ALIASES.items())
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_is_right(page):
     for note, kind, text in blocks(page):

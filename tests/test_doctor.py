@@ -9,7 +9,7 @@ import pytest
 from frugalrl import catalog, doctor
 from frugalrl.levers.compress.engines import Timing
 from frugalrl.levers.precision import choice
-from frugalrl.monitor import words
+from frugalrl.monitor import machine, words
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,17 @@ def test_a_part_that_fails_is_told_and_the_rest_goes_on(monkeypatch):
     assert "energy         could not be examined: no such counter" in lines
     assert any(line.startswith("environments") for line in lines)
     assert lines[-1].endswith("not everything is well: energy: no such counter")
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    for name, text in (
+        ("memory.max", "9000000\n"),
+        ("memory.current", "3000000\n"),
+        ("memory.stat", "inactive_file 0"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUPS", ((tmp_path, *machine.CGROUPS[0][1:]),))
+    assert dict(doctor._memory([]))["memory"].endswith(", 6 MB available")
 
 
 @pytest.mark.usefixtures("_quick")

@@ -29,7 +29,7 @@ from frugalrl.monitor.machine import Cost, Meter, Usage, hardware, usage, versio
 from frugalrl.monitor.progress import _Lines, progress
 from frugalrl.monitor.receipt import Saving, read, receipt, show, write
 from frugalrl.monitor.report import load, report
-from frugalrl.monitor.watch import serve, state, watch
+from frugalrl.monitor.watch import look, serve, state, watch
 from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 KEYS = [
@@ -848,7 +848,9 @@ def sides(folder: Path) -> list:
     (other / "receipt.json").unlink()
     for path, rate in ((ours, 1), (theirs, 2), (other, 1)):
         config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(config | {"hyper": {**config["hyper"], "rate": rate}}))
+        (path / "config.json").write_text(
+            json.dumps(config | {"first_steps": rate, "hyper": {**config["hyper"], "rate": rate}})
+        )
     return compare([ours, theirs, other])
 
 
@@ -864,7 +866,7 @@ def test_runs_are_held_against_the_first(tmp_path):
         r"^bet<b>ter +5 s \(0.5x\) +18 s \(1x\) +90 J \(0.5x\) +512 MB \(1x\) +0.5$", "\n".join(lines), re.M
     )
     assert re.search(r"^hyper.rate +1 +2 +1$", "\n".join(lines), re.M)
-    assert "hyper.note" not in "\n".join(lines)
+    assert not re.search("hyper.note|first_steps", "\n".join(lines))
     assert any(line.startswith("Not finished: third.") for line in lines)
 
 
@@ -898,6 +900,7 @@ def test_what_cannot_be_compared_is_refused(folders, said, tmp_path):
 
 
 def test_a_run_is_watched_until_it_ends(tmp_path):
+    tmp_path /= "a run"
     fill(tmp_path, finished=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"agent": "d\x1b[2Jqn\nno line"}))
@@ -913,10 +916,39 @@ def test_a_run_is_watched_until_it_ends(tmp_path):
     assert stream.getvalue().startswith("d?[2Jqn?no line on")
     for text in ("running", "1,000 of 4,000 of all seeds, 25 %", "1 min 00 s", "1,015 [1,000, 1,030]", "▁▅█"):
         assert text in first
-    for text in ("finished", "10 s", f"frugal eval {tmp_path}", "18 s"):
+    for text in ("finished", "10 s", f"frugal eval '{tmp_path}'", "18 s"):
         assert text in last
     assert "\x1b" not in stream.getvalue()
     assert live.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("progress", [None, 120, 1200])
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_run_that_was_killed_is_not_watched_for_ever(progress, locks, tmp_path, monkeypatch):
+    """Nobody holds its lock; where there are no locks it goes by age."""
+    ahead, begun = 0.0, time.time()
+    fill(tmp_path, finished=False, values=False)
+    (tmp_path / files.LOCK).touch()
+    monkeypatch.setattr(time, "time", lambda: begun + ahead)
+    if progress is not None:
+        live.write(tmp_path, 1000, 4000, 50.0, None)
+        ahead = float(progress)
+
+    def sleep(_: float) -> None:
+        nonlocal ahead
+        ahead += 100
+        assert ahead < 2000
+
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        if not locks:
+            patch.setitem(sys.modules, "fcntl", None)
+        watch(tmp_path, stream, sleep=sleep)
+    assert "not running" in stream.getvalue()
+    assert f"frugal resume {tmp_path}" in stream.getvalue()
+    assert (ahead != (progress or 0)) == (not locks and progress != 1200)
+    with files.held(tmp_path, "taken"):
+        assert look(tmp_path)[2].startswith("starting" if progress is None else "running, but silent")
 
 
 def test_a_run_is_watched_in_place_on_a_terminal(tmp_path, monkeypatch):
@@ -929,8 +961,8 @@ def test_a_run_is_watched_in_place_on_a_terminal(tmp_path, monkeypatch):
 
 def test_a_run_that_is_silent_says_so_and_what_is_damaged_is_not_believed(tmp_path):
     run, now = load(fill(tmp_path, finished=False)), live.Now(1, 2, None, None, time.time() - 120)
-    assert state(run, now) == "running, but silent for 2 min 00 s"
-    assert state(run, None) == "starting"
+    assert state(run, now, True) == "running, but silent for 2 min 00 s"
+    assert state(run, None, True) == "starting"
     (tmp_path / live.FILE).write_text('{"step": "x"}')
     assert live.read(tmp_path) is None
 

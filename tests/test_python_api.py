@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def test_train_tells_what_it_reached(result):
     assert returns["low"] <= returns["iqm"] <= returns["high"]
     assert result.receipt["finished"]
     assert result.folder is None
+    assert re.fullmatch(r"<dqn on CartPole-v1, 2 seeds, compiled: return .{5,40}, folder None>", repr(result))
+    assert set(frugalrl.__all__) < set(dir(frugalrl))
     # one for each tenth of the steps; the first when learning starts, since nothing changes before
     assert [row["step"] for row in result.rows if row["seed"] == 1] == [504, *range(600, 3001, 300)]
 
@@ -150,7 +153,10 @@ def test_a_run_folder_loads_and_resumes(result, obs, tmp_path):
         (("dqn", "CartPol-v1"), {}, "did you mean CartPole-v1"),
         ((3, "CartPole-v1"), {}, "the agent is given by its name, got 3"),
         (("dqn", None), {}, "the environment is given by its name, got None"),
-        (("dqn", "CartPole-v1"), {"steps": 1e5}, "--steps must be a whole number, got 100000.0"),
+        (("dqn", "CartPole-v1"), {"steps": 1.5}, "--steps must be a whole number, got 1.5"),
+        (("dqn", "CartPole-v1"), {"steps": 1e10}, "--steps must be from 1 to 2147483647, got 10000000000"),
+        (("CartPole-v1", "dqn"), {}, "the agent comes first, then the environment: dqn CartPole-v1"),
+        (("ppo", "CartPole-v1"), {"batch_size": 64}, "hyper={'num_minibatches': ...}"),
         (("dqn", "CartPole-v1"), {"steps": -1}, "--steps must be from 1"),
         (("dqn", "CartPole-v1"), {"seeds": "2"}, "--seeds must be a whole number, got '2'"),
         (("dqn", "CartPole-v1"), {"step": 5}, "train has no option 'step': did you mean steps"),
@@ -179,8 +185,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
-    config = frugalrl.training.configure("dqn", "CartPole-v1", steps=np.int64(5000), seeds=np.int32(2))
+def test_whole_numbers_of_numpy_and_powers_of_ten_are_whole_numbers(tmp_path):
+    config = frugalrl.training.configure("dqn", "CartPole-v1", steps=np.int64(5000), seeds=np.int32(2), qat=8.0)
+    assert repr(config) == repr(config._replace(qat=8))
+    power = frugalrl.training.configure("dqn", "CartPole-v1", steps=5e3, seeds=2, qat=8, evaluations=1e1)
+    assert (repr(power.steps), repr(power.evaluations)) == ("5000", "10")
     frugalrl.training.Folder(tmp_path / "run").create(config)
     assert frugalrl.training.read_config(tmp_path / "run") == config
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frugalrl.errors import UsageError
+from frugalrl.errors import UsageError, call
 from frugalrl.statistics import Interval, bootstrap, difference, improvement
 
 from . import charts, page, receipt, words
@@ -86,7 +85,7 @@ def write(sides: Sequence[Side], path: Path, price: float | None = None) -> None
         _costs_section(sides, price),
         _splits(sides),
         _configurations(sides),
-        page.section("Each by itself", page.commands(f"frugal report {shlex.quote(str(s.run.folder))}" for s in sides)),
+        page.section("Each by itself", page.commands(call("report", s.run.folder) for s in sides)),
         "<footer>Written by FrugalRL from the run folders. Intervals are 95 % percentile bootstrap over seeds, and the "
         "same every time.</footer>",
     ]
@@ -203,7 +202,8 @@ def _splits(sides: Sequence[Side]) -> str:
 
 def _differing(sides: Sequence[Side]) -> list[list[str]]:
     """What the runs' configurations have different: its name, and the value of each run."""
-    configs = [dict(flat(side.run.config)) for side in sides]
+    # first_steps says how schedules go on after a resumption, and nothing that was chosen
+    configs = [{name: x for name, x in flat(side.run.config) if name != "first_steps"} for side in sides]
     names = dict.fromkeys(name for config in configs for name in config)
     values = {name: [config.get(name, "") for config in configs] for name in names}
     return [[name, *of] for name, of in values.items() if len(set(of)) > 1]

@@ -36,6 +36,11 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def name_of(text: str) -> str:
+    """A file's name, on every system, for an environment's id, say."""
+    return "".join(c if c.isalnum() or c in "-+._=" else "-" for c in text)
+
+
 def replace(path: str | os.PathLike, text: str, lasting: bool = False) -> None:
     """Write `text` to `path`, in UTF-8, so that a reader finds the old file or the new one and never a part.
 
@@ -122,6 +127,22 @@ def held(folder: Path, refusal: str) -> Iterator[IO]:
         finally:
             with suppress(OSError):
                 path.unlink()
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a process keeps others out of a folder; None where the system or the disk has no locks to tell."""
+    try:
+        import fcntl
+
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return None
+    return False
 
 
 def _locked(path: Path) -> IO:

@@ -131,7 +131,7 @@ def hardware() -> dict[str, Any]:
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_bytes": _memory_bytes(),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "accelerator": _accelerator(),
@@ -149,6 +149,11 @@ def free_memory() -> int | None:
         told = devices[0].memory_stats() or {}
         one = told.get("bytes_limit")
         return None if one is None else one - told.get("bytes_in_use", 0)
+    return free_here()
+
+
+def free_here() -> int | None:
+    """The same of the machine or container, whatever accelerators there are."""
     text = _colon_file("/proc/meminfo").get("MemAvailable")
     free = [] if text is None else [1024 * int(text.split()[0])]
     for folder, limit, used, files in CGROUPS:
@@ -250,7 +255,7 @@ def _colon_file(path: str) -> dict[str, str]:
     return values
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may run on, which in a container or a batch job are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -127,13 +127,19 @@ def returns(receipt: Mapping[str, Any]) -> Interval | None:
     return None if found.get("iqm") is None else Interval(found["iqm"], found.get("low"), found.get("high"))
 
 
+def title(receipt: Mapping[str, Any]) -> str:
+    """What was trained."""
+    return f"{receipt.get('agent')} on {receipt.get('env')}, {_seeds(receipt)}, {receipt.get('runtime')}"
+
+
 def show(receipt: Mapping[str, Any], stream: TextIO) -> None:
     """Print a receipt in 80 columns, plain; on a terminal with the labels in colour."""
     lines = list(_lines(receipt))
-    title = f"{receipt.get('agent')} on {receipt.get('env')}, {_seeds(receipt)}, {receipt.get('runtime')}"
     if is_terminal(stream):
-        return _show_in_colour(title, lines, stream)
-    stream.write(encodable("\n".join([title, *(f"  {label:<12}  {text}" for label, text in lines)]) + "\n", stream))
+        return _show_in_colour(title(receipt), lines, stream)
+    stream.write(
+        encodable("\n".join([title(receipt), *(f"  {label:<12}  {text}" for label, text in lines)]) + "\n", stream)
+    )
     stream.flush()
 
 

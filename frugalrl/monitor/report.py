@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from frugalrl.config import is_run as is_ours
-from frugalrl.errors import UsageError
+from frugalrl.errors import UsageError, call
 from frugalrl.statistics import Interval, bootstrap
 
 from . import charts, members, page, receipt, rows, words
@@ -202,7 +201,7 @@ def _spread(returns: Interval) -> str:
 
 def _notices(run: Run, watched: bool) -> Iterator[str]:
     if not run.finished and not watched:
-        command = f"frugal resume {_path(run)}"
+        command = call("resume", run.folder)
         yield page.notice(f"The run did not finish: <code>{escape(command)}</code> goes on from its last checkpoint.")
     lost = sum(1 for row in run.rows if row.get("episode_return") is None)
     if lost:
@@ -316,19 +315,14 @@ def _machine(run: Run) -> str:
 
 
 def _next(run: Run) -> list[str]:
-    path = _path(run)
     if not run.finished:
-        return [f"frugal resume {path}", f"frugal watch {path}", f"frugal report {path}"]
+        return [call(name, run.folder) for name in ("resume", "watch", "report")]
     return [
-        f"frugal eval {path}",
-        f"frugal export {path} --format onnx",
-        f"frugal resume {path} --steps {2 * int(steps_of(run) or 1)}",
-        f"frugal report {path}",
+        call("eval", run.folder),
+        call("export", run.folder, "--format", "onnx"),
+        call("resume", run.folder, "--steps", 2 * int(steps_of(run) or 1)),
+        call("report", run.folder),
     ]
-
-
-def _path(run: Run) -> str:
-    return shlex.quote(str(run.folder))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -360,7 +354,7 @@ def _study_page(folder: Path, runs: list[Run]) -> str:
             page.header(name, "", f'<span class="mark {"good" if finished == len(runs) else "warn"}">{state}</span>'),
             *_forests(folder, runs),
             page.section("Runs", _runs_table(folder, runs)),
-            page.section("Next", page.commands([f"frugal report {shlex.quote(str(folder))}"])),
+            page.section("Next", page.commands([call("report", folder)])),
             "<footer>Written by FrugalRL from the run folders below this one.</footer>",
         ],
     )

@@ -16,9 +16,9 @@ from typing import TextIO
 
 import numpy as np
 
-from frugalrl.errors import BadFile, UsageError
+from frugalrl.errors import BadFile, UsageError, call
 
-from . import live, words
+from . import files, live, words
 from .charts import curve
 from .page import POLICY
 from .report import Run, is_run, known, lines_of, load, page_of, returns_of, steps_of
@@ -28,6 +28,8 @@ from .streams import encodable, is_terminal, printable
 SECONDS = 1.0  # between two looks at the folder
 REFRESH = 5  # seconds after which a browser asks again
 SILENT = 60.0  # seconds without a word after which a run may have died
+GONE = 600.0  # and after which it has, where no lock tells
+OVER = ("finished", "stopped", "not running")
 HOST = "127.0.0.1"
 BARS = "▁▂▃▄▅▆▇█"
 APART = (
@@ -35,9 +37,9 @@ APART = (
 )  # fmt: skip
 
 
-def figures(run: Run, now: live.Now | None) -> Iterator[tuple[str, str]]:
+def figures(run: Run, now: live.Now | None, state: str) -> Iterator[tuple[str, str]]:
     """Label and text of what is known of a run at this moment."""
-    yield "state", state(run, now)
+    yield "state", state
     yield "return", words.interval(returns_of(run)) if run.rows else "not evaluated yet"
     if now is not None:
         share = f"{math.floor(100 * now.step / max(1, now.total))} %"
@@ -60,13 +62,15 @@ def figures(run: Run, now: live.Now | None) -> Iterator[tuple[str, str]]:
     yield from _metrics(run)
 
 
-def state(run: Run, now: live.Now | None) -> str:
-    if now is not None:
-        silent = time.time() - now.at
-        return "running" if silent < SILENT else f"running, but silent for {words.seconds(silent)}"
-    if run.finished:
-        return "finished"
-    return "stopped" if run.receipt else "starting"
+def state(run: Run, now: live.Now | None, alive: bool) -> str:
+    if now is None and run.receipt:
+        return "finished" if run.finished else "stopped"
+    if not alive:
+        return "not running"
+    if now is None:
+        return "starting"
+    silent = time.time() - now.at
+    return "running" if silent < SILENT else f"running, but silent for {words.seconds(silent)}"
 
 
 def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -83,8 +87,8 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
             if self.path != "/":
                 return self.send_error(404)
             try:
-                run, now = look(folder)
-                text = page_of(run, now=list(figures(run, now)), refresh=REFRESH)
+                seen = look(folder)
+                text = page_of(seen[0], now=list(figures(*seen)), refresh=REFRESH)
             except (BadFile, OSError):
                 return self.send_error(503)
             body = text.encode(errors="backslashreplace")
@@ -110,10 +114,24 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     return server
 
 
-def look(folder: Path) -> tuple[Run, live.Now | None]:
-    """What is known of a run now. Raises BadFile if a file is damaged."""
+def look(folder: Path) -> tuple[Run, live.Now | None, str]:
+    """What is known of a run now, the last how it stands. Raises BadFile if a file is damaged."""
     now = live.read(folder)
-    return load(folder), now
+    alive = _alive(folder, now)  # before its files: those of a run that has ended are then its last
+    run = load(folder)
+    return run, now, state(run, now, alive)
+
+
+def _alive(folder: Path, now: live.Now | None) -> bool:
+    """Whether a process may be training in a folder: by its lock, and by age where that cannot tell.
+
+    That is where there are no locks, and where what it said last is young, for it may be on another machine.
+    """
+    held = files.is_held(folder)
+    if held is None:
+        at = now.at if now else max((path.stat().st_mtime for path in folder.glob("*.json*")), default=0.0)
+        return time.time() - at < GONE
+    return held or (now is not None and time.time() - now.at < SILENT)
 
 
 def watch(
@@ -146,23 +164,23 @@ def watch(
             server.server_close()
 
 
-def _moments(folder: Path, sleep: Callable[[float], None]) -> Iterator[tuple[Run, live.Now | None]]:
+def _moments(folder: Path, sleep: Callable[[float], None]) -> Iterator[tuple[Run, live.Now | None, str]]:
     """Looks at a run until it trains no more."""
     while True:
-        run, now = look(folder)
-        yield run, now
-        if now is None and run.receipt:
+        seen = look(folder)
+        yield seen
+        if seen[2] in OVER:
             return
         sleep(SECONDS)
 
 
 def _as_lines(folder: Path, stream: TextIO, address: str | None, sleep: Callable[[float], None]) -> None:
     shown: tuple[int, str] | None = None
-    for run, now in _moments(folder, sleep):
-        key = len(run.rows), state(run, now).partition(",")[0]
+    for run, now, state in _moments(folder, sleep):
+        key = len(run.rows), state.partition(",")[0]
         if key != shown:
             shown = key
-            print(encodable("\n".join(_text(run, now, address, stream)), stream), file=stream, flush=True)
+            print(encodable("\n".join(_text(run, now, state, address, stream)), stream), file=stream, flush=True)
 
 
 def _on_terminal(folder: Path, stream: TextIO, address: str | None, sleep: Callable[[float], None]) -> None:
@@ -171,23 +189,23 @@ def _on_terminal(folder: Path, stream: TextIO, address: str | None, sleep: Calla
     from rich.text import Text
 
     with Live(console=Console(file=stream, highlight=False), auto_refresh=False) as screen:
-        for run, now in _moments(folder, sleep):
-            lines = _text(run, now, address, stream)
+        for run, now, state in _moments(folder, sleep):
+            lines = _text(run, now, state, address, stream)
             text = Text(encodable("\n".join(lines), stream), no_wrap=True, overflow="crop")
             text.stylize("bold", 0, len(lines[0]))
             screen.update(text, refresh=True)
 
 
-def _text(run: Run, now: live.Now | None, address: str | None, stream: TextIO) -> list[str]:
+def _text(run: Run, now: live.Now | None, state: str, address: str | None, stream: TextIO) -> list[str]:
     title = f"{known(run, 'agent', 'run')} on {known(run, 'env', 'unknown')}, {run.folder}"
-    lines = [f"  {label:<12}  {text}" for label, text in figures(run, now)]
+    lines = [f"  {label:<12}  {text}" for label, text in figures(run, now, state)]
     drawn = lines_of(run, "episode_return")
     if drawn:
         lines.append(f"  {'learning':<12}  {_spark([i.point for i in curve(drawn).intervals], stream)}")
     if address:
         lines.append(f"  {'page':<12}  {address}")
-    if now is None and run.receipt:
-        lines.append(f"  {'next':<12}  frugal {'eval' if run.finished else 'resume'} {run.folder}")
+    if state in OVER:
+        lines.append(f"  {'next':<12}  {call('eval' if run.finished else 'resume', run.folder)}")
     return [printable(line) for line in (title, *lines)]
 
 

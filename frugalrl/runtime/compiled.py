@@ -8,7 +8,6 @@ The walk of an observation to a gradient comes here from `envs/`, to `collect`, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..distributions import draw
 from ..envs.make import EnvOptions, lesson
+from ..monitor import machine
 from ..types import Agent, Env, Memory, Policy, Transition, update
 
 
@@ -315,9 +315,7 @@ def devices() -> int:
 
 def cores() -> int:
     """Processor cores this process may use, or 1 where the seeds run on an accelerator."""
-    if jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine.cores() if jax.default_backend() == "cpu" else 1
 
 
 def fastest(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ import ml_dtypes  # noqa: F401  NumPy then knows a dtype by the name bfloat16
 import numpy as np
 
 ALIGN = 64
+OLD = 7 * 86_400.0  # seconds after which a folder counts as left behind; files in use cannot be removed on Windows
 
 
 class Field(NamedTuple):
@@ -69,7 +72,7 @@ def shared_folder(nbytes: int) -> Path:
     for base in _bases():
         for old in base.glob("frugalrl-*-*"):
             pid = old.name.split("-")[1]
-            if pid.isdigit() and not _running(int(pid)):
+            if pid.isdigit() and not _running(int(pid), old):
                 remove(old)
     base = next((b for b in _bases() if shutil.disk_usage(b).free > 2 * nbytes), _bases()[-1])
     return Path(tempfile.mkdtemp(prefix=f"frugalrl-{os.getpid()}-", dir=base))
@@ -91,10 +94,13 @@ def remove_own() -> None:
             remove(folder)
 
 
-def _running(pid: int) -> bool:
+def _running(pid: int, folder: Path) -> bool:
+    """Whether the process that made a folder runs; on Windows by the folder's age, for no signal there only asks."""
     try:
+        if sys.platform == "win32":
+            return time.time() - folder.stat().st_mtime < OLD
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):
         return False
     except PermissionError:
         pass

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import BadFile, UsageError
+from ..errors import BadFile, UsageError, call
 from ..monitor import files, rows
 from .study import FORMAT, Plan, Row, Run
 
@@ -90,28 +89,23 @@ def command(there: dict[str, Any], folder: Path) -> str:
     lines, counts = [], [*dict.fromkeys(there["seeds"].values())]
     for n in counts:
         envs = there["envs"] if len(counts) == 1 else [task for task, own in there["seeds"].items() if own == n]
-        said = ["frugal", "study", there["study"], "--seeds", str(n)]
+        said = ["study", there["study"], "--seeds", str(n)]
         said += ["--scale", f"{there['scale']!r}"] if there["scale"] != 1 else []
         said += ["--env", *envs] if envs else []
         said += ["--arms", *there["arms"]] if there.get("arms") else []
-        lines.append(shlex.join([*said, "--out", str(folder)]))
+        lines.append(call(*said, "--out", folder))
     return " && ".join(lines)
 
 
 def place(folder: Path, run: Run) -> Path:
     """The run folder."""
     about = run.arm if len(run.seeds) > 1 or run.config.runtime == "compiled" else f"{run.arm}-seed-{run.seeds[0]}"
-    return folder / _plain(run.task) / _plain(about)
+    return folder / files.name_of(run.task) / files.name_of(about)
 
 
 def held(folder: Path) -> AbstractContextManager[IO]:
     """Keep other processes out of a folder, until this one and what it has started have ended. Raises UsageError."""
     return files.held(folder, f"another process works on the study in {folder}: wait for it, or end it")
-
-
-def _plain(name: str) -> str:
-    """A name that can be a folder's."""
-    return "".join(c if c.isalnum() or c in "-+._=" else "-" for c in name)
 
 
 def _brief(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from .. import catalog, statistics
-from ..errors import BadFile
+from ..errors import BadFile, call
 from ..monitor import charts, page, words
 from ..monitor.files import replace
 from .findings import ENOUGH, costs, returns, values
@@ -133,7 +132,7 @@ def _body(found: Found) -> list[str]:
         _together(found),
         page.section("The same again", page.commands([command(dict(found.settings), found.folder)])),
         page.section("Each run by itself", page.commands(_commands(found))),
-        page.section("Next", page.commands([f"frugal report {shlex.quote(str(found.folder))}"])),
+        page.section("Next", page.commands([call("report", found.folder)])),
         "<footer>Written by FrugalRL from study.json and rows.jsonl in this folder. Intervals are 95 % percentile "
         "bootstrap, stratified by task, and the same every time.</footer>",
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from .. import catalog, config, policy
-from ..errors import UsageError
+from ..errors import UsageError, call
 from ..monitor import receipt, rows
 from ..monitor.files import replace
 from ..signals import Stop
@@ -103,12 +102,15 @@ def study(
 
 
 def child(words: list[str], stop: Stop, lock: IO) -> int:
-    """`frugal WORDS` in a process of its own, which holds the lock too and is asked to stop when we are."""
+    """`frugal WORDS` in a process of its own, which holds the lock too and is asked to stop when we are.
+
+    Windows has neither: no lock to hold, and a process that is asked to stop there ends without saving.
+    """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "frugalrl.cli", *words],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(module_path())},
-        pass_fds=(lock.fileno(),),
+        pass_fds=() if sys.platform == "win32" else (lock.fileno(),),
     )
     asked = False
     try:
@@ -177,7 +179,7 @@ def _rows(study: Study, folder: Path, run: Run) -> Iterator[Row]:
             **{name: told(name, seed) for name in ("skipped_updates", "broken_updates")},
             "folder": there.relative_to(folder).as_posix(), "seeds_together": share, **_cost(found, share),
             "actors": actors,
-            "command": shlex.join(["frugal", "train", *words(run.arguments), "--seed", str(seed)]),
+            "command": call("train", *words(run.arguments), "--seed", seed),
             "versions": found["versions"], "hardware": found["hardware"],
         }  # fmt: skip
 

@@ -124,7 +124,7 @@ def read_report(run: Path) -> None:
     """All that is told of a run, in a page, in the terminal and in the card of an upload."""
     report(run, price=1.0)
     found = receipt.read(run / "receipt.json") or {}
-    list(figures(load(run), None))
+    list(figures(load(run), None, "starting"))
     list(hub._page("a/b", policy.read(run / "policy")[0], {}, found))
 
 
