@@ -1,6 +1,7 @@
 """What benchmarks can get wrong before they are run: settings, what a rate or a bar is of, and which rows are kept."""
 
 from itertools import pairwise
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def products(jaxpr) -> int:
     for line in jaxpr.eqns:
         if line.primitive.name == "dot_general":
             contracted = [line.invars[0].aval.shape[i] for i in line.params["dimension_numbers"][0][0]]
-            total += 2 * line.outvars[0].aval.size * int(jnp.prod(jnp.array(contracted)))
+            total += 2 * line.outvars[0].aval.size * prod(contracted)
     return total
 
 
