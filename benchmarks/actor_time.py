@@ -83,14 +83,14 @@ def main() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # as the engine advises
     rounds, turn = (2, 0.05) if args.quick else (args.rounds, 0.5)
     path = rows.destination(NAME, args)
-    made = [each for each in rows.read(path) if each["task"] not in args.only]
+    old, made = rows.read(path), []
     for task in args.only:
         for batch in BATCHES:
             new = measured(task, batch, rounds, turn)
             made += new
-            rows.write(path, made)
+            rows.write(path, rows.renewed(old, made, "task"))
             show(new)
-    print(rows.said(path, made))
+    print(rows.said(path, rows.renewed(old, made, "task")))
 
 
 def measured(task: str, batch: int, rounds: int, turn: float) -> list[rows.Row]:

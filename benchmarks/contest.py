@@ -2,8 +2,11 @@
 
 Our time is `wall_seconds` of the receipt: importing JAX, compilation, training, all evaluations and checkpoints. The
 time of a peer is training alone: its imports and its evaluation are not counted, its compilation is. So ratios are
-rather too small than too large. `training` rates are without compilation on both sides, `process` rates from the start
-of a process to its end.
+rather too small than too large. `process` rates are from the start of a process to its end. `training` rates are of
+what comes after the first update, without start and compilation, on both sides: ours to the end of the process but
+without evaluations, a peer's from where its clock says that all has been done once (`peers/common.py`). Only those who
+train all seeds in one program have no such moment: of them it is the whole program after compilation, in which the
+steps before the first update cost less, so that this too makes ratios rather too small.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ def ours(agent: str, env: str, seeds: int, steps: int, hyper: Mapping[str, Any])
     return {
         "steps_per_second": steps / found["wall_seconds"],
         "process_steps_per_second": steps / done.process_seconds,
-        "training_steps_per_second": found["env_steps_per_second"],
+        "training_steps_per_second": own_training_rate(done, seeds),
         "wall_seconds": found["wall_seconds"],
         "compile_seconds": found["compile_seconds"],
         "evaluation_seconds": found["evaluation_seconds"],
@@ -46,10 +49,22 @@ def ours(agent: str, env: str, seeds: int, steps: int, hyper: Mapping[str, Any])
     }
 
 
+def own_training_rate(done: rows.Trained, seeds: int) -> float:
+    """Steps a second of all seeds from the first update to the end of the process, without evaluations.
+
+    Where a run cannot tell when its process began (elsewhere than on Linux) only the compilation is left out.
+    """
+    found, hyper = done.receipt, done.config["hyper"]
+    first = hyper.get("learning_starts", 0) + hyper["num_envs"] * hyper.get("n_steps", 1)
+    start = found["first_update_seconds"] or found["compile_seconds"]
+    seconds = done.process_seconds - start - found["evaluation_seconds"]
+    return seeds * (found["steps"] - first) / seconds
+
+
 def theirs(run: Callable[[], Found], short: bool = False) -> Found:
     """One run of a peer. If it is a `short` one, with fewer steps than ours, its rate is that without compilation."""
     found = run()
-    training = sum(_training_rate(each) for each in found["runs"])
+    training = sum(training_rate(each) for each in found["runs"])
     return {
         "steps_per_second": training if short else found["steps_per_second"],
         "process_steps_per_second": training if short else found["steps"] / found["process_seconds"],
@@ -63,10 +78,10 @@ def theirs(run: Callable[[], Found], short: bool = False) -> Found:
     }
 
 
-def _training_rate(run: Found) -> float:
-    """Steps a second of one process after all is compiled; where it does not tell, with compilation."""
-    seconds = run["wall_seconds"] - run.get("compile_seconds", run.get("warm_seconds", 0.0))
-    return (run["steps"] - run.get("warm_steps", 0)) / seconds
+def training_rate(run: Found) -> float:
+    """Steps a second of one process of a peer after `warm_steps` in `warm_seconds`, or after `compile_seconds`."""
+    start = run["compile_seconds"] if "compile_seconds" in run else run["warm_seconds"]
+    return (run["steps"] - run.get("warm_steps", 0)) / (run["wall_seconds"] - start)
 
 
 def held(title: str, contestants: Mapping[str, Callable[[], Found]], count: int) -> Iterator[list[Round]]:
@@ -116,6 +131,9 @@ def show(made: Sequence[rows.Row], title: str) -> None:
             rates = [each[key]["median"] for key in ("steps_per_second", "training_steps_per_second")]
             said = f"{rates[0]:12,.0f} steps/s, {rates[1]:12,.0f} in training"
         else:
-            said = ", ".join(f"{v['times']['median']:.2f} times {k}" for k, v in each["against"].items())
+            medians = {
+                k: [v[word]["median"] for word in ("times", "training_times")] for k, v in each["against"].items()
+            }
+            said = ", ".join(f"{a:.2f} times {k} ({b:.2f} in training)" for k, (a, b) in medians.items())
         share = f", {100 * each['share_of_peak']['median']:.1f} % of the peak" if "share_of_peak" in each else ""
         print(f"  {each[title]} {each['contestant']:16}{said}{share}")

@@ -1,18 +1,28 @@
 """What does a seed of DQN on MinAtar's Breakout cost at Revisiting Rainbow's settings, and how soon is PQN as good?
 
-    python -m benchmarks.minatar_cost [--steps N] [--minutes M] [--folder DIR] [--out FILE] [--quick]
+    python -m benchmarks.minatar_cost [--steps N] [--seeds N] [--dqn-seeds N] [--minutes M] [--folder DIR] [--out FILE]
+        [--quick]
 
 DQN has the paper's network (one convolution of 16 filters), batches of 32, an update for each four steps, its memory
 and its exploration (Obando-Ceron and Castro 2021, arXiv 2011.14826; their seed of 10 million steps took 12 to 14 hours
-on a P100); PQN has its own defaults. Each is the real command, one seed, for `--minutes` at most: what was not made by
-then the same command makes later, from the runs in `--folder` (default runs/minatar-cost), and rows say how many steps
-were made. PQN's seconds are those to the first evaluation that is as good as DQN's last one, of all sittings.
+on a P100); PQN has its own defaults, those of its paper for MinAtar. Each seed is a run of the real command that has
+the machine to itself; DQN's come first. When `--minutes` are over the same command goes on later, from the runs in
+`--folder` (default runs/minatar-cost), and rows say how many steps were made. Seconds are those of all sittings.
+
+DQN's return is the mean of its last `LAST` evaluations, and of its seeds. A seed of PQN is as good from the first of
+two evaluations in a row that reach it: one alone might be luck, and the greatest of many is. Both are evaluated as
+often, and those evaluations are in both times.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +34,9 @@ ENV = "MinAtar/Breakout-v0"
 STEPS = 10_000_000  # the paper's
 TARGET_MINUTES = 20.0  # for DQN's steps
 EXPLORATION = 250_000  # steps over which epsilon falls
+EVALUATIONS = 40  # on the way
+LAST = 3  # of DQN's, which say how good it is
+Point = dict[str, float]  # an evaluation: step, wall_seconds, episode_return
 
 
 def dqn(steps: int) -> list[str]:
@@ -40,32 +53,44 @@ def pqn(steps: int) -> list[str]:
 
 
 AGENTS = {"dqn": dqn, "pqn": pqn}
+Who = tuple[str, int]  # agent and seed
 
 
-def run(agent: str, steps: int, minutes: float, folder: Path) -> rows.Trained:
-    """Begin or go on with a run, for `minutes` at most."""
+def place(folder: Path, who: Who) -> Path:
+    return folder.resolve() / f"{who[0]}-seed-{who[1]}"
+
+
+def run(who: Who, steps: int, minutes: float, folder: Path) -> None:
+    """Begin or go on with a run, for `minutes` at most; nothing for one that is finished."""
+    agent, seed = who
     box = ["--steps", str(steps), "--budget", f"{minutes:g}"]
-    if (folder / "receipt.json").is_file():
-        return rows.resume(folder, box)
-    return rows.train(folder, [*AGENTS[agent](steps), *box])
+    if (folder / "config.json").is_file():
+        rows.resume(folder, box)
+    else:
+        said = [*AGENTS[agent](steps), "--seed", str(seed), "--evaluations", str(EVALUATIONS)]
+        rows.train(folder, [*said, *box])
 
 
-def measured(agent: str, done: rows.Trained, folder: Path) -> rows.Row:
-    """What a run has cost so far."""
-    found = done.receipt
+def measured(who: Who, folder: Path) -> rows.Row | None:
+    """What a run has cost so far; None if it has not made a step."""
+    if not (folder / "receipt.json").is_file():
+        return None
+    found, config = (json.loads((folder / name).read_text()) for name in ("receipt.json", "config.json"))
+    if not found["steps"]:
+        return None
     training = found["wall_seconds"] - found["compile_seconds"] - found["evaluation_seconds"]
-    made = found["steps"]
-    curve = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    made, file = found["steps"], folder / "rows.jsonl"
+    curve = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     points = [{name: row[name] for name in ("step", "wall_seconds", "episode_return")} for row in curve]
     goal = {"target_minutes": TARGET_MINUTES, "reached": minutes_for(found, STEPS) < TARGET_MINUTES}
     return rows.row(
-        NAME, kind="run", agent=agent, env=ENV, seed=done.config["seed"], steps=made, finished=found["finished"],
+        NAME, kind="run", agent=who[0], env=ENV, seed=config["seed"], seeds=1, steps=made, finished=found["finished"],
         minutes=found["wall_seconds"] / 60, steps_per_second=made / found["wall_seconds"],
         training_steps_per_second=made / training, compile_seconds=found["compile_seconds"],
         evaluation_seconds=found["evaluation_seconds"], minutes_for_all_steps=minutes_for(found, STEPS),
         last_return=points[-1]["episode_return"] if points else None, evaluations=points,
-        train_return=curve[-1].get("train_return") if curve else None, hyper=done.config["hyper"],
-        **(goal if agent == "dqn" else {}),
+        train_return=curve[-1].get("train_return") if curve else None, hyper=config["hyper"],
+        **(goal if who[0] == "dqn" else {}),
     )  # fmt: skip
 
 
@@ -76,50 +101,76 @@ def minutes_for(receipt: dict[str, Any], steps: int) -> float:
     return (receipt["wall_seconds"] + max(steps - made, 0) * training / made) / 60
 
 
-def as_good(ours: rows.Row, wanted: float) -> dict[str, Any] | None:
-    """The first evaluation of a run that reached a return; None if none did."""
-    return next((point for point in ours["evaluations"] if point["episode_return"] >= wanted), None)
+def bar(runs: Sequence[Sequence[Point]]) -> float | None:
+    """The mean return of the last `LAST` evaluations of all `runs`; None if one has fewer, or there is none."""
+    if not runs or min(map(len, runs)) < LAST:
+        return None
+    return statistics.fmean(point["episode_return"] for points in runs for point in points[-LAST:])
 
 
-def compared(base: rows.Row, other: rows.Row) -> rows.Row:
-    wanted = base["last_return"]
-    point = None if wanted is None else as_good(other, wanted)
-    seconds = None if point is None else point["wall_seconds"]
+def as_good(points: Sequence[Point], wanted: float) -> Point | None:
+    """The first of two evaluations in a row that both reached a return; None if there are no such two."""
+    return next((a for a, b in pairwise(points) if min(a["episode_return"], b["episode_return"]) >= wanted), None)
+
+
+def compared(base: Sequence[rows.Row], others: Sequence[rows.Row]) -> rows.Row:
+    """How long each seed of PQN took to DQN's return; the median counts one that has not reached it as the longest."""
+    wanted = bar([each["evaluations"] for each in base])
+    points = [None if wanted is None else as_good(each["evaluations"], wanted) for each in others]
+    seconds = [None if point is None else point["wall_seconds"] for point in points]
+    median = statistics.median(inf if each is None else each for each in seconds) if seconds else inf
+    theirs = statistics.fmean(60 * each["minutes"] for each in base)
     return rows.row(
-        NAME, kind="comparison", env=ENV, ours=other["agent"], base=base["agent"], return_wanted=wanted,
-        base_seconds=60 * base["minutes"], base_steps=base["steps"], seconds=seconds,
-        steps=None if point is None else point["step"], reached=seconds is not None and seconds < 60 * base["minutes"],
+        NAME, kind="comparison", env=ENV, ours="pqn", base="dqn", return_wanted=wanted,
+        base_seeds=[each["seed"] for each in base], base_finished=all(each["finished"] for each in base),
+        base_seconds=theirs, base_steps=[each["steps"] for each in base], seeds=[each["seed"] for each in others],
+        seconds=seconds, steps=[None if point is None else point["step"] for point in points],
+        median_seconds=None if median == inf else median, reached=median < theirs,
     )  # fmt: skip
 
 
-def show(made: list[rows.Row]) -> None:
-    for each in made[:-1]:
-        print(
-            f"  {each['agent']}: {each['steps']:,} steps in {each['minutes']:.1f} minutes, "
-            f"{each['training_steps_per_second']:,.0f} steps/s in training, last return {each['last_return']}; "
-            f"{STEPS:,} steps take {each['minutes_for_all_steps']:.1f} minutes"
-        )
-    last = made[-1]
-    when = "not reached" if last["seconds"] is None else f"{last['seconds']:.0f} s, {last['steps']:,} steps"
-    print(f"  {last['ours']} to a return of {last['return_wanted']}: {when}")
+def table(folder: Path, whose: Sequence[Who]) -> list[rows.Row]:
+    """The rows of the runs that there are, and of their comparison if DQN is among them."""
+    made = [row for who in whose if (row := measured(who, place(folder, who)))]
+    base, others = ([row for row in made if row["agent"] == agent] for agent in AGENTS)
+    return [*made, compared(base, others)] if base else made
+
+
+def show(made: Sequence[rows.Row]) -> None:
+    for each in made:
+        if each["kind"] == "run":
+            print(
+                f"  {each['agent']}, seed {each['seed']}: {each['steps']:,} steps in {each['minutes']:.1f} minutes, "
+                f"{each['training_steps_per_second']:,.0f} steps/s in training, last return {each['last_return']}; "
+                f"{STEPS:,} steps take {each['minutes_for_all_steps']:.1f} minutes"
+            )
+        else:
+            end = "" if each["base_finished"] else f", whose {STEPS:,} steps are not done"
+            when = ", ".join("not yet" if s is None else f"{s:.0f} s" for s in each["seconds"]) or "no run yet"
+            print(f"  {each['ours']} to the return {each['return_wanted']} of {each['base']}{end}: {when}")
+            print(f"  {each['base']} took {each['base_seconds']:.0f} s")
 
 
 def main() -> None:
     command = rows.parser(__doc__)
     command.add_argument("--steps", type=int, default=STEPS, metavar="N")
-    command.add_argument("--minutes", type=float, default=25.0, help="of each of the two, in this sitting")
+    command.add_argument("--seeds", type=int, default=3, metavar="N", help="of PQN")
+    command.add_argument("--dqn-seeds", type=int, default=1, metavar="N")
+    command.add_argument("--minutes", type=float, default=90.0, help="of this sitting, all runs together")
     command.add_argument("--folder", type=Path, default=Path("runs", "minatar-cost"), help="where the runs are kept")
     args = command.parse_args()
+    seeds = {"dqn": args.dqn_seeds, "pqn": args.seeds}
+    whose = [(agent, seed) for agent in AGENTS for seed in range(1 if args.quick else seeds[agent])]
+    path, end = rows.destination(NAME, args), time.monotonic() + 60 * args.minutes
+    made: list[rows.Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if args.quick else args.folder
-        steps = 20_000 if args.quick else args.steps
-        made = []
-        for agent in AGENTS:
-            place = (folder / agent).resolve()
-            made.append(measured(agent, run(agent, steps, args.minutes, place), place))
-    made.append(compared(*made))
-    path = rows.destination(NAME, args)
-    rows.write(path, made)
+        for who in whose:
+            left = (end - time.monotonic()) / 60
+            if left > 0:
+                run(who, 20_000 if args.quick else args.steps, left, place(folder, who))
+            made = table(folder, whose)
+            rows.write(path, made)
     show(made)
     print(rows.said(path, made))
 

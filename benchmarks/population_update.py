@@ -283,7 +283,7 @@ def main() -> None:
     if reason:
         print(f"fastpbrl is left out: {reason}")
     path = rows.destination(NAME, args)
-    made = [row for row in rows.read(path) if row["case"] not in cases]
+    old, made = rows.read(path), []
     if "seeds" in cases:
         cases.remove("seeds")
         found = start_to_finish(*((2, 2_000) if args.quick else (SEEDS, SEEDS_STEPS)), 1 if args.quick else 3)
@@ -291,7 +291,7 @@ def main() -> None:
             print(f"{row['seeds']} seeds, {row['way']:21} {row['seconds']['median']:8.1f} s", end="")
             print(f", {row['times_one_run']['median']:.2f} times one run", flush=True)
         made += found
-        rows.write(path, made)
+        rows.write(path, rows.renewed(old, made, "case"))
     for case in cases:
         alone: dict[str, list[float]] = {}
         for count in sizes:
@@ -304,8 +304,8 @@ def main() -> None:
                 row["times_one"] = rows.spread([a / b for a, b in zip(each, one, strict=True)])
                 made.append(row)
                 print(line(row), flush=True)
-        rows.write(path, made)
-    print(rows.said(path, made))
+        rows.write(path, rows.renewed(old, made, "case"))
+    print(rows.said(path, rows.renewed(old, made, "case")))
 
 
 def line(row: rows.Row) -> str:

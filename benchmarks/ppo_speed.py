@@ -97,17 +97,16 @@ def main() -> None:
         if reason := peers.missing(name):
             print(f"without {name}: {reason}")
     path = rows.destination(NAME, args)
-    made = [each for each in rows.read(path) if each["env"] not in args.only]
-    new: list[rows.Row] = []
+    old, new = rows.read(path), []
     for env in args.only:
         settings = SETTINGS[env]._replace(steps=20_480) if args.quick else SETTINGS[env]
         added: list[rows.Row] = []
         for rounds in held(env, contestants(settings), 1 if args.quick else args.rounds):
             added = table(env, rounds)
-            rows.write(path, made + new + added)
+            rows.write(path, rows.renewed(old, new + added, "env"))
         new += added
     show(new, "env")
-    print(rows.said(path, made + new))
+    print(rows.said(path, rows.renewed(old, new, "env")))
 
 
 if __name__ == "__main__":

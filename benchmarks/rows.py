@@ -99,6 +99,12 @@ def read(path: Path | None) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def renewed(old: Iterable[Row], new: Sequence[Row], name: str) -> list[Row]:
+    """The `new` rows after those `old` ones that they do not replace: of what no new row has the same `name` of."""
+    again = {each[name] for each in new}
+    return [*(each for each in old if each[name] not in again), *new]
+
+
 def said(path: Path | None, rows: Sequence[Row]) -> str:
     """The last line of a benchmark."""
     return f"{len(rows)} rows in {path}" if path else f"{len(rows)} rows, not kept (--quick without --out)"

@@ -101,8 +101,8 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ),
     ("pqn", "CartPole-v1"): (100_000, _ROLLOUT_Q | {"exploration_final_eps": 0.1}),
     ("pqn", "Acrobot-v1"): (100_000, _ROLLOUT_Q),
-    # as in the paper's code; not measured here yet
-    ("pqn", "MinAtar/Breakout-v1"): (10_000_000, {"num_envs": 128, "num_minibatches": 32}),
+    # as in the paper's code, for every game; not measured here yet
+    ("pqn", "MinAtar"): (10_000_000, {"num_envs": 128, "num_minibatches": 32}),
     ("ppo", "CartPole-v1"): (
         100_000,
         {"learning_rate": 1e-3, "anneal_lr": 1.0, "n_steps": 64, "n_epochs": 10},

@@ -502,3 +502,12 @@ def test_actors_train_on_the_package_and_as_published(agent, tmp_path):
     assert run.receipt["episode_cap"] is None
     assert max(row["episode_length"] for row in run.rows) <= 50
     assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
+
+
+@pytest.mark.parametrize("agent", catalog.AGENTS)
+def test_all_games_in_both_versions_have_the_same_defaults(agent):
+    (family,) = (family for family in catalog.FAMILIES if family.extra == "minatar")
+    first, *others = (catalog.defaults(agent, env_id) for env_id in family.ids)
+    assert others == [first] * len(others)
+    if agent == "pqn":
+        assert (first[0], first[1]["num_envs"], first[1]["num_minibatches"]) == (10_000_000, 128, 32)

@@ -11,7 +11,9 @@ A script runs unchanged but for two numbers of `dqn_jax` and `c51_jax`: their hi
 are its own flags. It has no switch for its logging, so the TensorBoard writer it imports is an empty one here and what
 it prints is not shown. `wall_seconds` runs from the first line of the script to its last, with the packages it needs
 already imported (`import_seconds`); `loop_seconds` is its training loop alone, by its own clock. Both contain JAX's
-compilation. `mean_return` is that of greedy episodes for those two, and of the last training episodes for the others.
+compilation; `warm_seconds` had passed after `warm_steps`, when the script, having learned, next wrote to its log, as it
+does at least every 100 steps. `mean_return` is that of greedy episodes for those two, and of the last training episodes
+for the others.
 """
 # pyright: reportMissingImports=false
 # Torch, Flax and tyro live in the peer's environment, not in ours.
@@ -28,6 +30,7 @@ import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.common import Task, greedy_returns
+from benchmarks.peers.common import Task, clock, greedy_returns
 
 COMMIT = "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb"
 SHA256 = {
@@ -52,13 +55,15 @@ HOW_TO_GET = (
 
 
 class NoWriter:
-    """Takes the place of TensorBoard's SummaryWriter and writes nothing."""
+    """Takes the place of TensorBoard's SummaryWriter and writes nothing; `mark` is told the steps so far."""
 
-    def __init__(self, *_: object, **__: object) -> None: ...
+    def __init__(self, mark: Callable[[int], None], *_: object, **__: object) -> None:
+        self.mark = mark
 
     def add_text(self, *_: object, **__: object) -> None: ...
 
-    def add_scalar(self, *_: object, **__: object) -> None: ...
+    def add_scalar(self, tag: str, value: object, step: int) -> None:
+        self.mark(step)
 
     def close(self) -> None: ...
 
@@ -90,7 +95,7 @@ def flags(task: Task) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def import_packages(checkout: Path) -> dict[str, str]:
+def import_packages(checkout: Path, mark: Callable[[int], None]) -> dict[str, str]:
     """Import all that the script imports, with the empty writer in place and `clip` as it was; returns the versions."""
     import flax
     import flax.linen
@@ -103,7 +108,7 @@ def import_packages(checkout: Path) -> dict[str, str]:
     import tyro  # noqa: F401
 
     writer = ModuleType("torch.utils.tensorboard")
-    writer.SummaryWriter = NoWriter  # type: ignore[attr-defined]
+    writer.SummaryWriter = partial(NoWriter, mark)  # type: ignore[attr-defined]
     sys.modules["torch.utils.tensorboard"] = writer
     sys.path.insert(0, str(checkout))
     import cleanrl_utils.buffers  # noqa: F401
@@ -162,8 +167,12 @@ def value_returns(variables: dict[str, Any], task: Task) -> list[float]:
 def train(task: Task, checkout: Path) -> dict[str, object]:
     """Train once; times in seconds, `began` and `ended` in seconds since the epoch."""
     text = text_of(checkout, task)
+    options = task.options
+    rollout = int(options.get("num-envs", 1)) * int(options.get("num-steps", 1))
+    copied = int(options.get("target-network-frequency", 0))  # a copy is compiled too
+    mark, warm = clock(task, int(options.get("learning-starts", rollout)) + copied)
     imports_from = time.perf_counter()
-    versions = import_packages(checkout)
+    versions = import_packages(checkout, mark)
     import_seconds = time.perf_counter() - imports_from
     began = time.time()
     variables, printed = run_script(text, task)
@@ -179,6 +188,8 @@ def train(task: Task, checkout: Path) -> dict[str, object]:
         "steps": task.steps,
         "updates": updates,
         "wall_seconds": ended - began,
+        "warm_steps": warm["warm_steps"],
+        "warm_seconds": warm["warm_at"] - began,
         "loop_seconds": ended - variables["start_time"],
         "own_steps_per_second": int(own_rates[-1]) if own_rates else None,
         "import_seconds": import_seconds,

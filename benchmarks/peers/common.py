@@ -5,6 +5,7 @@ The peers run in their own environments, so this file needs the standard library
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 # network takes on two cores; and its first steps are not counted.
 PUBLISH = 0.5
 WARM_UP = 200
+WARM = 200  # environment steps after the first update, when all that training does has been done once
 
 
 class Task(NamedTuple):
@@ -91,6 +93,22 @@ class IMPALA(NamedTuple):
     ent_coef: float = 0.01
     vf_coef: float = 0.5
     max_grad_norm: float = 40.0
+
+
+def clock(task: Task, starts: int) -> tuple[Callable[[int], None], dict[str, float]]:
+    """A function to call with the steps done so far, and what it keeps: `warm_steps`, and `warm_at` since the epoch.
+
+    It keeps the first call with at least `WARM` steps more than those before the first update, `starts`, or with half
+    of the task's if those are fewer.
+    """
+    seen: dict[str, float] = {}
+    enough = min(starts + WARM, task.steps // 2)
+
+    def mark(steps: int) -> None:
+        if not seen and steps >= enough:
+            seen.update(warm_steps=steps, warm_at=time.time())
+
+    return mark, seen
 
 
 def greedy_returns(env_id: str, act: Callable[[Any], Any], episodes: int = 20, seed: int = 10_000) -> list[float]:

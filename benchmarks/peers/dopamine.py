@@ -25,17 +25,17 @@ import json
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.peers.common import Task
+from benchmarks.peers.common import Task, clock
 
 COMMIT = "7cd2bc6f64d08ebc2233d93210063cc64d2598a7"
 MAX_EPISODE = 500  # steps
-WARM = 200  # steps after the first update
 ATARI = "dopamine.discrete_domains.atari_lib"
 # what the agents take from there: outputs of networks, and defaults that are given here
 OUTPUTS = {"DQNNetworkType": "q_values", "RainbowNetworkType": "q_values logits probabilities"}
@@ -130,9 +130,9 @@ class Steps:
         return obs, float(reward), bool(ended)
 
 
-def play(agent: Any, env: Steps, task: Task, warm_steps: int) -> tuple[list[float], float]:
-    """Train for the task's steps; returns of the episodes, and the time at which `warm_steps` were done."""
-    returns, steps, warm_at = [], 0, 0.0
+def play(agent: Any, env: Steps, task: Task, mark: Callable[[int], None]) -> list[float]:
+    """Train for the task's steps, each of which `mark` is told; returns of the episodes."""
+    returns, steps = [], 0
     seed = task.seed
     while steps < task.steps:
         action, total, length = agent.begin_episode(env.reset(seed)), 0.0, 0
@@ -140,14 +140,13 @@ def play(agent: Any, env: Steps, task: Task, warm_steps: int) -> tuple[list[floa
         while True:
             obs, reward, ended = env.step(int(action))
             total, length, steps = total + reward, length + 1, steps + 1
-            if steps == warm_steps:
-                warm_at = time.time()
+            mark(steps)
             if ended or length == MAX_EPISODE or steps == task.steps:
                 break
             action = agent.step(reward, obs)
         agent.end_episode(reward, ended)
         returns.append(total)
-    return returns, warm_at
+    return returns
 
 
 def train(task: Task, checkout: Path) -> dict[str, object]:
@@ -159,8 +158,8 @@ def train(task: Task, checkout: Path) -> dict[str, object]:
     import_seconds = time.perf_counter() - imports_from
     began = time.time()
     agent = build(num_actions=env.env.action_space.n)
-    warm_steps = min(int(agent.min_replay_history) + WARM, task.steps // 2)
-    returns, warm_at = play(agent, env, task, warm_steps)
+    mark, warm = clock(task, int(agent.min_replay_history))
+    returns = play(agent, env, task, mark)
     ended = time.time()
     last = returns[-task.episodes :]
     packages = ("dopamine-rl", "jax", "flax", "gym" if theirs else "gymnasium")
@@ -169,8 +168,8 @@ def train(task: Task, checkout: Path) -> dict[str, object]:
         "steps": task.steps,
         "updates": (task.steps - int(agent.min_replay_history)) // int(agent.update_period),
         "wall_seconds": ended - began,
-        "warm_steps": warm_steps,
-        "warm_seconds": warm_at - began,
+        "warm_steps": warm["warm_steps"],
+        "warm_seconds": warm["warm_at"] - began,
         "import_seconds": import_seconds,
         "began": began,
         "ended": ended,

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from frugalrl.monitor.machine import hardware
+
 from .common import DQN, IMPALA, PPO, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +19,7 @@ ENVIRONMENTS = ROOT / ".venv-peers"
 SHARED = {"rejax": "jax", "purejaxrl": "jax"}  # environments that are not of the peer's name
 CHECKOUTS = ("cleanrl", "purejaxrl", "revisiting", "actorq", "fastpbrl")
 TIME_LIMIT = 6 * 3600.0  # seconds for all processes of one row
-JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # and its own thread pool
+JAX = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # of XLA's threads see `row`
 
 
 def checkout(name: str) -> str | None:
@@ -296,6 +298,8 @@ def row(
 ) -> dict[str, Any]:
     """Run the module and arguments in `words`, then the task, in the environment `name`; one process a seed, at once.
 
+    XLA makes as many threads in each as its share of the cores (NPROC), so that several do not wait for each other.
+
     In the row, `steps_per_second` is the environment steps of all processes over `wall_seconds`, the time from the
     first construction of an agent to the last end of training: imports are out, compilation is in. `process_seconds`
     is the time from the first start of a process to the last exit: imports and the greedy evaluation are in. `runs`
@@ -309,6 +313,7 @@ def row(
         raise FileNotFoundError(f"no environment for {name}: run `bash benchmarks/peers/setup.sh {name}`")
     tasks = [task._replace(seed=task.seed + index) for index in range(processes)]
     module, *rest = words
+    variables = {"NPROC": str(max(1, hardware()["cores"] // processes)), **variables}
     commands = [[str(python), "-m", f"benchmarks.peers.{module}", *rest, json.dumps(each._asdict())] for each in tasks]
     began = time.perf_counter()
     runs = run_together(commands, os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""}, time_limit)

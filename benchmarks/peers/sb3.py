@@ -6,8 +6,9 @@ Run in the peer's own environment (see `setup.sh`), from the root of the project
         '{"algorithm": "PPO", "env": "CartPole-v1", "steps": 20000, "hidden": [64, 64], "options": {"n_steps": 128}}'
 
 `options` are the algorithm's own arguments; what is not given is the library's default. `wall_seconds` runs from the
-construction of the agent to the end of `learn`; the imports are in `import_seconds`, and the greedy evaluation comes
-after the clock has stopped.
+construction of the agent to the end of `learn`; `warm_seconds` of those had passed after `warm_steps`, when it had
+learned for the first time. The imports are in `import_seconds`, and the greedy evaluation comes after the clock has
+stopped.
 """
 # pyright: reportMissingImports=false
 # Torch and Stable-Baselines3 live in the peer's environment, not in ours.
@@ -18,7 +19,7 @@ import json
 import sys
 import time
 
-from benchmarks.peers.common import Task, greedy_returns
+from benchmarks.peers.common import Task, clock, greedy_returns
 
 
 def train(task: Task) -> dict[str, object]:
@@ -41,8 +42,15 @@ def train(task: Task) -> dict[str, object]:
         device="cpu",
         **task.options,
     )
+    rollout = task.num_envs * int(task.options.get("n_steps", 1))
+    mark, warm = clock(task, int(task.options.get("learning_starts", rollout)))
+
+    def told(*_: object) -> bool:
+        mark(agent.num_timesteps)
+        return True  # go on
+
     # The interval is in episodes or rollouts; one longer than the run means that nothing is ever logged.
-    agent.learn(task.steps, log_interval=task.steps)
+    agent.learn(task.steps, callback=told, log_interval=task.steps)
     ended = time.time()
 
     def act(observation):
@@ -54,6 +62,8 @@ def train(task: Task) -> dict[str, object]:
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
         "wall_seconds": ended - began,
+        "warm_steps": warm["warm_steps"],
+        "warm_seconds": warm["warm_at"] - began,
         "import_seconds": import_seconds,
         "began": began,
         "ended": ended,
