@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 from small import HYPER, OBS, bits, random_batch, random_state, small_dqn
 
 from frugalrl.agents.dqn import LOSSES, OPTIMIZERS, Hyper, State, Static, assemble
+from frugalrl.config import configure
+from frugalrl.jobs import memory_of, records
 from frugalrl.losses import squared
-from frugalrl.types import Agent, Batch, Box, Discrete, update
+from frugalrl.runtime.compiled import learn
+from frugalrl.types import Agent, Batch, Box, Discrete, Memory, Transition, update
 
 KEY = jax.random.key(0)
 GAMMA = float(np.float32(HYPER.gamma))
@@ -199,6 +203,55 @@ def test_a_switch_beside_another_changes_its_parts_and_no_other(name):
         for s in (Static()._replace(**beside), Static()._replace(**beside, **{name: value}))
     )
     assert {part for part in PARTS if before[part] != after[part]} == expected
+
+
+def of_a_run(**switches: Any) -> tuple[Agent, Memory, Callable[[], tuple[State, Any]]]:
+    """Agent and memory of a run that learns nothing, and what begins it: its state and 40 steps in the memory, whose
+    reward is the step's number, but 1000 for step 7.
+    """
+    hyper = {"hidden": [8], "learning_rate": 0.0, "n_step": 1, "buffer_size": 512, **switches}
+    parts = records(configure("dqn", "CartPole-v1", hyper=hyper))
+    memory = memory_of(parts.recipe, parts.static, parts.card, parts.cadence, lanes=1, unroll=40, streams=1)
+
+    def begin() -> tuple[State, Any]:
+        when, never = jnp.arange(40, dtype=jnp.float32)[:, None], jnp.zeros((40, 1), bool)
+        obs, action = jnp.sin(when[..., None] + jnp.arange(4.0)[None, None]), jnp.zeros((40, 1), jnp.int32)
+        reward = jnp.where(when == 7, 1000.0, when)
+        items = Transition(obs, action, reward, never, never, -obs, 0 * reward, action)
+        return parts.agent.init(KEY, parts.hyper), memory.add(memory.init(), items, jnp.int32(0))
+
+    return parts.agent, memory, begin
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_with_priorities_a_run_replays_what_it_is_wrong_about_and_without_everything_evenly(prioritized):
+    alpha = {"prioritized_replay_alpha": 1.0} if prioritized else {}
+    agent, memory, begin = of_a_run(prioritized=prioritized, batch_size=512, **alpha)
+
+    @jax.jit
+    def live():
+        state, kept = begin()
+        state, kept, _ = learn(agent, memory, 2, state, kept, KEY)
+        return memory.deal(kept, KEY, lambda rollout: ())[1](kept, KEY, 0).data.reward
+
+    share = np.mean(live() == 1000)
+    assert share == pytest.approx(1000 / 1773 if prioritized else 1 / 40, rel=0.2, abs=0.02)
+
+
+def test_several_steps_are_the_window_of_the_runs_memory_and_the_sum_of_its_targets():
+    agent, memory, begin = of_a_run(n_step=3, batch_size=64)
+
+    @jax.jit
+    def live():
+        state, kept = begin()
+        batch = memory.deal(kept, KEY, lambda rollout: ())[1](kept, KEY, 0)
+        return state, batch, agent.grad(state, batch, KEY)[1].priority
+
+    state, batch, error = live()
+    when = np.where(batch.data.reward == 1000, 7, batch.data.reward)
+    np.testing.assert_array_equal(when, when[:, :1] + np.arange(3))
+    q = forward(state.params, batch.data.obs[:, 0])[:, 0]
+    np.testing.assert_allclose(error, abs(targets(state, batch, double=False) - q), rtol=1e-4)
 
 
 def test_the_optimizer_changes_no_gradient_and_no_policy():
