@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ EXAMPLE = Transition(
 )
 
 
+@cache
 def rollout(number: int) -> Transition:
     """Rollout `number` of all lanes, [time, lanes, ...]; its actions number all steps there are."""
     first = number * LANES * TIME
@@ -50,12 +52,14 @@ def filled(memory: Memory, count: int, streams: int = 1) -> Any:
     return kept
 
 
-def dealt(memory: Memory, kept: Any, updates: int, seed: int = 0) -> tuple[Any, list[Batch]]:
-    def all_of_them(kept, key):
-        kept, draw = memory.deal(kept, key, prepare)
-        return kept, [draw(kept, key, i) for i in range(updates)]
+@partial(jax.jit, static_argnums=(0, 3))
+def all_of_them(memory: Memory, kept: Any, key: Any, updates: int) -> tuple[Any, list[Batch]]:
+    kept, draw = memory.deal(kept, key, prepare)
+    return kept, [draw(kept, key, i) for i in range(updates)]
 
-    kept, batches = jax.jit(all_of_them)(kept, jax.random.key(seed))
+
+def dealt(memory: Memory, kept: Any, updates: int, seed: int = 0) -> tuple[Any, list[Batch]]:
+    kept, batches = all_of_them(memory, kept, jax.random.key(seed), updates)
     return kept, jax.device_get(batches)
 
 
@@ -67,7 +71,7 @@ def is_itself(batch: Batch) -> None:
     """All fields of a sample are of one step, and so is what was worked out for it."""
     data, action = batch.data, batch.data.action
     for lane in range(action.shape[0]):
-        whole = rollout(int(data.version[lane, 0]))
+        whole = jax.device_get(rollout(int(data.version[lane, 0])))
         place = [np.argwhere(whole.action == a)[0] for a in action[lane]]
         expected = jax.tree.map(lambda x, place=place: np.stack([x[tuple(p)] for p in place]), whole)
         jax.tree.map(lambda a, b, lane=lane: np.testing.assert_array_equal(a[lane], b), data, expected)
