@@ -114,7 +114,7 @@ def test_streams_are_dealt_together_or_each_alone(alone):
 def test_replayed_rollouts_stand_beside_the_new_ones():
     memory = rollouts(EXAMPLE, lanes=LANES, unroll=TIME, capacity=4 * LANES, beside=1)
     kept = filled(memory, 6)
-    seen = set()
+    seen, lanes = set(), set()
     for seed in range(30):
         _, (batch,) = dealt(memory, kept, 1, seed)
         is_itself(batch)
@@ -122,7 +122,9 @@ def test_replayed_rollouts_stand_beside_the_new_ones():
         assert (found == 5).sum() >= LANES * TIME
         assert len(found) == 2 * LANES * TIME
         seen |= set(found.tolist())
+        lanes |= set((batch.data.action.ravel()[found < 5] // TIME % LANES).tolist())
     assert seen == {2, 3, 4, 5}  # the last four are kept
+    assert lanes == set(range(LANES))
 
 
 def test_replay_passes_follow_the_new_rollouts():
