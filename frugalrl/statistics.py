@@ -3,8 +3,8 @@
 Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 
 Scores are either one array of runs, [runs], or a sequence of such arrays, one for each task. Tasks may have different
-numbers of runs; the statistic is taken over the runs of all tasks together, as the paper does, so normalise scores of
-different tasks first.
+numbers of runs; the statistic is taken over the runs of all tasks together, as the paper takes the interquartile mean,
+so normalise scores of different tasks first. Its mean and median are of the tasks' means: `per_task=np.mean`.
 """
 
 from __future__ import annotations
@@ -45,20 +45,28 @@ def iqm(scores: Scores, axis: int = -1) -> Any:
 
 
 def bootstrap(
-    scores: Scores, statistic: Statistic = iqm, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    scores: Scores,
+    statistic: Statistic = iqm,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+    per_task: Statistic | None = None,
 ) -> Interval:
     """The statistic of `scores` with its percentile-bootstrap interval at `level`, stratified by task.
 
+    With `per_task` it is the statistic of what that gives of each task's runs, each task counted once: the median and
+    the mean over tasks of Agarwal et al. 2021, section 3, are np.median and np.mean with per_task=np.mean.
     Each task's runs are resampled among themselves, with draws that depend on `seed` and the shape only. One run says
     nothing of the spread between runs: unless every task has at least two, `low` and `high` are None, and so they are
     when a score is not finite.
     """
     _check(resamples, level)
     tasks = _tasks(scores)
-    point = float(statistic(np.concatenate(tasks), axis=-1))
+    point = float(_together(tasks, statistic, per_task))
     if not _has_interval(tasks):
         return Interval(point, None, None)
-    return Interval(point, *_bounds(_replicates(tasks, statistic, np.random.default_rng(seed), resamples), level))
+    rng = np.random.default_rng(seed)
+    return Interval(point, *_bounds(_replicates(tasks, statistic, rng, resamples, per_task), level))
 
 
 def difference(
@@ -76,7 +84,7 @@ def difference(
     _check(resamples, level)
     rng = np.random.default_rng(seed)
     ours, theirs = _tasks(ours), _tasks(theirs)
-    point = float(statistic(np.concatenate(ours), axis=-1) - statistic(np.concatenate(theirs), axis=-1))
+    point = float(_together(ours, statistic) - _together(theirs, statistic))
     if not (_has_interval(ours) and _has_interval(theirs)):
         return Interval(point, None, None)
     replicates = [_replicates(tasks, statistic, rng, resamples) for tasks in (ours, theirs)]
@@ -156,10 +164,21 @@ def _wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return won.mean((-2, -1))
 
 
-def _replicates(tasks: list[np.ndarray], statistic: Statistic, rng: np.random.Generator, resamples: int) -> np.ndarray:
+def _together(tasks: list[np.ndarray], statistic: Statistic, per_task: Statistic | None = None) -> np.ndarray:
+    """The statistic of all runs, or with `per_task` of one number for each task; [...] of [..., runs] for each task."""
+    parts = tasks if per_task is None else [np.expand_dims(per_task(runs, axis=-1), -1) for runs in tasks]
+    return np.asarray(statistic(np.concatenate(parts, axis=-1), axis=-1))
+
+
+def _replicates(
+    tasks: list[np.ndarray],
+    statistic: Statistic,
+    rng: np.random.Generator,
+    resamples: int,
+    per_task: Statistic | None = None,
+) -> np.ndarray:
     """The statistic of each resample, [resamples]."""
-    drawn = [_drawn(runs, rng, resamples) for runs in tasks]
-    return np.asarray(statistic(np.concatenate(drawn, axis=-1), axis=-1))
+    return _together([_drawn(runs, rng, resamples) for runs in tasks], statistic, per_task)
 
 
 def _drawn(runs: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:

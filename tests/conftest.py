@@ -83,6 +83,21 @@ LONG = {
     "test_frames.py::test_batches_are_those_of_whole_stacks[floats-0.3]",
     "test_frames.py::test_batches_are_those_of_whole_stacks[one lane, step by step-0.3]",
     "test_lockstep.py::test_a_run_in_lockstep_is_the_same_again_stopped_and_resumed[ppo-InvertedPendulum-v5-{}]",
+    "test_ppo.py::test_the_known_values_are_learned[reward of both-ppo]",
+    "test_ppo.py::test_the_known_values_are_learned[reward after two steps-impala]",
+    "test_engines.py::test_fp32_agrees_with_the_network[xla-nature]",
+    "test_export.py::test_the_file_computes_what_the_network_does[litert-nature-fp32]",
+    "test_actors.py::test_a_run_that_cannot_begin_is_one_line[BrokenReset]",
+    "test_signals.py::test_a_signal_that_a_wrapper_sends_twice_is_one_signal[15]",
+    "test_signals.py::test_a_run_that_was_killed_resumes[actors]",
+    "test_students.py::test_units_that_do_nothing_are_those_that_go[mlp]",
+    "test_laws.py::test_segments_of_other_lengths_change_nothing[2]",
+    "test_probes.py::test_dqn_learns_the_known_values[reward of both-one step]",
+    "test_probes.py::test_dqn_learns_the_known_values[reward of the observation-one step]",
+    "test_frames.py::test_batches_are_those_of_whole_stacks[one lane, step by step-0.02]",
+    "test_pqn.py::test_the_known_values_are_learned[one-step q-reward after two steps]",
+    "test_precision.py::test_a_copy_of_the_policy_alone_is_kept_as_before[td3-bf16-stochastic]",
+    "test_precision.py::test_a_copy_of_the_policy_alone_is_kept_as_before[td3-fp16]",
 }
 
 

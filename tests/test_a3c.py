@@ -377,6 +377,7 @@ def test_gradients_of_actor_learners_are_those_of_their_rollouts_and_weights(alg
         assert all(following.items.version[0, 0] >= last.after.version for last, following in pairwise(mine))
 
 
+@pytest.mark.long
 def test_a_killed_actor_learner_is_replaced(watched):
     seen, kill = watched
     kill.append(20)

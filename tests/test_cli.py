@@ -380,7 +380,7 @@ def test_options_that_are_the_defaults_leave_the_twin():
 
 def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
     out = tmp_path / "my  run é"
-    words = [*CARTPOLE, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(out)]
+    words = [*CARTPOLE, *TINY, "--budget", "0.0001", "--quiet", "--out", str(out)]
     assert cli.main(words) == 0
     said = capfd.readouterr()
     assert said.err.count("\n") == 1
@@ -917,10 +917,10 @@ def test_a_pull_period_takes_actor_processes_and_is_kept(tmp_path):
 
 
 def test_a_run_is_evaluated_as_often_as_asked_for(tmp_path, wrong):
-    words = ["dqn", "CartPole-v1", "--steps", "2000", "--hyper", "hidden=8", "learning_starts=100", "--quiet"]
+    words = ["dqn", "CartPole-v1", *TINY, "--quiet"]
     assert cli.main(["train", *words, "--evaluations", "3", "--out", str(tmp_path / "a")]) == 0
     found = [json.loads(line)["step"] for line in (tmp_path / "a" / "rows.jsonl").read_text().splitlines()]
-    assert [round(step, -2) for step in found] == [700, 1300, 2000]
+    assert [round(step, -2) for step in found] == [1000, 2000, 3000]
     assert "--evaluations must be from 1 to 1000, got 0" in wrong("train", *words, "--evaluations", "0")
     population = ("--members", "2", "--search", "gamma=uniform:0.9:0.99", "--evaluations", "3")
     assert "--evaluations is not for members that take over" in wrong("pbt", "dqn", "CartPole-v1", *population)

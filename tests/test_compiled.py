@@ -173,7 +173,7 @@ def test_the_way_is_measured_once_on_a_machine(tmp_path, monkeypatch):
         assert jobs.remembered_way(config, 4) is None
 
 
-def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
+def test_batching_is_as_before_where_the_machine_allows_it(monkeypatch):
     """The width may change the last bit of a sum, and what is remembered beside the programs is not the run's."""
     said = []
     for width, cores, found in ((None, 2, [Way(2, 2), Way(1, 2)]), (2, 1, [Way(2, 2)]), (4, 2, [Way(4, 1)])):
@@ -186,6 +186,9 @@ def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
     assert jobs.as_before(2, 4, [Way(4, 1, 4)], said.append) == [Way(4, 1, 4)]
     assert [line[:33] for line in said] == ["batching: 5 runs shared a program", "batching: 2 runs shared a program"]
 
+
+@pytest.mark.long
+def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
     ways = [Way(2, 1)]
     monkeypatch.setattr(jobs, "remembered_way", lambda *what: ways[-1])
     how = {"seeds": 2, "steps": 600, "hyper": {"hidden": (8,), "batch_size": 8, "learning_starts": 100}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 from small import HYPER, OBS, bits, random_batch, random_state, small_dqn
 
 from frugalrl.agents.dqn import LOSSES, OPTIMIZERS, Hyper, State, Static, assemble
+from frugalrl.config import configure
+from frugalrl.jobs import memory_of, records
 from frugalrl.losses import squared
-from frugalrl.types import Agent, Batch, Box, Discrete, update
+from frugalrl.runtime.compiled import learn
+from frugalrl.types import Agent, Batch, Box, Discrete, Memory, Transition, update
 
 KEY = jax.random.key(0)
+quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it is the compiler that takes time
 GAMMA = float(np.float32(HYPER.gamma))
 
 
@@ -98,20 +103,29 @@ BOUNDED = Box((4,), low=-2.0, high=(1.0, 2.0, 6.0, np.inf))
 def test_rescaled_observations_are_learned_from_as_if_they_came_so():
     """From -2 to 1, 2 and 6 to -1 to 1, the last as it is; actors take them as they are, in a plain network."""
     plain, agent = (assemble(Static(hidden=(16,), rescale_obs=on), BOUNDED, Discrete(2)) for on in (False, True))
-    state, batch = random_state(agent), random_batch(window=3)
+    batch = random_batch(window=3)
 
     def seen(obs):
         obs = np.asarray(obs)
         return np.float32((obs - np.float32([-0.5, 0, 2, 0])) / np.float32([1.5, 2, 4, 1]))
 
     data = batch.data._replace(obs=seen(batch.data.obs), next_obs=seen(batch.data.next_obs))
-    got, expected = agent.grad(state, batch, KEY), plain.grad(state, batch._replace(data=data), KEY)
-    close(got, expected, atol=1e-5)
-    acting, obs = agent.policy(state), batch.data.obs[0, 0]
-    close(agent.dist(acting, obs, KEY).values, plain.dist(plain.policy(state), seen(obs), KEY).values, atol=1e-5)
-    close(agent.fold(state, state.params), acting.params)
-    close(agent.unfold(state, acting.params), state.params)
-    assert bits(agent.init(KEY, HYPER)) == bits(plain.init(KEY, HYPER))
+
+    @quickly
+    def learn(obs, seen):
+        state = random_state(agent)
+        acting = agent.policy(state)
+        values = agent.dist(acting, obs, KEY).values, plain.dist(plain.policy(state), seen, KEY).values
+        grads = agent.grad(state, batch, KEY), plain.grad(state, batch._replace(data=data), KEY)
+        folded = agent.fold(state, state.params), agent.unfold(state, acting.params)
+        return values, grads, folded, (acting.params, state.params), [a.init(KEY, HYPER) for a in (agent, plain)]
+
+    obs = batch.data.obs[0, 0]
+    values, grads, folded, expected, starts = learn(obs, seen(obs))
+    close(*grads, atol=1e-5)
+    close(*values, atol=1e-5)
+    close(folded, expected)
+    assert bits(starts[0]) == bits(starts[1])
 
 
 def test_other_bounds_take_the_place_of_those_of_the_environment():
@@ -127,9 +141,14 @@ def test_rescaling_is_beneath_all_other_parts():
     """Of all that is learned the first layer of the network takes the observation, and not that of an embedding."""
     everything = {"dueling": True, "noisy": True, "atoms": 5, "distribution": "implicit", "hidden": (16,)}
     on, off = (assemble(Static(rescale_obs=rescale, **everything), BOUNDED, Discrete(2)) for rescale in (True, False))
-    state, obs = random_state(on)._replace(noise=()), jnp.float32([0.3, -1.0, 4.0, 7.0])
-    seen = (obs - jnp.float32([-0.5, 0, 2, 0])) / jnp.float32([1.5, 2, 4, 1])
-    close(on.dist(on.policy(state), obs).values, off.dist(off.policy(state), seen).values, atol=1e-4)
+
+    @quickly
+    def values(obs, seen):
+        state = random_state(on)._replace(noise=())
+        return on.dist(on.policy(state), obs).values, off.dist(off.policy(state), seen).values
+
+    obs = jnp.float32([0.3, -1.0, 4.0, 7.0])
+    close(*values(obs, (obs - jnp.float32([-0.5, 0, 2, 0])) / jnp.float32([1.5, 2, 4, 1])), atol=1e-4)
 
 
 def programs(agent: Agent, window: int = 1) -> dict[str, str]:
@@ -199,6 +218,55 @@ def test_a_switch_beside_another_changes_its_parts_and_no_other(name):
         for s in (Static()._replace(**beside), Static()._replace(**beside, **{name: value}))
     )
     assert {part for part in PARTS if before[part] != after[part]} == expected
+
+
+def of_a_run(**switches: Any) -> tuple[Agent, Memory, Callable[[], tuple[State, Any]]]:
+    """Agent and memory of a run that learns nothing, and what begins it: its state and 40 steps in the memory, whose
+    reward is the step's number, but 1000 for step 7.
+    """
+    hyper = {"hidden": [8], "learning_rate": 0.0, "n_step": 1, "buffer_size": 512, **switches}
+    parts = records(configure("dqn", "CartPole-v1", hyper=hyper))
+    memory = memory_of(parts.recipe, parts.static, parts.card, parts.cadence, lanes=1, unroll=40, streams=1)
+
+    def begin() -> tuple[State, Any]:
+        when, never = jnp.arange(40, dtype=jnp.float32)[:, None], jnp.zeros((40, 1), bool)
+        obs, action = jnp.sin(when[..., None] + jnp.arange(4.0)[None, None]), jnp.zeros((40, 1), jnp.int32)
+        reward = jnp.where(when == 7, 1000.0, when)
+        items = Transition(obs, action, reward, never, never, -obs, 0 * reward, action)
+        return parts.agent.init(KEY, parts.hyper), memory.add(memory.init(), items, jnp.int32(0))
+
+    return parts.agent, memory, begin
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_with_priorities_a_run_replays_what_it_is_wrong_about_and_without_everything_evenly(prioritized):
+    alpha = {"prioritized_replay_alpha": 1.0} if prioritized else {}
+    agent, memory, begin = of_a_run(prioritized=prioritized, batch_size=512, **alpha)
+
+    @quickly
+    def live():
+        state, kept = begin()
+        state, kept, _ = learn(agent, memory, 2, state, kept, KEY)
+        return memory.deal(kept, KEY, lambda rollout: ())[1](kept, KEY, 0).data.reward
+
+    share = np.mean(live() == 1000)
+    assert share == pytest.approx(1000 / 1773 if prioritized else 1 / 40, rel=0.2, abs=0.02)
+
+
+def test_several_steps_are_the_window_of_the_runs_memory_and_the_sum_of_its_targets():
+    agent, memory, begin = of_a_run(n_step=3, batch_size=64)
+
+    @quickly
+    def live():
+        state, kept = begin()
+        batch = memory.deal(kept, KEY, lambda rollout: ())[1](kept, KEY, 0)
+        return state, batch, agent.grad(state, batch, KEY)[1].priority
+
+    state, batch, error = live()
+    when = np.where(batch.data.reward == 1000, 7, batch.data.reward)
+    np.testing.assert_array_equal(when, when[:, :1] + np.arange(3))
+    q = forward(state.params, batch.data.obs[:, 0])[:, 0]
+    np.testing.assert_allclose(error, abs(targets(state, batch, double=False) - q), rtol=1e-4)
 
 
 def test_the_optimizer_changes_no_gradient_and_no_policy():

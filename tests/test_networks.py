@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +178,7 @@ def test_weights_come_in_the_order_of_application():
     layers = (Conv(2, 2), block, Flatten(), Dense(6), Dense(4, relu=False))
     shapes = [shape for _, shape in weighted(layers, (4, 4, 1))]
     assert shapes == [(2, 2, 1, 2), (1, 1, 2, 2), (3, 3, 2, 3), (2, 2, 3, 2), (18, 6), (6, 4)]
-    params = network(layers, Box((4, 4, 1))).init(KEY)
+    params = jax.eval_shape(network(layers, Box((4, 4, 1))).init, KEY)
     assert [p.w.shape for p in params] == shapes
     assert [p.b.shape for p in params] == [s[-1:] for s in shapes]
     assert out_features(layers, (4, 4, 1)) == 4
@@ -187,7 +189,7 @@ def test_weights_come_in_the_order_of_application():
     deepest = block.body[1].body
     z = z + reference_conv(deepest[1], reference_conv(deepest[0], z, inner[1]), inner[2])
     flat = np.maximum((y + z).reshape(-1) @ hidden.w + hidden.b, 0) @ last.w + last.b
-    got = network(layers, Box((4, 4, 1))).apply((first, *inner, hidden, last), x)
+    got = jax.jit(network(layers, Box((4, 4, 1))).apply)((first, *inner, hidden, last), x)
     np.testing.assert_allclose(got, flat, rtol=1e-4, atol=1e-3)
 
 
@@ -256,10 +258,11 @@ def test_a_convolution_is_xlas_own(size, kernel, stride, padding):
     def reference(x, w):
         return jax.lax.conv_general_dilated(x[None], w, (stride, stride), padding, dimension_numbers=dimensions)[0]
 
-    def both(conv):
+    @partial(jax.jit, static_argnums=0)
+    def both(conv, x, w):
         return conv(x, w), jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1))(x, w)
 
-    got, expected = both(lambda x, w: convolution(x, w, stride, padding)), both(reference)
+    got, expected = both(lambda x, w: convolution(x, w, stride, padding), x, w), both(reference, x, w)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         # sums of products that are as large as the largest of them: what is small among them is a difference
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())

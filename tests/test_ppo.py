@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ RECIPES["a3c"] = a3c.recipe
 ROLLOUTS = RECIPES | {"pqn": pqn.recipe}  # all that learn from rollouts
 SMALL = {"hidden": (16,), "num_envs": 4, "n_steps": 8, "num_minibatches": 2, "n_epochs": 2, "replay_epochs": 2}
 HYPER = Hyper(learning_rate=1e-2, total_steps=1000.0)
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it is the compiler that takes time
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 
 
@@ -194,13 +195,18 @@ def test_a_rollout_that_is_looked_at_once_teaches_what_it_does_when_it_is_prepar
     assert sum(data.truncated.sum() for data in rollouts) > 2
     options = {"surrogate": None, "corrector": STATE_VALUES["vtrace"], "normalize_advantage": False, "reduce": reduce}
     twice, once = (ppo.assembled(small("impala"), OBS, ACTIONS, **options, once=x) for x in (False, True))
-    state = stirred(twice)
-    dealt = [batch_of(twice, state, data) for data in rollouts]
-    steps, extra = jax.tree.map(lambda *x: jnp.concatenate(x), *((each.data, each.extra) for each in dealt))
-    whole = jax.tree.map(lambda *x: jnp.stack(x), *rollouts)
-    weight = jnp.array([1.0, 0.5, 2.0])
-    wanted, info = twice.grad(state, Batch(steps, jnp.repeat(weight, 12), jnp.arange(36), extra), KEY)
-    got, seen = once.grad(state, Batch(whole, weight, jnp.arange(3)), KEY)
+
+    @jit
+    def learn():
+        state = stirred(twice)
+        dealt = [batch_of(twice, state, data) for data in rollouts]
+        steps, extra = jax.tree.map(lambda *x: jnp.concatenate(x), *((each.data, each.extra) for each in dealt))
+        whole = jax.tree.map(lambda *x: jnp.stack(x), *rollouts)
+        weight = jnp.array([1.0, 0.5, 2.0])
+        wanted = twice.grad(state, Batch(steps, jnp.repeat(weight, 12), jnp.arange(36), extra), KEY)
+        return wanted, once.grad(state, Batch(whole, weight, jnp.arange(3)), KEY)
+
+    (wanted, info), (got, seen) = learn()
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     for name in seen.metrics:
@@ -325,16 +331,20 @@ def test_rewards_are_scaled_by_the_discounted_return():
 def test_actor_and_critic_share_what_looks_at_pixels():
     obs = Box((10, 10, 4), "uint8", 0, 1)
     agent = made("ppo", obs=obs)
-    state = agent.init(KEY, HYPER)
-    seen = jax.random.bernoulli(KEY, 0.2, (12, 10, 10, 4)).astype(jnp.uint8)
-    data = lane()._replace(obs=seen, next_obs=seen)
-    batch = batch_of(agent, state, data)
-    batch = batch._replace(extra=batch.extra._replace(advantage=jnp.zeros((12, 1))))
-    grads, _ = agent.grad(state, batch, KEY)
+
+    @jit
+    def learn():
+        state = agent.init(KEY, HYPER)
+        seen = jax.random.bernoulli(KEY, 0.2, (12, 10, 10, 4)).astype(jnp.uint8)
+        batch = batch_of(agent, state, lane()._replace(obs=seen, next_obs=seen))
+        batch = batch._replace(extra=batch.extra._replace(advantage=jnp.zeros((12, 1))))
+        return agent.grad(state, batch, KEY)[0], agent.dist(agent.policy(state), seen[0], KEY)
+
+    grads, dist = learn()
     assert (np.asarray(grads.actor[0].w) != 0).any()  # the value alone moves the first convolution
     assert (np.asarray(grads.actor[-1].w) == 0).all()
     assert len(grads.critic) == 1
-    assert agent.dist(agent.policy(state), seen[0], KEY).logits.shape == (2,)
+    assert dist.logits.shape == (2,)
 
 
 @pytest.mark.parametrize("name", ["ppo", "impala", "pqn"])  # a mean, a sum, action values
@@ -565,7 +575,7 @@ def test_the_known_values_are_learned(name, probe):
     iterations = 300 if updates > 1 else 1500
     hyper = HYPER._replace(gamma=GAMMA, anneal_lr=1.0, total_steps=64.0 * iterations, steps_per_update=64.0 / updates)
 
-    @jax.jit
+    @jit
     def learn(key):
         carry, _ = run.advance(run.init(key, hyper), jnp.int32(iterations))
         return getattr(carry.state, "newest", carry.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ EXAMPLE = Transition(
 )
 
 
+@cache
 def rollout(number: int) -> Transition:
     """Rollout `number` of all lanes, [time, lanes, ...]; its actions number all steps there are."""
     first = number * LANES * TIME
@@ -50,12 +52,14 @@ def filled(memory: Memory, count: int, streams: int = 1) -> Any:
     return kept
 
 
-def dealt(memory: Memory, kept: Any, updates: int, seed: int = 0) -> tuple[Any, list[Batch]]:
-    def all_of_them(kept, key):
-        kept, draw = memory.deal(kept, key, prepare)
-        return kept, [draw(kept, key, i) for i in range(updates)]
+@partial(jax.jit, static_argnums=(0, 3))
+def all_of_them(memory: Memory, kept: Any, key: Any, updates: int) -> tuple[Any, list[Batch]]:
+    kept, draw = memory.deal(kept, key, prepare)
+    return kept, [draw(kept, key, i) for i in range(updates)]
 
-    kept, batches = jax.jit(all_of_them)(kept, jax.random.key(seed))
+
+def dealt(memory: Memory, kept: Any, updates: int, seed: int = 0) -> tuple[Any, list[Batch]]:
+    kept, batches = all_of_them(memory, kept, jax.random.key(seed), updates)
     return kept, jax.device_get(batches)
 
 
@@ -67,7 +71,7 @@ def is_itself(batch: Batch) -> None:
     """All fields of a sample are of one step, and so is what was worked out for it."""
     data, action = batch.data, batch.data.action
     for lane in range(action.shape[0]):
-        whole = rollout(int(data.version[lane, 0]))
+        whole = jax.device_get(rollout(int(data.version[lane, 0])))
         place = [np.argwhere(whole.action == a)[0] for a in action[lane]]
         expected = jax.tree.map(lambda x, place=place: np.stack([x[tuple(p)] for p in place]), whole)
         jax.tree.map(lambda a, b, lane=lane: np.testing.assert_array_equal(a[lane], b), data, expected)
@@ -110,7 +114,7 @@ def test_streams_are_dealt_together_or_each_alone(alone):
 def test_replayed_rollouts_stand_beside_the_new_ones():
     memory = rollouts(EXAMPLE, lanes=LANES, unroll=TIME, capacity=4 * LANES, beside=1)
     kept = filled(memory, 6)
-    seen = set()
+    seen, lanes = set(), set()
     for seed in range(30):
         _, (batch,) = dealt(memory, kept, 1, seed)
         is_itself(batch)
@@ -118,7 +122,9 @@ def test_replayed_rollouts_stand_beside_the_new_ones():
         assert (found == 5).sum() >= LANES * TIME
         assert len(found) == 2 * LANES * TIME
         seen |= set(found.tolist())
+        lanes |= set((batch.data.action.ravel()[found < 5] // TIME % LANES).tolist())
     assert seen == {2, 3, 4, 5}  # the last four are kept
+    assert lanes == set(range(LANES))
 
 
 def test_replay_passes_follow_the_new_rollouts():

@@ -32,6 +32,7 @@ from frugalrl.signals import Stop
 
 STEPS = "40000"
 HYPER = ("--hyper", "hidden=16", "batch_size=32", "learning_starts=500")
+SMALL: dict[str, Any] = {"steps": 3000, "hyper": {"hidden": (16,), "batch_size": 32, "learning_starts": 500}}
 RUNTIMES = ("compiled", "actors")
 
 
@@ -93,7 +94,7 @@ def test_a_compiled_run_stopped_at_any_moment_has_the_rows_of_one_that_was_not(s
     def run(out, asked):
         with monkeypatch.context() as patch:
             patch.setattr(Stop, "asked", asked)
-            return training.train("dqn", "CartPole-v1", steps=5000, hyper={"hidden": (16,)}, out=tmp_path / out)
+            return training.train("dqn", "CartPole-v1", **SMALL, out=tmp_path / out)
 
     looks = []
     run("whole", lambda stop: None)
@@ -184,7 +185,7 @@ def test_the_state_is_saved_now_and_then(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training.Sitting, "_show", look)
     out = tmp_path / "run"
-    training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=out)
+    training.train("dqn", "CartPole-v1", **SMALL, out=out)
     assert [len(saved) for saved, _ in found][:4] == [0, 1, 2, 2]
     assert found[1][1]
 
@@ -199,7 +200,7 @@ def test_a_library_call_gets_stopped_and_gives_the_signals_back(runtime, tmp_pat
 
     monkeypatch.setattr(training.Sitting, "_show", interrupted)
     with pytest.raises(Stopped, match=f"frugal resume {tmp_path / 'run'}") as stopped:
-        training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, runtime=runtime, out=tmp_path / "run")
+        training.train("dqn", "CartPole-v1", **SMALL, runtime=runtime, out=tmp_path / "run")
     assert stopped.value.signum == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
     assert actors_of(os.getpid()) == []  # also while somebody holds on to the error
@@ -209,7 +210,7 @@ def test_a_library_call_gets_stopped_and_gives_the_signals_back(runtime, tmp_pat
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_run_is_prepared_leaves_what_was_there(signum, tmp_path, monkeypatch):
     out, prepare = tmp_path / "run", training._prepare
-    training.train("dqn", "CartPole-v1", steps=3000, hyper={"hidden": (16,)}, out=out)
+    training.train("dqn", "CartPole-v1", **SMALL, out=out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     def interrupted(*words):

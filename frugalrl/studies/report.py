@@ -289,7 +289,8 @@ def _together(found: Found) -> str:
     cells = [
         [
             escape(arm),
-            *(words.interval(statistics.bootstrap(of, how)) for how in (statistics.iqm, np.median, np.mean)),
+            words.interval(statistics.bootstrap(of)),
+            *(words.interval(statistics.bootstrap(of, how, per_task=np.mean)) for how in (np.median, np.mean)),
             "" if arm == first else words.interval(statistics.improvement(of, scores[first])),
         ]
         for arm, of in scores.items()
