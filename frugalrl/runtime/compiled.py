@@ -205,6 +205,7 @@ def count(episodes: Episodes, t: Transition) -> Episodes:
 
 
 C = TypeVar("C")  # the carry of a runtime
+GROWTH = 4  # of pieces of a segment: a short one may have been quick by chance
 CHUNK = 8  # seeds: with more, their replay memories no longer share a core's cache
 
 
@@ -398,8 +399,8 @@ def train(
 
     Counts already passed are skipped; if all are, the carry is yielded as it is. `between` is asked before each segment
     who takes over from whom: it is given the iteration and the agents' states [seeds, ...]. With `seconds` a segment is
-    cut into pieces of about that time each, by the pace of the piece before, and the first is a single iteration.
-    Where it is cut changes no number.
+    cut into pieces of about that time each, by the pace of the piece before; the first is a single iteration, and none
+    may be more than GROWTH times as long as the one before. Where it is cut changes no number.
     """
     iteration, most = int(carry.iteration[0]), 1
     parts = split(carry, way)
@@ -418,7 +419,8 @@ def train(
                 start, whole = perf_counter(), iteration == target
                 done = list(pool.map(partial(programs, iterations=count, report=whole), parts))
                 if seconds is not None:
-                    most = max(1, int(count * seconds / max(perf_counter() - start, 1e-6)))
+                    wanted = int(count * seconds / max(perf_counter() - start, 1e-6))
+                    most = max(1, min(wanted, GROWTH * most))
                 parts, metrics = [c for c, _ in done], join([m for _, m in done])
                 states = [c.state for c in parts]
                 yield Tick(iteration, partial(join, parts), partial(join, states), metrics, parts, whole)
