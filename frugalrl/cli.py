@@ -251,7 +251,12 @@ def _price(p: argparse.ArgumentParser) -> None:
 
 
 def _running(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--budget", type=float, metavar="MINUTES", help="stop, with a checkpoint, after so many minutes")
+    p.add_argument(
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="stop after so many minutes, with a checkpoint and an evaluation",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -311,6 +316,8 @@ def resume(a: argparse.Namespace) -> None:
 def _finished(result, quiet: bool) -> None:
     from .monitor import receipt
 
+    if not result.receipt["finished"]:
+        raise Stopped(0, result.receipt["steps"], result.folder)  # the budget is spent
     if quiet:
         return
     receipt.show(result.receipt, sys.stdout)

@@ -23,7 +23,7 @@ from .config import side_by_side, split, values_of
 from .envs import repeated
 from .envs.make import make, options_for
 from .envs.twins import twin
-from .errors import Diverged, EngineFailed
+from .errors import BadFile, Diverged, EngineFailed
 from .evaluate import HELD_OUT, SELECTION, Episodes, on_gymnasium, on_twin
 from .ledger import FULL, Ledger, acting, fitted, host_weights, items_of, own, seconds_since_start, taken_in
 from .ledger import weights_of_each as host_weights_of_each
@@ -46,7 +46,7 @@ from .monitor.receipt import Saving
 from .networks import Layers
 from .policy import Card
 from .runtime import actor, actor_learner, actors, cluster, compiled, link
-from .training import EVAL_EPISODES, REPORTS, Config, Heirs, Job, Moment, Phase, Restore, added, milestones
+from .training import EVAL_EPISODES, SEGMENTS, Config, Heirs, Job, Moment, Phase, Restore, added, milestones
 from .types import Agent, Box, Cadence, Discrete, Memory, Packet, Recipe, Space, Transition, best_policy
 from .xla import cache_folder, set_up_jax
 
@@ -57,6 +57,7 @@ RULES: dict[str, Callable[[search.Population, float], Rule]] = {
 }
 CORRECTORS = {"state": STATE_VALUES, "action": ACTION_VALUES}
 MUCH = 500e6  # bytes that a run says beforehand that it holds
+PIECE = 1.0  # seconds of training between two looks at what is asked of a compiled run
 UNROLL = 16  # steps of each environment in a message of an actor
 SHARES = 8  # of a crew, at most: a process is more than a hundred megabytes
 
@@ -403,7 +404,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         evaluator = pool.submit(lambda: jax.jit(play).lower(shared(shapes.state), rng.key(0)).compile())
         pool.shutdown(wait=False)
         spent["compile"] += perf_counter() - start
-        carry = jax.block_until_ready(starter(starts)) if restore is None else restore.read(shapes)
+        carry = jax.block_until_ready(starter(starts)) if restore is None else restored(restore.read, shapes)
         del starter
         way, measured = options[0], {}
         if len(options) > 1:
@@ -416,7 +417,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         if count > 1:
             report(f"batching: {way}" + (" (as measured before)" if found else ""))
         iterations = max(1, iteration_at(config.steps))
-        marks = {iteration_at(step) for step in (*milestones(config.steps, REPORTS), *due)}
+        marks = {iteration_at(step) for step in (*milestones(config.steps, SEGMENTS), *due)}
         watch = None
         if apart:
             looked = {step_of(max(1, iteration_at(step))) for step in due}
@@ -428,10 +429,11 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
             return np.mean(played.returns, -1)
 
         # The first segment is one iteration, so that the time of the first update is known. A row's metrics are means
-        # over its last segment: a resumed run must have the same ones.
+        # over its last segment, which follows from the configuration; where a segment is cut follows from the clock.
+        # A run that is alone is asked for at steps that others reach too, and has nobody to tell of what is between.
         segments = sorted({1, iterations, *(mark for mark in marks if 0 < mark < iterations)})
         between = (lambda i, state: watch.succession(fitness, step_of(i), state)) if watch and evolving else None
-        ticks = compiled.train(programs, way, carry, segments, between)
+        ticks = compiled.train(programs, way, carry, segments, between, None if group.alone else PIECE)
         del carry
         for tick in ticks:
             spent["first_update"] = spent["first_update"] or seconds_since_start()
@@ -448,7 +450,7 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
                 lambda tick=tick: tick.parts,
                 partial(_weights_per_run, agent, state, count),
             )
-            if low and population is None:
+            if low and population is None and tick.whole:  # not at a moment that only the clock has chosen
                 sound(config, step_of(tick.iteration), [config.who(k)[0] for k in group.runs], of_runs)
 
     def account() -> dict[str, Any]:
@@ -461,6 +463,18 @@ def _compiled_group(group: Group, report: Callable[[str], None]) -> tuple[Phase,
         }
 
     return Phase(group.name, group.runs, moments, card, due, heirs), account
+
+
+def restored(read: Callable[[Any], Any], shapes: compiled.Carry) -> compiled.Carry:
+    """The carry of a checkpoint; one of before `Carry.totals` is of the end of a segment, where they begin anew."""
+    try:
+        return read(shapes)
+    except BadFile as error:
+        try:
+            before = read(shapes._replace(totals=()))
+        except BadFile:
+            raise error from None
+    return before._replace(totals=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.totals))
 
 
 def looks(config: Config) -> list[int]:

@@ -22,8 +22,9 @@ class Stop:
     signal that was ignored (under nohup, say) stays so.
     """
 
-    def __init__(self, budget: float | None = None):
-        """`budget` is in minutes."""
+    def __init__(self, budget: float | None = None, quiet: bool = True):
+        """`budget` is in minutes; unless `quiet`, the first signal is acknowledged with a line."""
+        self.quiet = quiet
         self.signum: int | None = None
         self.at = 0.0
         self.deadline = None if budget is None else perf_counter() + 60 * budget
@@ -39,6 +40,8 @@ class Stop:
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum, self.at = signum, perf_counter()
+            if not self.quiet:
+                _tell("stopping; Ctrl-C again ends at once, and what has not been saved by then is lost")
         elif signum == signal.SIGINT and perf_counter() - self.at > ECHO:
             before = self.old[signum]
             (before if callable(before) else signal.default_int_handler)(signum, frame)
@@ -54,15 +57,19 @@ class Stop:
             signal.signal(signum, handler)
 
 
+def _tell(what: str, last: bool = False) -> None:
+    """A line in the place of a progress bar. Not by way of a stream, which may be at work when a signal arrives."""
+    bar = ("\r\x1b[K" + "\x1b[?25h" * last) if os.isatty(2) else ""  # it hides the cursor
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{bar}frugal: {what}\n".encode())
+
+
 def end_at_once(signum: int, frame: FrameType | None) -> NoReturn:
     """A signal handler for where there is nothing to save, or no patience: one line, and the process is gone.
 
     Nothing is unwound: inside XLA or an import that would take its time. Actor processes end by themselves.
     """
-    with suppress(OSError):  # the terminal may be gone
-        if os.isatty(2):
-            os.write(2, b"\r\x1b[K\x1b[?25h")  # a progress bar hides the cursor
-        os.write(2, b"frugal: interrupted\n" if signum == signal.SIGINT else b"frugal: terminated\n")
+    _tell("interrupted" if signum == signal.SIGINT else "terminated", last=True)
     link = sys.modules.get("frugalrl.runtime.link")
     if link is not None:
         link.remove_own()

@@ -397,9 +397,9 @@ def _moment(
             for run, carries, row in _places(config, stood)
         ])  # fmt: skip
 
-    def evaluate(episodes: int) -> Episodes:
+    def evaluate(episodes: int) -> Episodes | None:
         played = [answer.episodes for answer in answers if answer.episodes is not None]
-        return Episodes(*(np.concatenate(x) for x in zip(*played, strict=True)))
+        return Episodes(*(np.concatenate(x) for x in zip(*played, strict=True))) if played else None
 
     structures = set.intersection(*(set(answer.structures) for answer in answers))
     names = answers[0].metrics

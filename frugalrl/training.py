@@ -28,11 +28,12 @@ from .policy import Actor, Card, write
 from .signals import Stop
 from .statistics import bootstrap
 
-REPORTS = 50  # of progress in a compiled run
+SEGMENTS = 50  # of a compiled run, over which a row's metrics are means
 EVAL_EPISODES = 20  # of an evaluation along the way
 FINAL_EPISODES = 100  # of the last one
 SAVE_SECONDS = 120.0  # between two checkpoints
 LONG = 60.0  # seconds of a run that says beforehand how long it takes
+PACE = 5.0  # seconds of training that tell it: in the first ones programs are still compiled beside it
 # what --force removes, besides config.json, in this order; whatever else is in the folder stays
 LEFT_BY_A_RUN = (
     *("receipt.json", "checkpoints", "rows.jsonl", "report.html", "progress.json", "policy", "policy.*", "seed-*"),
@@ -52,7 +53,8 @@ class Restore(NamedTuple):
     """A checkpoint to go on from."""
 
     step: int
-    read: Callable[[Any], Any]  # a tree of shapes -> the tree of the checkpoint; called once, before the first moment
+    # a tree of shapes -> the tree of the checkpoint; once, before the first moment; BadFile if it has other shapes
+    read: Callable[[Any], Any]
     width: int | None = None  # of a part of what was saved, along the first axis: so many runs shared a program
 
 
@@ -80,7 +82,8 @@ class Moment(NamedTuple):
 
     step: int  # environment steps of each run
     metrics: dict[str, Any]  # name -> [runs of the phase]: numbers, or None for what a run does not have
-    evaluate: Callable[[int], Episodes]  # episodes -> [runs, episodes]; may be called at any moment
+    # episodes -> [runs, episodes]; may be called at any moment, but on a Ray cluster nobody may have played (None)
+    evaluate: Callable[[int], Episodes | None]
     snapshot: Callable[[], list]  # the trees to checkpoint, whose leaves go together along the first axis
     weights: Callable[[], list]  # one network's weights for each run
     # name of another structure that acts as the policy does -> its weights for each run
@@ -98,7 +101,7 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A finished run."""
+    """A run that has come to its end, or to that of its budget: then `finished` in the receipt is false."""
 
     actor: Actor
     receipt: dict[str, Any]
@@ -219,9 +222,10 @@ def train(
 
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
     prune, prune_at, qat, pull_period, lockstep, correct, precision, evaluations, log, ray_address. `out` is the run
-    folder; without it nothing is kept but the Result. `budget` is in minutes. Raises UsageError for a wrong call,
-    before anything is written; Stopped when interrupted, after saving; and RunFailed when an environment or the machine
-    gives up, after saving.
+    folder; without it nothing is kept but the Result. `budget` is in minutes: when it is spent the policy reached is
+    evaluated on fewer episodes, and the Result is of that, its receipt not `finished`. Raises UsageError for a wrong
+    call, before anything is written; Stopped when a signal interrupts it, after saving in `out`; and RunFailed when an
+    environment or the machine gives up, after saving there.
     """
     _check_budget(budget)
     config = configured(agent, env, **options)
@@ -383,7 +387,7 @@ def _run(
     `before` is the receipt of earlier sittings, None for a run that begins.
     """
     meter = Meter(receipt.cost(before) if before else None)
-    with Stop(budget) as stop:
+    with Stop(budget, quiet) as stop:
         with progress(config.steps * config.runs, quiet=quiet) as bar:
             held: list[str] = []  # a wrong call gets one line and no more
             say: Callable[[str], None] = held.append
@@ -402,7 +406,9 @@ def _run(
                     say(text)
                 try:
                     for phase in job.phases:
-                        sitting.run(phase)
+                        spent = sitting.run(phase)
+                        if spent is not None:
+                            return spent
                 finally:
                     sitting.hush()
         try:
@@ -433,6 +439,7 @@ class Sitting:
         self.rows: list[dict[str, Any]] = []
         self.weights: dict[int, Any] = {}  # of each run
         self.structures: dict[str, dict[int, Any]] = {}  # the same, of each other structure
+        self.reached: dict[tuple[int, int | None], float] = {}  # return of each run, where a budget was spent
         self.steps: dict[int, int] = {}  # of each run, so far
         self.evaluation_seconds, self.saved_at = 0.0, perf_counter()
         self.began, self.first_step = perf_counter(), 0
@@ -466,8 +473,11 @@ class Sitting:
         if self.config.log != "none" and self.folder.path is not None:
             self.dashboard = dashboards.DASHBOARDS[self.config.log](self.folder.path, self.config._asdict())
 
-    def run(self, phase: Phase) -> None:
-        """Train a phase to its end. Raises Stopped if asked to, and RunFailed; both after saving."""
+    def run(self, phase: Phase) -> Result | None:
+        """Train a phase to its end; where the budget is spent before, what there is then, else None.
+
+        Raises Stopped if a signal asked for it, and RunFailed; both after saving.
+        """
         found = self.found.get(phase.name, Found())
         start = found.step
         due = [s for s in phase.due if s > (start or 0)]
@@ -497,6 +507,9 @@ class Sitting:
                 self.weights |= dict(zip(phase.runs, moment.weights(), strict=True))
                 for name, weights in moment.structures().items():
                     self.structures.setdefault(name, {}).update(zip(phase.runs, weights, strict=True))
+                if asked == 0:
+                    self._judge(phase, moment)
+                    asked = self.stop.signum or asked
         except (RuntimeError, OSError, MemoryError) as error:  # XLA's errors are RuntimeErrors
             with suppress(Exception):  # what can be saved still
                 if told is not None and told is moment:
@@ -507,15 +520,15 @@ class Sitting:
                     self._write_receipt(finished=False, diverged=kind is Diverged)
             reason = str(error) if isinstance(error, ActorFailed | RunFailed) else one_line(error)
             raise kind(reason, self.folder.path) from error
-        if asked is not None:
-            try:
-                self._write_policy()
-                self._write_receipt(finished=False)
-            except OSError as error:
-                raise RunFailed(one_line(error), self.folder.path) from error
-            with suppress(OSError, ValueError):  # all that cannot be made again is saved
-                self._report()
+        if asked is None:
+            return None
+        try:
+            result = self._end(finished=False)
+        except OSError as error:
+            raise RunFailed(one_line(error), self.folder.path) from error
+        if asked:
             raise Stopped(asked, moment.step, self.folder.path)
+        return result
 
     def _start(self, phase: Phase, found: Found) -> Restore | None:
         """How to go on from where a phase was; rows after it, of the phase's runs, are dropped."""
@@ -545,13 +558,28 @@ class Sitting:
     def _whose(self, phase: Phase) -> set[tuple[int, int | None]]:
         return {self.config.who(k) for k in phase.runs}
 
-    def _evaluate(self, phase: Phase, moment: Moment, episodes: int) -> None:
+    def _played(self, moment: Moment, episodes: int) -> Episodes | None:
         start = perf_counter()
         try:
-            played = moment.evaluate(episodes)
+            return moment.evaluate(episodes)
         except Exception as error:  # out of the environment, which may raise anything
             raise RunFailed(f"the evaluation at step {moment.step:,} failed: {one_line(error)}", None) from error
-        self.evaluation_seconds += perf_counter() - start
+        finally:
+            self.evaluation_seconds += perf_counter() - start
+
+    def _judge(self, phase: Phase, moment: Moment) -> None:
+        """What the policy that a budget has brought is worth: for the receipt, and no row of the run's."""
+        whose = list(map(self.config.who, phase.runs))
+        if {rows.run_of(row) for row in self.rows if row["step"] == moment.step} >= set(whose):
+            return
+        self.bar.status(f"the budget is spent: evaluating what was reached, {EVAL_EPISODES} episodes")
+        played = self._played(moment, EVAL_EPISODES)
+        if played is not None:
+            self.reached |= {who: float(np.mean(x)) for who, x in zip(whose, played.returns, strict=True)}
+
+    def _evaluate(self, phase: Phase, moment: Moment, episodes: int) -> None:
+        played = self._played(moment, episodes)
+        assert played is not None
         now = self.meter.finish().wall_seconds
         new = [
             {
@@ -594,14 +622,14 @@ class Sitting:
         kl = moment.metrics.get("kl")
         kl = None if kl is None else float(np.mean(kl))
         self.bar.update(done, interval, speed, kl)
-        self._tell(done, speed, kl)
+        self._tell(done, speed if seconds >= PACE else None, speed, kl)
 
-    def _tell(self, done: int, speed: float | None, kl: float | None) -> None:
-        """What is left to do: of a long run once as a line, and always for those that watch it."""
+    def _tell(self, done: int, pace: float | None, speed: float | None, kl: float | None) -> None:
+        """What is left to do: of a long run once as a line, when its pace is known, and always for those that watch."""
         total = self.config.steps * self.config.runs
-        if speed is not None and not self.estimated:
+        if pace is not None and not self.estimated:
             self.estimated = True
-            left = (total - done) / speed
+            left = (total - done) / pace
             if left > LONG:
                 steps = f"{words.number(total - done)} steps that are left"
                 self.bar.say(
@@ -649,8 +677,8 @@ class Sitting:
         self.bar.say(fault, always=True)
 
     def _write_receipt(self, finished: bool, diverged: bool = False) -> dict[str, Any]:
-        last = {rows.run_of(row): row["episode_return"] for row in self.rows}
-        best = [self.config.who(k) for k in self._kept()]
+        last = {rows.run_of(row): row["episode_return"] for row in self.rows} | self.reached
+        best = [self.config.who(k) for k in self._kept() or self._there()]
         newest = list(self.steps.values())[-1] if self.steps else 0
         account = {
             "evaluation_seconds": self.evaluation_seconds,
@@ -703,18 +731,27 @@ class Sitting:
         best = members.best(self.config.population.evolves, self.rows)
         return [k for k in range(self.config.runs) if best.get(self.config.who(k)[0]) == self.config.who(k)[1]]
 
-    def _actor(self, weights: dict[int, Any]) -> Actor:
+    def _there(self) -> list[int]:
+        """The runs whose policies are there to be kept."""
         # stopped before the first evaluation, none is best
-        first = {self.config.who(k)[0]: k for k in sorted(weights, reverse=True)}
-        runs = [k for k in self._kept() if k in weights] or sorted(first.values())
+        first = {self.config.who(k)[0]: k for k in sorted(self.weights, reverse=True)}
+        return [k for k in self._kept() if k in self.weights] or sorted(first.values())
+
+    def _actor(self, weights: dict[int, Any]) -> Actor:
+        runs = self._there()
         card = next(phase.card for phase in self.job.phases if runs[0] in phase.runs)
         layers, of_seeds = self.job.alike(card.layers, [weights[k] for k in runs])
         return Actor(card._replace(layers=layers), of_seeds)
 
     def finish(self) -> Result:
+        return self._end(finished=True)
+
+    def _end(self, finished: bool) -> Result:
         actor = self._write_policy()
-        made = self._write_receipt(finished=True)
-        self._report()
+        made = self._write_receipt(finished)
+        # of a run that can go on all that cannot be made again is saved by now
+        with nullcontext() if finished else suppress(OSError, ValueError):
+            self._report()
         return Result(actor, made, self.rows, self.folder.path)
 
     def _report(self) -> None:

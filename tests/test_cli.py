@@ -387,6 +387,8 @@ def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
     assert f"frugal resume '{out}'" in said.err
     assert len(checkpoints(out)) == 1
     assert not receipt(out)["finished"]
+    assert not (out / "rows.jsonl").exists()
+    assert receipt(out)["returns"]["iqm"] is not None
     assert "The run did not finish" in (out / "report.html").read_text()
     assert not (out / "progress.json").exists()
     assert cli.main(["eval", str(out), "--episodes", "1"]) == 0
@@ -406,6 +408,7 @@ def test_a_run_says_how_long_it_takes_and_outlives_its_dashboard(tmp_path, capfd
     fake.__spec__, fake.init = ModuleSpec("wandb", None), fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(training, "LONG", 0.0)
+    monkeypatch.setattr(training, "PACE", 0.0)
     monkeypatch.setattr(training.live, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(training.live, "write", lambda folder, step, total, *_: steps.append((step, total)))
     assert cli.main([*CARTPOLE, *TINY, "--log", "wandb", "--out", str(tmp_path / "a")]) == 0

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import ACTIONS, HYPER, OBS, small_dqn
+from small import ACTIONS, HYPER, OBS, bits, small_dqn
 
-from frugalrl import jobs, rng, training
+from frugalrl import checkpoint, jobs, rng, training
 from frugalrl.config import configure
 from frugalrl.envs.autoreset import autoreset
 from frugalrl.envs.make import EnvOptions
+from frugalrl.errors import BadFile
 from frugalrl.memory import Ring, packing, uniform
 from frugalrl.runtime import compiled
 from frugalrl.runtime.compiled import Carry, Plan, Run, Way, chunks, run, ways, widths
@@ -197,6 +199,17 @@ def test_a_resumed_run_is_batched_as_it_was(tmp_path, monkeypatch):
     resumed = training.resume(tmp_path / "run", steps=800)
     assert resumed is not None
     assert resumed.receipt["batching"]["way"] == first.receipt["batching"]["way"] == "vmap over 2 seeds on 1 thread"
+
+
+def test_a_checkpoint_of_before_the_totals_can_be_read(tmp_path):
+    """It is of the end of a segment, where they begin anew."""
+    totals = compiled.Totals(jnp.zeros(2, jnp.int32), {"loss": jnp.zeros(2)})
+    carry = Carry(*(jnp.full((2, i), float(i)) for i in range(1, 8)), totals)
+    checkpoint.save(tmp_path, 1, carry._replace(totals=()))
+    read, shapes = partial(checkpoint.restore, tmp_path, 1), jax.eval_shape(lambda: carry)
+    assert bits(jobs.restored(read, shapes)) == bits(carry)
+    with pytest.raises(BadFile, match="is of another run"):
+        jobs.restored(read, shapes._replace(key=shapes.obs))
 
 
 def test_a_run_that_holds_much_says_so_beforehand():

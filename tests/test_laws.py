@@ -178,12 +178,15 @@ def test_a_state_keeps_its_dtypes_and_structure(name, lever):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
-def advanced(programs: compiled.Programs, carry: Any, width: int, segments: list[int]) -> tuple[Any, dict]:
+def advanced(
+    programs: compiled.Programs, carry: Any, width: int, segments: list[int], seconds: float | None = None
+) -> tuple[Any, dict]:
     """The carry and metrics after `segments`, with `width` members in a program at a time."""
     seeds = carry.iteration.shape[0]
     for chunk in {s.stop - s.start for s in compiled.chunks(seeds, width)} - {width for width, _ in programs.compiled}:
         programs.prepare(chunk)
-    for tick in compiled.train(programs, compiled.Way(width, 1), jax.tree.map(jnp.copy, carry), segments):
+    carry = jax.tree.map(jnp.copy, carry)
+    for tick in compiled.train(programs, compiled.Way(width, 1), carry, segments, None, seconds):
         last = tick.carry(), tick.metrics
     return last
 
@@ -213,11 +216,14 @@ def test_a_member_of_a_population_is_the_run_alone(name, lever):
 
 @pytest.mark.parametrize("width", [MEMBERS, 2])
 def test_segments_of_other_lengths_change_nothing(width):
-    """Not one bit of learner, memory or environments."""
+    """Not one bit of learner, memory or environments; and where a segment is cut, not one of its means either."""
     _, carry, programs = population("dqn, 3 steps", "both")
-    expected = bits(advanced(programs, carry, width, [ITERATIONS])[0]._replace(episodes=0))
-    for segments in ([1, 8, ITERATIONS], [7, ITERATIONS]):
-        assert bits(advanced(programs, carry, width, segments)[0]._replace(episodes=0)) == expected
+    expected = advanced(programs, carry, width, [7, ITERATIONS])
+    for segments in ([1, 8, ITERATIONS], [ITERATIONS]):
+        found = advanced(programs, carry, width, segments)[0]
+        assert bits(found._replace(episodes=0)) == bits(expected[0]._replace(episodes=0))
+    assert bits(advanced(programs, carry, width, [7, ITERATIONS], 1e-9)) == bits(expected)
+    assert bits(advanced(programs, carry, width, [ITERATIONS])[1]) != bits(expected[1])
 
 
 @RUNS

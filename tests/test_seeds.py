@@ -10,7 +10,7 @@ import pytest
 from small import bits
 
 import frugalrl
-from frugalrl.training import Result, Stopped
+from frugalrl.training import Result
 
 STEPS = 2_000
 HYPER = {"learning_starts": 200, "batch_size": 128, "hidden": (64, 64)}
@@ -67,10 +67,17 @@ def test_evaluation_is_on_the_same_episodes_for_every_seed():
     assert np.isfinite([returns["iqm"], returns["low"], returns["high"]]).all()
 
 
+def test_a_spent_budget_without_a_folder_gives_what_was_reached():
+    short = train(budget=1e-9)
+    assert (short.folder, short.receipt["finished"], short.receipt["episodes_per_seed"]) == (None, False, 20)
+    assert short.predict(np.zeros(4, np.float32)) in (0, 1)
+    assert len(short.returns["per_seed"]) == 1
+
+
 def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
-    with pytest.raises(Stopped) as stopped:
-        train(seed=0, out=tmp_path, budget=1e-9)
-    assert 0 < stopped.value.step < STEPS
+    stopped = train(seed=0, out=tmp_path, budget=1e-9)
+    assert 0 < stopped.receipt["steps"] < STEPS
+    assert not stopped.receipt["finished"]
     resumed = frugalrl.resume(tmp_path)
     assert resumed is not None
     assert rows(resumed) == rows(alone(0))

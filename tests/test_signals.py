@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import (
     actors_of,
@@ -26,8 +28,10 @@ from runs import (
     wait_for,
 )  # fmt: skip
 
-from frugalrl import checkpoint, cli, training
+from frugalrl import checkpoint, cli, jobs, training
 from frugalrl.errors import Stopped
+from frugalrl.monitor import words
+from frugalrl.monitor.watch import figures, look
 from frugalrl.signals import Stop
 
 STEPS = "40000"
@@ -89,19 +93,59 @@ def test_a_signal_in_the_middle_saves_the_run_and_resume_finishes_it(runtime, si
         assert timeless(rows(out)) == timeless(rows(whole))
 
 
-@pytest.mark.parametrize("stops", [1, 4, 5, 7])
-def test_a_compiled_run_stopped_at_any_moment_has_the_rows_of_one_that_was_not(stops, tmp_path, monkeypatch):
-    def run(out, asked):
+EVOLVING = {"kind": "pbt", "members": 2, "search": {"learning_rate": "log:1e-4:1e-2"}, "ready": 2500}
+
+
+@pytest.mark.parametrize(
+    ("stops", "how", "more"),
+    [
+        *((stops, how, {}) for stops, how in ((1, 2), (4, 2), (40, 2), (30, 0), (110, 0))),
+        pytest.param(30, 0, {"population": EVOLVING}, marks=pytest.mark.long),
+        pytest.param(400, 0, {"population": EVOLVING}, marks=pytest.mark.long),
+    ],
+)
+def test_a_compiled_run_stopped_at_any_moment_has_the_rows_of_one_that_was_not(stops, how, more, tmp_path, monkeypatch):
+    """Stopped by a signal or its budget, between any two iterations: within what a row's metrics are means over."""
+
+    def run(out, piece, asked):
         with monkeypatch.context() as patch:
             patch.setattr(Stop, "asked", asked)
-            return training.train("dqn", "CartPole-v1", **SMALL, out=tmp_path / out)
+            patch.setattr(jobs, "PIECE", piece)
+            return training.train("dqn", "CartPole-v1", **SMALL, out=tmp_path / out, **more)
 
-    looks = []
-    run("whole", lambda stop: None)
-    with pytest.raises(Stopped):
-        run("stopped", lambda stop: looks.append(0) or (2 if len(looks) == stops else None))
-    training.resume(tmp_path / "stopped")
-    assert timeless(rows(tmp_path / "stopped")) == timeless(rows(tmp_path / "whole"))
+    looks, out = [], tmp_path / "stopped"
+    run("whole", 1e9, lambda stop: None)
+    with pytest.raises(Stopped) if how else nullcontext():
+        ended = run("stopped", 1e-9, lambda stop: looks.append(0) or (how if len(looks) == stops else None))
+        assert (ended.receipt["finished"], ended.predict(np.zeros(4, np.float32)) in (0, 1)) == (False, True)
+    reached, before = receipt(out), rows(out) if has_rows(out, 1) else []
+    assert (reached["steps"], reached["episodes_per_seed"]) == (int(checkpoints(out)[-1].stem), 20)
+    assert all(row["step"] < reached["steps"] for row in before)  # no row of where nobody else would have one
+    if not how:  # what was reached is known all the same, also to those who only look
+        assert reached["returns"]["iqm"] not in (None, *(row["episode_return"] for row in before))
+        assert dict(figures(*look(out)))["return"] == words.number(reached["returns"]["iqm"])
+    training.resume(out)
+    assert timeless(rows(out)) == timeless(rows(tmp_path / "whole"))
+
+
+def test_a_long_compiled_run_tells_its_time_and_obeys_within_seconds(monkeypatch, capfd):
+    """Of which a fiftieth is minutes."""
+    monkeypatch.setattr(training, "PACE", 0.0)
+    tell, told = training.Sitting._tell, []
+
+    def interrupted(*words):
+        tell(*words)
+        told.append(words[1])
+        if len(told) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training.Sitting, "_tell", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        training.train("dqn", "CartPole-v1", steps=500_000_000, hyper={"hidden": (16,)}, quiet=False)
+    assert len(told) == 4
+    assert stopped.value.step < 5_000_000
+    said = capfd.readouterr().err
+    assert [said.count(text) for text in ("\nestimate: ", "frugal: stopping; Ctrl-C again ends at once")] == [1, 1]
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.6, 1.2])

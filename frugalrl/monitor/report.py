@@ -211,7 +211,8 @@ def _notices(run: Run, watched: bool) -> Iterator[str]:
 def _learning(run: Run) -> str:
     lines = lines_of(run, "episode_return")
     if not lines:
-        return page.section("Learning curve", '<p class="soft">No evaluation yet.</p>')
+        when = "along the way" if returns_of(run) else "yet"  # a spent budget is evaluated all the same
+        return page.section("Learning curve", f'<p class="soft">No evaluation {when}.</p>')
     chart = charts.learning_curve(lines, "returns", "return")
     caption = "Return of greedy evaluation episodes"
     if len(lines) > 1:

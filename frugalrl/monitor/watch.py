@@ -40,7 +40,8 @@ APART = (
 def figures(run: Run, now: live.Now | None, state: str) -> Iterator[tuple[str, str]]:
     """Label and text of what is known of a run at this moment."""
     yield "state", state
-    yield "return", words.interval(returns_of(run)) if run.rows else "not evaluated yet"
+    returns = returns_of(run)
+    yield "return", words.interval(returns) if run.rows or returns else "not evaluated yet"
     if now is not None:
         share = f"{math.floor(100 * now.step / max(1, now.total))} %"
         yield "steps", f"{words.number(now.step)} of {words.number(now.total)} of all seeds, {share}"

@@ -44,6 +44,13 @@ class Episodes(NamedTuple):
     sum_length: Any  # int32
 
 
+class Totals(NamedTuple):
+    """Of the iterations since the last report: in the carry, so that a row's means do not depend on where it is cut."""
+
+    iterations: Any  # int32
+    metrics: Any  # name -> float32, their sums
+
+
 class Carry(NamedTuple):
     state: Any
     memory: Any
@@ -52,13 +59,15 @@ class Carry(NamedTuple):
     episodes: Episodes
     key: Any  # the run's own; iteration i uses fold_in(key, i), so chunks of any length give the same run
     iteration: Any  # int32
+    totals: Any = ()  # Totals
 
 
 class Run(NamedTuple):
     """The parts of one run. They are pure, unbatched, and made to be mapped over a population."""
 
     init: Callable[[Any, Any], Carry]  # (key, hyper) -> carry, its memory warmed up
-    advance: Callable[[Carry, Any], tuple[Carry, dict]]  # (carry, int32 iterations) -> (carry, mean metrics)
+    # (carry, int32 iterations, whether a report is due then) -> (carry, mean metrics since the last report)
+    advance: Callable[..., tuple[Carry, dict]]
 
 
 def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions = EnvOptions()) -> Run:  # noqa: B008
@@ -135,23 +144,27 @@ def run(agent: Agent, env: Env, memory: Memory, plan: Plan, options: EnvOptions 
             agent.init(key_agent, hyper), memory.init(), env_state, obs, episodes, key_run,
             jnp.int32(0),
         )  # fmt: skip
-        warm = jax.random.split(key_warm, plan.warmup)
-        return jax.lax.scan(warm_up, carry, warm)[0]
-
-    def advance(carry: Carry, iterations):
-        def body(_, c):
-            carry, sums = c
-            carry, metrics = iterate(carry)
-            return carry, jax.tree.map(jnp.add, sums, metrics)
-
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(iterate, carry)[1])
-        carry, sums = jax.lax.fori_loop(0, iterations, body, (carry, sums))
-        metrics = jax.tree.map(lambda x: x / iterations.astype(jnp.float32), sums)
-        e = carry.episodes
+        warm = jax.random.split(key_warm, plan.warmup)
+        return jax.lax.scan(warm_up, carry, warm)[0]._replace(totals=Totals(jnp.int32(0), sums))
+
+    def advance(carry: Carry, iterations, report=True):
+        def body(_, carry):
+            totals = carry.totals
+            carry, metrics = iterate(carry)
+            return carry._replace(totals=Totals(totals.iterations + 1, jax.tree.map(jnp.add, totals.metrics, metrics)))
+
+        carry = jax.lax.fori_loop(0, iterations, body, carry)
+        e, totals = carry.episodes, carry.totals
+        metrics = jax.tree.map(lambda x: x / totals.iterations.astype(jnp.float32), totals.metrics)
         done = e.finished.astype(jnp.float32)
         metrics |= {"train_return": e.sum_ret / done, "train_length": e.sum_length.astype(jnp.float32) / done}
-        fresh = e._replace(finished=jnp.int32(0), sum_ret=jnp.zeros_like(e.sum_ret), sum_length=jnp.int32(0))
-        return carry._replace(episodes=fresh), metrics
+
+        def anew(tree):
+            return jax.tree.map(lambda x: jnp.where(report, jnp.zeros_like(x), x), tree)
+
+        fresh = e._replace(finished=anew(e.finished), sum_ret=anew(e.sum_ret), sum_length=anew(e.sum_length))
+        return carry._replace(episodes=fresh, totals=anew(totals)), metrics
 
     return Run(init, advance)
 
@@ -192,6 +205,7 @@ def count(episodes: Episodes, t: Transition) -> Episodes:
 
 
 C = TypeVar("C")  # the carry of a runtime
+GROWTH = 4  # of pieces of a segment: a short one may have been quick by chance
 CHUNK = 8  # seeds: with more, their replay memories no longer share a core's cache
 
 
@@ -287,19 +301,20 @@ class Programs:
         def shape(x):
             return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype, sharding=place)
 
-        mapped = jax.vmap(self.run.advance, (0, None))
+        mapped = jax.vmap(self.run.advance, (0, None, None))
         if place is not None:  # what a device does for its seeds concerns no other: nothing is ever sent
-            specs: Any = {"in_specs": (place.spec, PartitionSpec()), "out_specs": place.spec}
+            specs: Any = {"in_specs": (place.spec, PartitionSpec(), PartitionSpec()), "out_specs": place.spec}
             mapped = jax.shard_map(mapped, mesh=place.mesh, check_vma=False, **specs)
         # the other cores run other seeds, and small products only lose by being split; XLA splits wide ones all the
         # same
         options: Any = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
-        lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), np.int32(1))
+        numbers = np.int32(1), np.bool_(True)
+        lowered = jax.jit(mapped, donate_argnums=0).lower(jax.tree.map(shape, self.carry), *numbers)
         self.compiled[width, devices] = lowered.compile(compiler_options=(options | self.compiler) or None)
 
-    def __call__(self, carry: Carry, iterations: int):
+    def __call__(self, carry: Carry, iterations: int, report: bool = True):
         key = carry.iteration.shape[0], len(carry.iteration.sharding.device_set)
-        return jax.block_until_ready(self.compiled[key](carry, np.int32(iterations)))
+        return jax.block_until_ready(self.compiled[key](carry, np.int32(iterations), np.bool_(report)))
 
 
 def split(carry: C, way: Way, most: int | None = None) -> list[C]:
@@ -353,13 +368,14 @@ def copied(carry: C, way: Way) -> list[C]:
 
 
 class Tick(NamedTuple):
-    """What a run yields after each segment."""
+    """What a run yields after each segment, and after each piece of one."""
 
     iteration: int
     carry: Callable[[], Carry]  # [seeds, ...], all seeds together; valid until the next tick
     state: Callable[[], Any]  # of the agents alone
-    metrics: dict  # name -> [seeds]
+    metrics: dict  # name -> [seeds], means over the segment so far
     parts: list[Carry]  # the carry as it lies in memory, so many seeds in each; valid until the next tick
+    whole: bool  # a segment ends here
 
 
 class Succession(NamedTuple):
@@ -375,27 +391,37 @@ def train(
     carry: Carry,
     segments: list[int],
     between: Callable[[int, Callable[[], Any]], Succession | None] | None = None,
+    seconds: float | None = None,
 ) -> Iterator[Tick]:
     """Advance all seeds to each of the iteration counts in `segments`, yielding after each; `carry` is used up.
 
     Counts already passed are skipped; if all are, the carry is yielded as it is. `between` is asked before each segment
-    who takes over from whom: it is given the iteration and the agents' states [seeds, ...].
+    who takes over from whom: it is given the iteration and the agents' states [seeds, ...]. With `seconds` a segment is
+    cut into pieces of about that time each, by the pace of the piece before; the first is a single iteration, and none
+    may be more than GROWTH times as long as the one before. Where it is cut changes no number.
     """
-    iteration = int(carry.iteration[0])
+    iteration, most = int(carry.iteration[0]), 1
     parts = split(carry, way)
     del carry
     if max(segments) <= iteration:
-        yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), {}, parts)
+        yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), {}, parts, True)
     with ThreadPoolExecutor(way.threads) as pool:
         for target in segments:
             if target <= iteration:
                 continue
             succession = between(iteration, partial(join, [c.state for c in parts])) if between else None
             succeeded(parts, way.width, succession)
-            done = list(pool.map(lambda c, n=target - iteration: programs(c, n), parts))
-            parts, iteration = [c for c, _ in done], target
-            metrics = join([m for _, m in done])
-            yield Tick(iteration, partial(join, parts), partial(join, [c.state for c in parts]), metrics, parts)
+            while iteration < target:
+                count = target - iteration if seconds is None else min(most, target - iteration)
+                iteration += count
+                start, whole = perf_counter(), iteration == target
+                done = list(pool.map(partial(programs, iterations=count, report=whole), parts))
+                if seconds is not None:
+                    wanted = int(count * seconds / max(perf_counter() - start, 1e-6))
+                    most = max(1, min(wanted, GROWTH * most))
+                parts, metrics = [c for c, _ in done], join([m for _, m in done])
+                states = [c.state for c in parts]
+                yield Tick(iteration, partial(join, parts), partial(join, states), metrics, parts, whole)
 
 
 def succeeded(parts: list, width: int, succession: Succession | None) -> None:
