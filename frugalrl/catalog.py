@@ -294,14 +294,13 @@ def recipe(agent: str) -> Recipe:
 
 
 def registration(env_id: str) -> Any:
-    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first.
-
-    Raises UsageError if there is none.
-    """
+    """Gymnasium's EnvSpec of an id, as `envs.make.find` has it. Raises UsageError if there is none."""
     import gymnasium
 
     try:
         return make.find(env_id)
+    except UsageError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise _not_installed(env_id, error) from None
     except gymnasium.error.Error:

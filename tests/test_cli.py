@@ -519,6 +519,10 @@ WRONG_CALLS = {
     "no environment": (("train", "dqn", ""), "unknown environment ''"),
     "module": (("train", "dqn", "nosuchmodule:Env-v0"), "No module named 'nosuchmodule'"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
+    "no environment of a module": (
+        ("train", "dqn", "subprocess:Popen", "--env-option", "kwargs.args=id"),
+        "neither a class that inherits",
+    ),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
     "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
     "images": (("train", "sac", "MinAtar/Breakout-v1"), "takes vectors and images of 15 x 15 or more; use dqn, "),
