@@ -108,7 +108,7 @@ def parser() -> Parser:
     p.add_argument("--grid", action="store_true", help="every combination, of ranges log:LOW:HIGH:POINTS")
 
     p = commands.add_parser("resume", help="go on with a run from its last checkpoint")
-    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("run", type=Path, metavar="RUN", nargs="?", help="default: the newest in runs/ that is not finished")
     p.add_argument("--steps", type=int, help="go on to this many steps of each seed")
     _running(p)
 
@@ -281,11 +281,25 @@ def sweep(a: argparse.Namespace) -> None:
 def resume(a: argparse.Namespace) -> None:
     from . import training
 
+    a.run = a.run or _unfinished()
     result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
     if result is None:
         print(f"{a.run} is finished; to go on: frugal resume {a.run} --steps N")
         return
     _finished(result, a.quiet)
+
+
+def _unfinished() -> Path:
+    """The newest such run below ./runs, which is said. Raises UsageError if there is none."""
+    from .monitor import receipt
+
+    found = [file.parent for file in Path("runs").glob("*/config.json") if config.is_run(file.parent)]
+    left = [run for run in found if not (receipt.read(run / "receipt.json") or {}).get("finished")]
+    if not left:
+        raise UsageError("no run below runs/ is left unfinished: frugal resume RUN, with --steps N for more of one")
+    newest = max(left, key=lambda run: (run / "config.json").stat().st_mtime)
+    print(f"going on with {newest}")
+    return newest
 
 
 def _finished(result, quiet: bool) -> None:
