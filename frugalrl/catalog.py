@@ -1,4 +1,4 @@
-"""The one table of what the command line knows by name: agents, environments, and defaults that learn."""
+"""The one table of what the command line knows by name: agents, environments, and their defaults."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "ent_coef": 0.01,
         },
     ),
-    # lands in few seeds only: one update a rollout wants short rollouts, and more steps than these
+    # not learned at these steps by any of 5 seeds: one update a rollout wants short rollouts, and more of them
     ("a2c", "LunarLander-v3"): (
         500_000,
         {"n_steps": 8, "gae_lambda": 0.95, "anneal_lr": 1.0, "ent_coef": 0.01, "normalize_reward": True},
