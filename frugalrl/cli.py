@@ -499,7 +499,7 @@ def bench(a: argparse.Namespace) -> int:
     import subprocess
 
     folder = Path(__file__).parent.parent / "benchmarks"
-    shared = ("__init__", "blank", "contest", "rows")  # by the benchmarks
+    shared = ("__init__", "blank", "contest", "fresh", "rows")  # by the benchmarks
     known = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem not in shared}
     if not (folder / "rows.py").is_file():  # installed packages may lie beside a folder `benchmarks` of somebody else
         raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")
