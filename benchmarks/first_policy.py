@@ -92,7 +92,10 @@ LIBRARIES = {
         ("torch==2.13.0", "stable-baselines3==2.9.2", "onnx", "onnxscript"), ("python first.py",), SB3,
         names=("stable-baselines3", "torch"),
     ),
-    "Rejax": Library(("rejax==0.1.3", "gymnax==0.0.9"), ("python first.py",), REJAX, "policy.msgpack", ("rejax", "jax")),
+    "Rejax": Library(
+        ("rejax==0.1.3", "gymnax==0.0.9"), ("python first.py",), REJAX, "policy.msgpack",
+        names=("rejax", "jax"),
+    ),
     "RLlib": Library(
         ("torch==2.13.0", "ray[rllib]==2.60.0", "onnx", "onnxscript"), ("python first.py",), RLLIB,
         names=("ray", "torch"),

@@ -1,4 +1,4 @@
-"""What benchmarks of a newcomer's first minutes share: a folder where nothing is installed, and what commands cost in it."""
+"""What benchmarks of a newcomer's first minutes share: a folder with nothing installed, and what commands cost."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_the_first_minute_is_told_in_fifteen_lines():
         *re.findall(r"^    (.*?)  +#", "\n".join(README.splitlines()[:15]), re.MULTILINE),
         *re.findall(r"`(.*?)`", "\n".join(README.splitlines()[:15])),
     }
+
+
+def test_the_first_run_is_timed_as_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    first_run, fresh = (import_module(f"benchmarks.{name}") for name in ("first_run", "fresh"))
+    told = re.findall(r"^\| `(frugal .*?)` \|", (ROOT / "docs" / "first-run.md").read_text(), re.MULTILINE)
+    assert told == [command for command in first_run.STEPS.values() if command.startswith("frugal")]
+    run = fresh.shell(tmp_path)
+    spent = run("python -c 'sum(range(10**6)); print(1)'")
+    assert 0 < spent.cpu_seconds < spent.wall_seconds * 2
+    assert spent.printed == "1\n"
+    with pytest.raises(RuntimeError, match="exited with 3:\noh"):
+        run("python -c 'print(\"oh\"); raise SystemExit(3)'")
 
 
 def test_what_agents_reach_at_their_defaults_stands_in_rows():
