@@ -1,4 +1,4 @@
-"""The one table of what the command line knows by name: agents, environments, and defaults that learn."""
+"""The one table of what the command line knows by name: agents, environments, and their defaults."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ DEFAULTS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             "ent_coef": 0.01,
         },
     ),
-    # lands in few seeds only: one update a rollout wants short rollouts, and more steps than these
+    # not learned at these steps by any of 5 seeds: one update a rollout wants short rollouts, and more of them
     ("a2c", "LunarLander-v3"): (
         500_000,
         {"n_steps": 8, "gae_lambda": 0.95, "anneal_lr": 1.0, "ent_coef": 0.01, "normalize_reward": True},
@@ -315,14 +315,13 @@ def recipe(agent: str) -> Recipe:
 
 
 def registration(env_id: str) -> Any:
-    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first.
-
-    Raises UsageError if there is none.
-    """
+    """Gymnasium's EnvSpec of an id, as `envs.make.find` has it. Raises UsageError if there is none."""
     import gymnasium
 
     try:
         return make.find(env_id)
+    except UsageError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise _not_installed(env_id, error) from None
     except gymnasium.error.Error:

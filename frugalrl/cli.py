@@ -122,7 +122,7 @@ def parser() -> Parser:
     p.add_argument("--grid", action="store_true", help="every combination, of ranges log:LOW:HIGH:POINTS")
 
     p = commands.add_parser("resume", help="go on with a run from its last checkpoint")
-    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("run", type=Path, metavar="RUN", nargs="?", help="default: the newest in runs/ that is not finished")
     p.add_argument("--steps", type=_whole, help="go on to this many steps of each seed")
     _running(p)
 
@@ -306,11 +306,25 @@ def sweep(a: argparse.Namespace) -> None:
 def resume(a: argparse.Namespace) -> None:
     from . import training
 
+    a.run = a.run or _unfinished()
     result = training.resume(a.run, steps=a.steps, quiet=a.quiet, budget=a.budget)
     if result is None:
         print(f"{a.run} is finished; to go on: {call('resume', a.run)} --steps N")
         return
     _finished(result, a.quiet)
+
+
+def _unfinished() -> Path:
+    """The newest such run below ./runs, which is said. Raises UsageError if there is none."""
+    from .monitor import receipt
+
+    found = [file.parent for file in Path("runs").glob("*/config.json") if config.is_run(file.parent)]
+    left = [run for run in found if not (receipt.read(run / "receipt.json") or {}).get("finished")]
+    if not left:
+        raise UsageError("no run below runs/ is left unfinished: frugal resume RUN, with --steps N for more of one")
+    newest = max(left, key=lambda run: (run / "config.json").stat().st_mtime)
+    print(f"going on with {newest}")
+    return newest
 
 
 def _finished(result, quiet: bool) -> None:
@@ -515,7 +529,7 @@ def bench(a: argparse.Namespace) -> int:
     import subprocess
 
     folder = Path(__file__).parent.parent / "benchmarks"
-    shared = ("__init__", "blank", "contest", "rows")  # by the benchmarks
+    shared = ("__init__", "blank", "contest", "fresh", "rows")  # by the benchmarks
     known = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem not in shared}
     if not (folder / "rows.py").is_file():  # installed packages may lie beside a folder `benchmarks` of somebody else
         raise UsageError("the benchmarks are part of the source checkout, not of the package: clone the repository")

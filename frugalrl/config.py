@@ -16,7 +16,7 @@ import numpy as np
 
 from . import catalog
 from .envs import atari, twins
-from .envs.make import check_module, namespace, options_for
+from .envs.make import Environment, check_module, name_of, namespace, options_for
 from .errors import BadFile, UsageError
 from .levers.compress import modes
 from .levers.population import search as searches
@@ -120,7 +120,7 @@ class Config(NamedTuple):
 
 def configure(
     agent: str,
-    env: str,
+    env: Environment,
     *,
     steps: int | None = None,
     seeds: int = 1,
@@ -141,10 +141,12 @@ def configure(
     lockstep: bool = False,
     ray_address: str | None = None,
 ) -> Config:
-    """Fill in the defaults and check every choice. Raises UsageError; writes nothing."""
-    for name, value in (("agent", agent), ("environment", env)):
-        if not isinstance(value, str):
-            raise UsageError(f"the {name} is given by its name, got {value!r}")
+    """Fill in the defaults and check every choice; `env` is as `frugalrl.train` has it. Raises UsageError; writes
+    nothing.
+    """
+    if not isinstance(agent, str):
+        raise UsageError(f"the agent is given by its name, got {agent!r}")
+    env = name_of(env)
     if agent not in catalog.AGENTS and env in catalog.AGENTS:
         raise UsageError(f"the agent comes first, then the environment: {env} {agent}")
     default_steps, defaults = catalog.defaults(agent, env)

@@ -18,7 +18,7 @@ from . import catalog
 from .config import Config, check, configure, is_run, whole, whole_generations
 from .config import read as read_config
 from .config import write as write_config
-from .envs.make import options_for
+from .envs.make import Environment, options_for
 from .errors import ActorFailed, BadFile, Diverged, RunFailed, Stopped, Taken, UsageError, one_line
 from .evaluate import HELD_OUT, Episodes, episode_cap
 from .monitor import dashboards, files, live, members, receipt, rows, words
@@ -210,7 +210,7 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 def train(
     agent: str,
-    env: str,
+    env: Environment,
     *,
     out: str | Path | None = None,
     force: bool = False,
@@ -220,6 +220,7 @@ def train(
 ) -> Result:
     """Train `agent` on `env` and evaluate it greedily on held-out seeds.
 
+    `env` is a Gymnasium id, or a class or function of a module that makes a gymnasium.Env, kept as "module:Name".
     Options are those of `frugal train`: steps, seeds, seed, runtime, hyper and env_options (dictionaries), actors,
     prune, prune_at, qat, pull_period, lockstep, correct, precision, evaluations, log, ray_address. `out` is the run
     folder; without it nothing is kept but the Result. `budget` is in minutes: when it is spent the policy reached is
@@ -277,7 +278,7 @@ def _left(folder: Folder, steps: int | None) -> tuple[Config, dict[str, Any]] | 
     return config, done or {}
 
 
-def pbt(agent: str, env: str, members: int, search: Mapping[str, Any], **options: Any) -> Result:
+def pbt(agent: str, env: Environment, members: int, search: Mapping[str, Any], **options: Any) -> Result:
     """Population-based training: `members` train side by side, and the worst take over from the best.
 
     `search` maps names of hyper-parameters to "log:LOW:HIGH", "uniform:LOW:HIGH" or a list of values. Options are those
@@ -288,7 +289,12 @@ def pbt(agent: str, env: str, members: int, search: Mapping[str, Any], **options
 
 
 def sweep(
-    agent: str, env: str, search: Mapping[str, Any], members: int | None = None, grid: bool = False, **options: Any
+    agent: str,
+    env: Environment,
+    search: Mapping[str, Any],
+    members: int | None = None,
+    grid: bool = False,
+    **options: Any,
 ) -> Result:
     """Random search by `members`, or a grid: each member is trained with every seed, and the best over them is kept.
 
@@ -297,7 +303,7 @@ def sweep(
     return _population("grid" if grid else "random", agent, env, members, search, options)
 
 
-def cem(agent: str, env: str, members: int, **options: Any) -> Result:
+def cem(agent: str, env: Environment, members: int, **options: Any) -> Result:
     """CEM-RL: members drawn around a mean, half of which follow a critic that all share; the Result is the mean's.
 
     Options are those of `train`, and: ready (steps of each environment in a generation, by default an episode),
@@ -306,7 +312,7 @@ def cem(agent: str, env: str, members: int, **options: Any) -> Result:
     return _population("cem", agent, env, members, {}, options)
 
 
-def dvd(agent: str, env: str, members: int, **options: Any) -> Result:
+def dvd(agent: str, env: Environment, members: int, **options: Any) -> Result:
     """DvD: members that share a critic and are pulled apart; the Result is that of the one with the best score.
 
     Options are those of `train`, and: ready (as `cem` has it), novelty ("bandit", "schedule" or a number from 0 to 1).
@@ -323,13 +329,13 @@ OPTIONS = {
 
 
 def _population(
-    kind: str, agent: str, env: str, members: int | None, search: Mapping[str, Any], options: dict[str, Any]
+    kind: str, agent: str, env: Environment, members: int | None, search: Mapping[str, Any], options: dict[str, Any]
 ) -> Result:
     own = {name: options.pop(name) for name in OPTIONS.get(kind, ()) if name in options}
     return train(agent, env, population={"kind": kind, "members": members, "search": search, **own}, **options)
 
 
-def configured(agent: str, env: str, **options: Any) -> Config:
+def configured(agent: str, env: Environment, **options: Any) -> Config:
     """The Config of a `train` with these options; JAX is not imported. Raises UsageError for a wrong call."""
     known = [name for name in inspect.signature(configure).parameters if name not in ("agent", "env")]
     for name in options:

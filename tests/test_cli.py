@@ -171,6 +171,22 @@ def test_resume_of_a_finished_run_says_so(run, capfd):
     assert everything(run) == before
 
 
+def test_resume_of_no_run_goes_on_with_the_newest_that_is_not_finished(tmp_path, monkeypatch, wrong, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert "no run below runs/ is left unfinished" in wrong("resume")
+    done = Path(__file__).parent / "data" / "run-format-1"
+    for age, name in enumerate(("finished", "newest", "older")):
+        run = shutil.copytree(done, tmp_path / "runs" / name)
+        if name != "finished":
+            (run / "receipt.json").unlink()
+        os.utime(run / "config.json", (10 - age, 10 - age))
+    gone_on = []
+    monkeypatch.setattr(training, "resume", lambda run, **options: gone_on.append(run))
+    assert cli.main(["resume"]) == 0
+    assert gone_on == [Path("runs/newest")]
+    assert capfd.readouterr().out.startswith("going on with runs/newest\n")
+
+
 def test_resume_goes_on_to_more_steps(run, capfd):
     before, cost = rows(run), receipt(run)
     assert cli.main(["resume", str(run), "--steps", "5000", "--quiet"]) == 0
@@ -546,6 +562,10 @@ WRONG_CALLS = {
     "no environment": (("train", "dqn", ""), "unknown environment ''"),
     "module": (("train", "dqn", "nosuchmodule:Env-v0"), "'nosuchmodule'; run this in the folder that holds"),
     "environment of a module": (("train", "dqn", "fake_env:Wolk-v0"), "did you mean Walk-v0?"),
+    "no environment of a module": (
+        ("train", "dqn", "subprocess:Popen", "--env-option", "kwargs.args=id"),
+        "neither a class that inherits",
+    ),
     "colons": (("train", "dqn", "a:b:c"), "environment 'a:b:c'"),
     "continuous actions": (("train", "dqn", "Pendulum-v1"), "takes discrete ones; use ppo, a2c"),
     "images": (("train", "sac", "MinAtar/Breakout-v1"), "takes vectors and images of 15 x 15 or more; use dqn, "),

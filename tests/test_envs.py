@@ -180,6 +180,16 @@ def test_minatar_never_ends_by_itself_and_evaluation_says_so(monkeypatch):
     assert played.lengths.tolist() == [3, 3]
 
 
+@pytest.mark.parametrize(("name", "options", "steps"), [
+    ("Endless", EnvOptions(), 9), ("Endless", EnvOptions(time_limit=3), 3), ("cut_off", EnvOptions(), 4),
+])  # fmt: skip
+def test_a_class_or_function_of_a_module_is_played_and_never_without_end(name, options, steps, monkeypatch):
+    monkeypatch.setattr(evaluate, "MAX_STEPS", 9)
+    act = lambda obs: np.zeros(len(obs), int)
+    played = evaluate.on_gymnasium(act, f"fake_env:{name}", 2, parallel=2, options=options)
+    assert played.lengths.tolist() == [steps, steps]
+
+
 def test_only_environments_without_a_time_limit_are_capped():
     capped = {env_id for env_id in (*EVERY, *dm_control.ids()) if evaluate.episode_cap(env_id) is not None}
     assert capped == {*minatar_games.ids(), "dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"}

@@ -10,12 +10,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import fake_env
+import gymnasium
 import numpy as np
 import pytest
 from runs import receipt, rows
 
 import frugalrl
-from frugalrl import networks, policy
+from frugalrl import cli, networks, policy
 from frugalrl.errors import BadFile, UsageError
 from frugalrl.levers.compress.engines import random_weights
 from frugalrl.networks import Dense
@@ -146,13 +148,34 @@ def test_a_run_folder_loads_and_resumes(result, obs, tmp_path):
     assert more.rows == rows(tmp_path / "run")
 
 
+def test_a_class_of_a_module_trains_and_is_found_again_in_the_files(tmp_path, capfd):
+    run, hyper = tmp_path / "run", {"hidden": (8,), "learning_starts": 64, "train_freq": 64}
+    told = {"kwargs": {"seconds": 1e-4}, "time_limit": 6}
+    first = frugalrl.train("dqn", fake_env.Walk, steps=256, hyper=hyper, evaluations=1, env_options=told, out=run)
+    assert (first.receipt["env"], first.receipt["runtime"], first.receipt["actors"]["restarts"]) == (
+        "fake_env:Walk", "actors", 0
+    )  # fmt: skip
+    assert cli.main(["resume", str(run), "--steps", "512", "--quiet"]) == 0
+    assert rows(run)[-1]["step"] == 512
+    assert cli.main(["eval", str(run), "--episodes", "2"]) == 0
+    assert "cut off" not in capfd.readouterr().out
+    assert frugalrl.load(run).play(2).lengths.tolist() == [5, 5]  # each in an environment of its own
+
+
 @pytest.mark.parametrize(
     ("words", "more", "hint"),
     [
         (("dqm", "CartPole-v1"), {}, "did you mean dqn"),
         (("dqn", "CartPol-v1"), {}, "did you mean CartPole-v1"),
         ((3, "CartPole-v1"), {}, "the agent is given by its name, got 3"),
-        (("dqn", None), {}, "the environment is given by its name, got None"),
+        (("dqn", None), {}, "the environment is given by its id, or as a class or function of a module"),
+        (("dqn", fake_env.Walk()), {}, "put a class, or a function that makes one, into m.py beside the script"),
+        (("dqn", lambda: fake_env.Walk()), {}, "beside the script, and give m.NAME"),
+        (("dqn", type("Local", (fake_env.Walk,), {})), {}, "beside the script, and give m.NAME"),
+        (("dqn", fake_env.Walk.reset), {}, "beside the script, and give m.NAME"),
+        (("dqn", fake_env.unsaid), {}, "def unsaid() -> gymnasium.Env"),
+        (("dqn", subprocess.Popen), {}, "neither a class that inherits gymnasium.Env nor a function"),
+        (("dqn", gymnasium.make), {"env_options": {"kwargs": {"id": "CartPole-v1"}}}, "called without kwargs"),
         (("dqn", "CartPole-v1"), {"steps": 1.5}, "--steps must be a whole number, got 1.5"),
         (("dqn", "CartPole-v1"), {"steps": 1e10}, "--steps must be from 1 to 2147483647, got 10000000000"),
         (("CartPole-v1", "dqn"), {}, "the agent comes first, then the environment: dqn CartPole-v1"),
@@ -233,12 +256,14 @@ def test_an_environment_of_the_script_itself_is_refused_for_actors(tmp_path):
     text += (
         "try: frugalrl.train('dqn', 'Mine-v0', steps=2000)\nexcept frugalrl.errors.UsageError as error: print(error)\n"
     )
+    text += "try: frugalrl.train('dqn', Mine)\nexcept frugalrl.errors.UsageError as error: print(error)\n"
     for entry in ("Mine", "lambda: Mine()", "'__main__:Mine'"):
         ended = subprocess.run(
             [sys.executable, "-"], input=text.format(entry), capture_output=True, text=True, timeout=60
         )
         assert ended.stderr == ""
         assert "register it in a module, m.py say, and call it m:Mine-v0" in ended.stdout
+        assert "got <class '__main__.Mine'>: put a class" in ended.stdout
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,40 @@ def test_names_exist():
         assert not [name for name in found if not hasattr(owner, name)]
     targets = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
     assert {line.split()[1] for line in SHELL if line.startswith("make ")} <= targets
+
+
+def test_the_first_minute_is_told_in_fifteen_lines():
+    assert {"pip install .", "frugal train dqn CartPole-v1 --seeds 8", "make demo"} <= {
+        *re.findall(r"^    (.*?)  +#", "\n".join(README.splitlines()[:15]), re.MULTILINE),
+        *re.findall(r"`(.*?)`", "\n".join(README.splitlines()[:15])),
+    }
+
+
+def test_the_first_run_is_timed_as_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    first_run, fresh = (import_module(f"benchmarks.{name}") for name in ("first_run", "fresh"))
+    told = re.findall(r"^\| `(frugal .*?)` \|", (ROOT / "docs" / "first-run.md").read_text(), re.MULTILINE)
+    assert told == [command for command in first_run.STEPS.values() if command.startswith("frugal")]
+    run = fresh.shell(tmp_path)
+    spent = run("python -c 'sum(range(10**6)); print(1)'")
+    assert 0 < spent.cpu_seconds < spent.wall_seconds * 2
+    assert spent.printed == "1\n"
+    with pytest.raises(RuntimeError, match="exited with 3:\noh"):
+        run("python -c 'print(\"oh\"); raise SystemExit(3)'")
+
+
+def test_what_agents_reach_at_their_defaults_stands_in_rows():
+    """Return with its interval, and steps."""
+    kept = (ROOT / "benchmarks" / "results" / "returns.jsonl").read_text().splitlines()
+    rows = {}
+    for row in map(json.loads, kept):
+        iqm, low, high = (row["returns"][name] for name in ("iqm", "low", "high"))
+        for places in (0, 1):
+            said = f"{iqm:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+            rows.setdefault((row["agent"], row["env"]), set()).add((said, f"{row['steps']:,}"))
+    told = re.findall(r"^\| `([\w-]+)` \| ([^ ,|]+)[^|]* \| (\S+ \[.*?\]) \| ([\d,]+) \|", README, re.MULTILINE)
+    assert len(told) >= 18
+    assert not [row for row in told if row[2:] not in rows[row[:2]]]
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.jsonl)`", README + RESULTS))))

@@ -9,14 +9,15 @@ normalisation belongs to the agent's state.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin, get_type_hints
 
 import numpy as np
 
@@ -72,17 +73,46 @@ def options_for(env_id: str, changed: Mapping[str, Any] | None = None) -> EnvOpt
     return DEFAULTS.get(namespace(env_id), EnvOptions())._replace(**(changed or {}))
 
 
+Environment = str | Callable[..., Any]  # as a caller gives it; `name_of` says what may be called
+
+
+def name_of(env: Environment) -> str:
+    """The id of an environment: a string as it is, and "module:Name" of a class or function of a module.
+
+    Raises UsageError for what another process could not import by such a name: an instance, a lambda, and whatever is
+    of a function, a class, a script or a notebook.
+    """
+    if isinstance(env, str):
+        return env
+    module, name = (str(getattr(env, key, None)) for key in ("__module__", "__qualname__"))
+    if callable(env) and module != "__main__" and getattr(sys.modules.get(module), name, None) is env:
+        return f"{module}:{name}"
+    raise UsageError(
+        f"the environment is given by its id, or as a class or function of a module, which other processes import; got "
+        f"{env!r}: put a class, or a function that makes one, into m.py beside the script, and give m.NAME, with its "
+        "arguments as env_options={'kwargs': {...}}"
+    )
+
+
 def find(env_id: str) -> EnvSpec:
-    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first.
+    """Gymnasium's EnvSpec of an id; "module:Name-v0" imports the module that registers it first, and "module:Name" is
+    what has that name there, of which `_makes` must be true.
 
     Raises gymnasium.error.DependencyNotInstalled where a package is needed to know, another gymnasium.error.Error for
-    an unknown id, and what the module raises.
+    an unknown id, UsageError for a name of something else, and what the module raises.
     """
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec
 
     module, _, name = env_id.rpartition(":")
-    if module:
-        import_module(module)
+    found = getattr(import_module(module), name, None) if module else None
+    if found is not None:
+        if not _makes(found):
+            raise UsageError(
+                f"{env_id} is neither a class that inherits gymnasium.Env nor a function that says that it returns "
+                f"one: def {name}() -> gymnasium.Env"
+            )
+        return EnvSpec(env_id, entry_point=env_id)
     match namespace(name):
         case "ALE":
             ale = needed("ale_py", "atari")  # registers its games when it is imported
@@ -100,6 +130,22 @@ def find(env_id: str) -> EnvSpec:
 
             register()
     return gymnasium.spec(name)
+
+
+def _makes(found: Any) -> bool:
+    """Whether it is a class of environments, or a function that says so of what it returns.
+
+    Files name it, and what they name is called: it must be nothing else.
+    """
+    import gymnasium
+
+    if isinstance(found, FunctionType):
+        try:
+            found = get_type_hints(found).get("return")
+        except Exception:  # of names that are there for type checkers only, or none
+            return False
+    found = get_origin(found) or found
+    return isinstance(found, type) and issubclass(found, gymnasium.Env)
 
 
 def check_module(env_id: str, file: Path) -> None:
@@ -165,6 +211,7 @@ def make(
     """
     import gymnasium
     from gymnasium import spaces, wrappers
+    from gymnasium.envs.registration import load_env_creator
 
     spec = find(env) if isinstance(env, str) else env
     o = options_for(spec.id) if options is None else options
@@ -179,6 +226,8 @@ def make(
             mujoco = import_module("mujoco")
             if mujoco.get_mju_user_warning() is None:
                 mujoco.set_mju_user_warning(mujoco_warns)
+    if o.kwargs and spec.id == spec.entry_point and not isinstance(load_env_creator(spec.id), type):
+        raise UsageError(f"{spec.id} is a function, which is called without kwargs: leave them out, or give a class")
     made = gymnasium.make(spec, **kwargs)
     if namespace(spec.id) == "ALE":
         needed("cv2", "atari").setNumThreads(1)  # or its threads fight the other actors for the cores
