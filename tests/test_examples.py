@@ -18,6 +18,7 @@ import pytest
 import frugalrl
 from frugalrl import cli, policy
 from frugalrl.evaluate import on_gymnasium
+from frugalrl.levers.compress.card import HEADS, code
 from frugalrl.levers.compress.engines import random_weights
 from frugalrl.levers.compress.export import FORMATS
 from frugalrl.networks import mlp
@@ -29,7 +30,14 @@ SCRIPT = EXAMPLES / "play_exported.py"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 ENVS = {  # actions, how they come of the outputs, and what the environment needs
     "CartPole-v1": (4, Discrete(2), "epsilon_greedy", {"epsilon": 0.0}, 2, None),
-    "LunarLander-v3": (8, Discrete(4), "categorical", {}, 4, "Box2D"),
+    "LunarLander-v3": (
+        8,
+        Discrete(4),
+        "distributional_greedy",
+        {"v_min": 0.0, "v_max": 9.0, "epsilon": 0.0, "actions": [0.0] * 4},
+        12,
+        "Box2D",
+    ),
     "Pendulum-v1": (
         3,
         Box((1,), "float32", (-2.0,), (2.0,)),
@@ -71,19 +79,33 @@ def test_an_exported_policy_plays_with_its_files_alone(env, format, tmp_path):
     assert ended.returncode == 0, ended.stderr
     returns = ast.literal_eval(ended.stdout.splitlines()[0].removeprefix("returns: "))
     call = FORMATS[format].open(file.read_bytes())
-    act = (
-        (lambda obs: call(obs).argmax(-1))
-        if isinstance(actions, Discrete)
-        else lambda obs: 2 * np.tanh(call(obs)[:, :1])
-    )
+
+    def act(obs):
+        if head == "tanh_normal":
+            return 2 * np.tanh(call(obs)[:, :1])
+        if head == "epsilon_greedy":
+            return call(obs).argmax(-1)
+        chances = np.exp(call(obs).reshape(-1, 4, 3))
+        return (chances[..., 1:] @ [4.5, 9.0] / chances.sum(-1)).argmax(-1)
+
     expected = on_gymnasium(act, env, 10, seed=0, parallel=1)
     assert returns == pytest.approx(expected.returns.tolist(), rel=1e-4)
     assert f"mean return of 10 episodes: {np.mean(returns):.1f}" in ended.stdout
 
 
-def test_the_script_has_fifteen_lines():
-    lines = SCRIPT.read_text().rpartition('"""')[2].splitlines()
-    assert 0 < len([line for line in lines if line.strip()]) <= 15
+def test_the_python_of_a_card_has_fifteen_lines():
+    box = {"low": [-1.0], "high": [None], "n": 2}
+    for head in HEADS:
+        for format in FORMATS:
+            facts = {"head": head, "actions": box, "observations": {"dtype": "float32"}}
+            text = code(facts | {"file": {"format": format, "name": "policy"}})
+            assert "def act(obs):" in text
+            assert 0 < len([line for line in text.splitlines() if line.strip()]) <= 15
+
+
+def test_nothing_that_a_file_says_is_run():
+    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(SCRIPT.read_text())) if isinstance(node, ast.Call)}
+    assert not called & {"exec", "eval", "compile", "__import__"}
 
 
 def test_an_export_does_without_jax(tmp_path):
