@@ -396,7 +396,7 @@ def test_options_that_are_the_defaults_leave_the_twin():
 
 def test_a_spent_budget_stops_the_run_after_saving(tmp_path, capfd):
     out = tmp_path / "my  run é"
-    words = [*CARTPOLE, *TINY, "--budget", "0.0001", "--quiet", "--out", str(out)]
+    words = [*CARTPOLE, *TINY, "--steps", "100000", "--budget", "0.0001", "--quiet", "--out", str(out)]
     assert cli.main(words) == 0
     said = capfd.readouterr()
     assert said.err.count("\n") == 1

@@ -959,7 +959,7 @@ def test_a_study_in_earnest(tmp_path, capfd):
     assert [(row["arm"], row["seed"]) for row in found] == [("slow", 0), ("slow", 1), ("quick", 0), ("quick", 1)]
     assert all(row["steps"] == row["curve"][-1][0] == 3000 for row in found)
     assert all(row["final_return"] == row["curve"][-1][1] > 0 for row in found)
-    assert json.loads((out / "study.json").read_text())["seeds"] == 2
+    assert json.loads((out / "study.json").read_text())["seeds"] == {"CartPole": 2}
 
 
 @pytest.mark.long
