@@ -121,8 +121,8 @@ def not_everywhere(of: int) -> Test:
     def test(ours: Runs, base: Runs) -> Answer:
         each = {b[0]["task"]: ([a], [b]) for a, b in zip(ours, base, strict=True)}
         found = {task: _won(*runs, _areas) for task, runs in each.items()}
-        chances = {task: statistics.chance(*_ranked(*runs, _areas)) for task, runs in each.items()}
         worse = [task for task, (_, verdict) in found.items() if verdict == NOT]
+        chances = {task: statistics.chance(*_ranked(*each[task], _areas)) for task in worse}
         order = sorted(worse, key=chances.__getitem__)
         sure = {*takewhile(lambda task: chances[task] * (len(each) - order.index(task)) <= UNLIKELY, order)}
         worse = [task for task in worse if task in sure]

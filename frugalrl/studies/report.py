@@ -96,10 +96,9 @@ def claims(found: Found) -> Iterator[tuple[str, str, dict[str, int]]]:
 
     It is reproduced where all of them are, and not where one is not.
     """
+    said = [(finding.question, answer.verdict) for finding, _, answer in answers(found)] if found.study.claims else []
     for number, text in found.study.claims.items():
-        verdicts = [
-            answer.verdict for finding, _, answer in answers(found) if finding.question.startswith(f"{number}. ")
-        ]
+        verdicts = [verdict for question, verdict in said if question.startswith(f"{number}. ")]
         counts = {verdict: verdicts.count(verdict) for verdict in (REPRODUCED, NOT, UNDECIDED)}
         last = next((verdict for verdict in (NOT, UNDECIDED) if counts[verdict]), REPRODUCED if verdicts else UNDECIDED)
         yield f"{number}. {text}", last, counts
